@@ -1,0 +1,430 @@
+"""Every option of the toolkit, once: its type, default, range and help text.
+
+The command line (`cli.py`), the reader of `--config` files and `config.json` are generated from these
+frozen dataclasses; no default stands anywhere else. A class registers itself under the name that selects
+it (`--core lstm`), so a new core, environment family or learner is one dataclass here, its module, and one
+row in `build.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+
+class ConfigError(ValueError):
+    """A user's mistake, told in one line: the option, the rule, the value, the way out."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' for the names most like `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+
+
+def option(default: Any, help: str, *, low=None, high=None, above=None, flag: str | None = None) -> Any:
+    """A field with its help text and range: low <= value <= high, value > above."""
+    metadata = {"help": help, "low": low, "high": high, "above": above, "flag": flag}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag_of(field: dataclasses.Field) -> str:
+    """The command-line spelling of a field: --lambda-decay for lambda_decay."""
+    return field.metadata["flag"] or "--" + field.name.replace("_", "-")
+
+
+class Section:
+    """One group of options. Checks types and ranges when it is made."""
+
+    def __post_init__(self) -> None:
+        for field, kind in fields_of(type(self)):
+            value = check_value(field, kind, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+
+def fields_of(section: type) -> list[tuple[dataclasses.Field, Any]]:
+    """The fields of a section with their types."""
+    hints = typing.get_type_hints(section)
+    return [(field, hints[field.name]) for field in dataclasses.fields(section)]  # type: ignore[arg-type]
+
+
+def unwrap_optional(kind: Any) -> tuple[Any, bool]:
+    """(int, True) for `int | None`, (int, False) for `int`."""
+    if isinstance(kind, types.UnionType):
+        return next(arg for arg in typing.get_args(kind) if arg is not type(None)), True
+    return kind, False
+
+
+def check_value(field: dataclasses.Field, kind: Any, value: Any) -> Any:
+    """The value in the field's type, or ConfigError."""
+    name, rule = flag_of(field), field.metadata
+    kind, optional = unwrap_optional(kind)
+    if value is None and optional:
+        return None
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        return value
+    if typing.get_origin(kind) is dict:
+        kind = dict
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{name} must be {_TYPE_NAMES[kind]}, got {value!r}")
+    low, high, above = rule["low"], rule["high"], rule["above"]
+    too_low = (low is not None and not value >= low) or (above is not None and not value > above)
+    if too_low or (high is not None and not value <= high):
+        raise ConfigError(f"{name} must {_range_text(low, high, above)}, got {value}")
+    return value
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "KEY=VALUE"}
+
+
+def _range_text(low, high, above) -> str:
+    if high is not None:
+        return f"lie in [{low}, {high}]" if above is None else f"lie in ({above}, {high}]"
+    return f"be at least {low}" if above is None else f"be greater than {above}"
+
+
+# --- environments ---------------------------------------------------------------------------------------
+
+
+class EnvConfig(Section):
+    """A family of environments; `registry` maps its name to its options."""
+
+    registry: ClassVar[dict[str, type]] = {}
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = name
+        cls.registry[name] = cls
+
+
+@dataclass(frozen=True)
+class GymnasiumConfig(EnvConfig, name="gymnasium"):
+    env_name: str = option("CartPole-v1", "Gymnasium id, such as CartPole-v1")
+    env_args: dict[str, Any] = option({}, "argument of the environment's constructor", flag="--env-arg")
+    max_episode_steps: int | None = option(None, "time limit in steps; none: the task's own", low=1)
+    mask_velocity: bool = option(False, "hide the velocities of a classic-control task, so that it needs memory")
+
+
+@dataclass(frozen=True)
+class NeuroGymConfig(EnvConfig, name="neurogym"):
+    env_name: str = option("ContextDecisionMaking-v0", "NeuroGym task; --list-envs shows all")
+    env_args: dict[str, Any] = option({}, "argument of the task's constructor", flag="--env-arg")
+    max_episode_steps: int = option(150, "time limit in steps, which truncates: NeuroGym never ends by itself", low=1)
+
+
+# --- cores ----------------------------------------------------------------------------------------------
+
+Granularity = Literal["scalar", "pre", "post", "matrix"]
+
+
+class CoreConfig(Section):
+    """A recurrent (or memoryless) core."""
+
+    registry: ClassVar[dict[str, type]] = {}
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = name
+        cls.registry[name] = cls
+
+
+@dataclass(frozen=True)
+class MPNConfig(CoreConfig, name="mpn"):
+    hidden_dim: int = option(128, "hidden units per layer", low=1)
+    num_layers: int = option(1, "stacked layers", low=1)
+    activation: Literal["tanh", "relu", "sigmoid", "linear"] = option("tanh", "activation function f")
+    eta: float = option(1.0, "Hebbian learning rate; negative is anti-Hebbian")
+    lambda_decay: float = option(0.85, "decay of M per step", low=0.0, high=1.0)
+    lambda_max: float = option(1.0, "upper bound of lambda while it is trained", above=0.0, high=1.0)
+    eta_shape: Granularity = option("scalar", "one eta, one per input (pre), per hidden unit (post), or per synapse")
+    lambda_shape: Granularity = option("scalar", "one lambda, one per input (pre), per hidden unit (post), or per synapse")
+    train_eta: bool = option(True, "learn eta by backpropagation")
+    train_lambda: bool = option(True, "learn lambda by backpropagation")
+    train_m0: bool = option(False, "learn the initial modulation M(0), else 0")
+    form: Literal["multiplicative", "additive"] = option("multiplicative", "W * (M + 1), or W + M")
+    rule: Literal["associative", "presynaptic", "postsynaptic", "oja"] = option("associative", "what M correlates")
+    bias: bool = option(True, "bias b")
+    freeze_plasticity: bool = option(False, "keep M = 0: the control without memory")
+    kernel: Literal["auto", "reference", "fused"] = option("auto", "scan over time: fused, or plain PyTorch")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lambda_decay > self.lambda_max:
+            raise ConfigError(f"--lambda-decay must lie in [0, --lambda-max = {self.lambda_max}], got {self.lambda_decay}")
+
+
+@dataclass(frozen=True)
+class FrozenMPNConfig(MPNConfig, name="mpn-frozen"):
+    freeze_plasticity: bool = option(True, "keep M = 0: the control without memory")
+
+
+@dataclass(frozen=True)
+class RNNConfig(CoreConfig, name="rnn"):
+    hidden_dim: int = option(128, "hidden units per layer", low=1)
+    num_layers: int = option(1, "stacked layers", low=1)
+
+
+@dataclass(frozen=True)
+class GRUConfig(RNNConfig, name="gru"):
+    pass
+
+
+@dataclass(frozen=True)
+class LSTMConfig(RNNConfig, name="lstm"):
+    pass
+
+
+@dataclass(frozen=True)
+class MLPConfig(CoreConfig, name="mlp"):
+    hidden_dim: int = option(128, "hidden units per layer", low=1)
+    num_layers: int = option(1, "stacked layers", low=1)
+    activation: Literal["tanh", "relu", "sigmoid", "linear"] = option("tanh", "activation function f")
+
+
+@dataclass(frozen=True)
+class EncoderConfig(Section):
+    """What stands between the observation and the core; `mpn_dqn.Encoder` says why."""
+
+    embed_dim: int = option(32, "width of the learned embedding tanh(Ax + a) in front of the core; 0: none", low=0)
+    constant_input: bool = option(False, "append a constant 1 to the core's input")
+
+
+# --- learners -------------------------------------------------------------------------------------------
+
+
+class LearnerConfig(Section):
+    """A learning algorithm."""
+
+    registry: ClassVar[dict[str, type]] = {}
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = name
+        cls.registry[name] = cls
+
+
+@dataclass(frozen=True)
+class ReplayConfig(Section):
+    """Replay memory, shared by the off-policy learners."""
+
+    replay: Literal["transition", "sequence", "trial"] = option(
+        "sequence", "what is replayed: single steps, fixed-length sequences, or whole trials"
+    )
+    replay_state: Literal["zero", "stored", "burn-in"] = option(
+        "burn-in", "where a replayed sequence's state starts: anew, as stored, or stored and then --burn-in steps"
+    )
+    buffer_size: int = option(50_000, "capacity: steps, or trials with --replay trial", low=1)
+    batch_size: int = option(32, "transitions or sequences per update", low=1)
+    trial_batch_size: int = option(4, "trials per update, with --replay trial", low=1)
+    burn_in: int = option(10, "steps that only warm up the state, with --replay-state burn-in", low=0)
+    sequence_length: int = option(40, "learning steps per sequence", low=1)
+    sequence_stride: int = option(20, "steps from one sequence's start to the next one's", low=1)
+    bptt_chunk_size: int | None = option(None, "truncated BPTT: gradients stop every so many steps; none: full", low=1)
+    prioritized: bool = option(False, "sample by TD error")
+    priority_exponent: float = option(0.6, "priority = |TD error| to this power", low=0.0, high=1.0)
+    importance_exponent: float = option(0.4, "importance-sampling correction", low=0.0, high=1.0)
+    learning_starts: int = option(1_000, "environment steps before the first update", low=0)
+    update_every: int = option(16, "environment steps per update", low=1)
+
+
+@dataclass(frozen=True)
+class DQNConfig(ReplayConfig, LearnerConfig, name="dqn"):
+    gamma: float = option(0.9, "discount per step", low=0.0, high=1.0)
+    n_step: int = option(1, "steps of reward before bootstrapping", low=1)
+    double_dqn: bool = option(True, "double DQN: the online network picks the next action")
+    loss: Literal["huber", "mse"] = option("huber", "loss on the TD error")
+    learning_rate: float = option(3e-3, "Adam's step size", above=0.0)
+    lr_final: float = option(1.0, "step size at the end of the run, as a share of --learning-rate", low=0.0, high=1.0)
+    grad_clip: float = option(10.0, "largest gradient norm", above=0.0)
+    target_update: Literal["soft", "periodic"] = option("soft", "how the target network follows")
+    target_tau: float = option(0.02, "share of the online weights taken per update, with soft", above=0.0, high=1.0)
+    target_update_freq: int = option(200, "updates between copies, with periodic", low=1)
+    epsilon_start: float = option(0.5, "exploration at the start", low=0.0, high=1.0)
+    epsilon_end: float = option(0.05, "exploration at the end", low=0.0, high=1.0)
+    epsilon_decay: float = option(0.4, "share of the run over which epsilon falls", above=0.0, high=1.0)
+    epsilon_schedule: Literal["linear", "exponential", "step"] = option("linear", "how epsilon falls")
+    act_with: Literal["target", "online"] = option(
+        "target", "network that is evaluated and saved as best_model.pt: the averaged target, or the online one"
+    )
+
+
+# --- the run --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    num_episodes: int = option(1_000, "episodes, over all lanes", low=1)
+    total_steps: int | None = option(None, "environment steps; overrides --num-episodes", low=1)
+    num_envs: int = option(20, "environment lanes that step together", low=1)
+    reset_state_on_trial: bool = option(False, "reset the core's state at every trial, not only at episodes")
+    seed: int = option(0, "random seed of everything", low=0, high=2**31 - 1)
+    eval_freq: int = option(7_500, "environment steps between greedy evaluations that choose best_model.pt; 0: only at the end", low=0)
+    eval_episodes: int = option(100, "episodes per such evaluation", low=1)
+    checkpoint_freq: int = option(50_000, "environment steps between writes of last.pt; 0: only at the end", low=0)
+    print_freq: int = option(100, "episodes between printed lines; 0: none", low=0)
+    plot_training: bool = option(True, "draw plots/training_curves.png")
+    tensorboard: bool = option(False, "also write TensorBoard event files")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where the networks live")
+    threads: int = option(1, "CPU threads; small networks are fastest on one", low=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, whole: what config.json holds and what eval, render and analyze rebuild from."""
+
+    env: EnvConfig
+    core: CoreConfig
+    encoder: EncoderConfig
+    learner: LearnerConfig
+    run: RunConfig
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        nested = dataclasses.asdict(self)
+        for part in KINDS:
+            nested[part] = {"name": getattr(self, part).name, **nested[part]}
+        return nested
+
+
+# Parts that come in kinds: the flag that chooses, and the base class that registers them.
+KINDS: dict[str, tuple[str, type]] = {
+    "env": ("--env-family", EnvConfig),
+    "core": ("--core", CoreConfig),
+    "learner": ("--algo", LearnerConfig),
+}
+FIXED: dict[str, type] = {"encoder": EncoderConfig, "run": RunConfig}
+PARTS = ("env", "core", "encoder", "learner", "run")
+
+# Where a training command starts from something else than the fields' own defaults.
+COMMAND_DEFAULTS: dict[str, dict[str, Any]] = {
+    "train-neurogym": {"env": "neurogym", "core": "mpn", "learner": "dqn"},
+    "train": {"env": "gymnasium", "core": "mpn", "learner": "dqn"},
+}
+
+
+def section_classes(part: str) -> list[type]:
+    """Every class that may stand for a part of the configuration."""
+    return list(KINDS[part][1].registry.values()) if part in KINDS else [FIXED[part]]  # type: ignore[attr-defined]
+
+
+def default_of(command: str, field: dataclasses.Field) -> Any:
+    """A field's default under a training command."""
+    own = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    return COMMAND_DEFAULTS[command].get(field.name, own)
+
+
+def make_config(command: str, flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of one run: flags override the file, which overrides the command's defaults.
+
+    Args:
+        command: "train" or "train-neurogym".
+        flags: values by field name, plus "core" and "learner" naming those kinds.
+        file: nested options in the shape of config.json.
+    Raises: ConfigError for an unknown key, a flag that would do nothing, or a value out of range.
+    """
+    file = file or {}
+    unknown = [key for key in file if key not in PARTS]
+    if unknown:
+        raise ConfigError(f"unknown section {unknown[0]!r} in the configuration{nearest(unknown[0], PARTS)}")
+    classes = {part: _choose_class(part, command, flags, file.get(part, {})) for part in PARTS}
+    _refuse_idle_flags(flags, classes)
+    return _assemble(
+        {part: _make_section(part, cls, command, flags, file.get(part, {})) for part, cls in classes.items()}
+    )
+
+
+def config_from_dict(nested: Mapping[str, Any]) -> Config:
+    """The configuration that `Config.to_dict` wrote; every key must be there and known."""
+    missing = [part for part in PARTS if part not in nested]
+    if missing:
+        raise ConfigError(f"the configuration has no section {missing[0]!r}")
+    return make_config("train", {}, {part: nested[part] for part in PARTS})
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """The nested options of a --config file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            nested = json.load(file)
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"--config {path} is not JSON: {error}") from None
+    if not isinstance(nested, dict) or not all(isinstance(part, dict) for part in nested.values()):
+        raise ConfigError(f"--config {path} must hold sections of options: {', '.join(PARTS)}")
+    return nested
+
+
+def _choose_class(part: str, command: str, flags: Mapping[str, Any], given: Mapping[str, Any]) -> type:
+    if part in FIXED:
+        return FIXED[part]
+    flag, base = KINDS[part]
+    name = flags.get(part) or given.get("name") or COMMAND_DEFAULTS[command][part]
+    registry = base.registry  # type: ignore[attr-defined]
+    if name not in registry:
+        raise ConfigError(f"{flag} must be one of {', '.join(registry)}, got {name!r}{nearest(str(name), registry)}")
+    return registry[name]
+
+
+def _refuse_idle_flags(flags: Mapping[str, Any], classes: Mapping[str, type]) -> None:
+    """A flag that the chosen parts do not read is a mistake, not a wish."""
+    used = {field.name for cls in classes.values() for field in dataclasses.fields(cls)} | set(KINDS)
+    for name in flags:
+        if name in used:
+            continue
+        owners = {
+            f"{KINDS[part][0]} {cls.name}": next(f for f in dataclasses.fields(cls) if f.name == name)
+            for part in KINDS
+            for cls in section_classes(part)
+            if name in {field.name for field in dataclasses.fields(cls)}
+        }
+        flag = flag_of(next(iter(owners.values())))
+        chosen = ", ".join(f"{KINDS[part][0]} {classes[part].name}" for part in KINDS)  # type: ignore[attr-defined]
+        raise ConfigError(f"{flag} does nothing with {chosen}; it belongs to {', '.join(owners)}")
+
+
+def _make_section(part: str, cls: type, command: str, flags: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    fields = dataclasses.fields(cls)
+    known = {field.name for field in fields} | ({"name"} if part in KINDS else set())
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"unknown key {key!r} in section {part!r}{nearest(key, known)}")
+    values = {}
+    for field in fields:
+        if field.name in flags:
+            values[field.name] = flags[field.name]
+        elif field.name in given:
+            values[field.name] = given[field.name]
+        else:
+            values[field.name] = default_of(command, field)
+    return cls(**values)
+
+
+def _assemble(sections: dict[str, Any]) -> Config:
+    config = Config(**sections)
+    learner = config.learner
+    if getattr(learner, "epsilon_end", 0.0) > getattr(learner, "epsilon_start", 1.0):
+        raise ConfigError(
+            f"--epsilon-end must not exceed --epsilon-start, got {learner.epsilon_end} > {learner.epsilon_start}"
+        )
+    if isinstance(learner, ReplayConfig) and learner.sequence_stride > learner.sequence_length:
+        raise ConfigError(
+            f"--sequence-stride must be at most --sequence-length = {learner.sequence_length}, "
+            f"or steps are never learned, got {learner.sequence_stride}"
+        )
+    return config

@@ -1,0 +1,90 @@
+"""Gymnasium tasks with flat float32 observations, and classic-control tasks with their velocities hidden."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from config import ConfigError, nearest
+
+# Where a classic-control observation holds a velocity; without it one observation does not tell the state.
+VELOCITIES: dict[str, tuple[int, ...]] = {
+    "CartPole-v0": (1, 3),
+    "CartPole-v1": (1, 3),
+    "MountainCar-v0": (1,),
+    "Acrobot-v1": (4, 5),
+    "LunarLander-v2": (2, 3, 5),
+}
+
+
+class FlatObservation(gymnasium.ObservationWrapper):
+    """Box, Discrete (one-hot) and Dict observations as one float32 vector, without the entries `hidden`."""
+
+    def __init__(self, env: gymnasium.Env, hidden: tuple[int, ...] = ()) -> None:
+        super().__init__(env)
+        self.inner = env.observation_space
+        self.kept = np.delete(np.arange(spaces.flatdim(self.inner)), hidden)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (len(self.kept),), np.float32)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        return np.asarray(spaces.flatten(self.inner, observation), np.float32)[self.kept]
+
+
+def make_gymnasium(
+    env_name: str,
+    env_args: dict[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+    mask_velocity: bool = False,
+    render_mode: str | None = None,
+) -> gymnasium.Env:
+    """A Gymnasium task with a flat observation.
+
+    Args:
+        env_name: Gymnasium id.
+        env_args: arguments of its constructor.
+        max_episode_steps: time limit that truncates; None: the task's own.
+        mask_velocity: hide the velocities (tasks of `VELOCITIES` only).
+        render_mode: rgb_array to film it.
+    Raises: ConfigError for an unknown id or argument, or a task whose velocities are not known.
+    """
+    spec = _spec(env_name)
+    if mask_velocity and env_name not in VELOCITIES:
+        raise ConfigError(f"--mask-velocity knows the velocities of {', '.join(VELOCITIES)}, not of {env_name}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecation notes of Gymnasium about its own tasks
+        try:
+            env = gymnasium.make(
+                spec, max_episode_steps, disable_env_checker=True, **{"render_mode": render_mode, **(env_args or {})}
+            )
+        except (TypeError, ValueError, AssertionError, gymnasium.error.Error, ImportError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"--env-name {env_name} cannot be made: {reason}{_arguments(spec, env_args)}") from error
+    if not isinstance(spaces.flatten_space(env.observation_space), spaces.Box):
+        raise ConfigError(f"--env-name {env_name} has observations of no fixed size: {env.observation_space}")
+    return FlatObservation(env, VELOCITIES[env_name] if mask_velocity else ())
+
+
+def _spec(env_name: str) -> Any:
+    try:
+        return gymnasium.spec(env_name)
+    except (gymnasium.error.Error, ImportError, ValueError):
+        pass
+    close = nearest(env_name, gymnasium.registry)
+    raise ConfigError(
+        f"--env-name must be a Gymnasium id such as CartPole-v1, got {env_name!r}{close or ';'} "
+        "NeuroGym tasks: python main.py train-neurogym --list-envs"
+    )
+
+
+def _arguments(spec: Any, env_args: dict[str, Any] | None) -> str:
+    """'; its arguments are ...' when the user gave some."""
+    if not env_args:
+        return ""
+    creator = gymnasium.envs.registration.load_env_creator(spec.entry_point)
+    names = [name for name in inspect.signature(creator).parameters if name not in ("self", "render_mode")]
+    return f"; its arguments are {', '.join(names) or 'none'}"

@@ -1,0 +1,266 @@
+"""The MPN-DQN: a Q-network with a recurrent core, and the (double) DQN learner that trains it.
+
+The core is injected, so the same network and learner serve the MPN, its baselines and any later core.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from config import DQNConfig, EncoderConfig
+from mpn_module import MPN
+from returns import n_step_targets, next_values, td_loss
+from trial_replay import Batch, map_state
+
+
+class Encoder(nn.Module):
+    """What the core sees: x = [tanh(A obs + a), 1], each part optional.
+
+    M acts only through (W * (M + 1)) x, so an MPN reads nothing out of its memory while the observation is
+    zero, and NeuroGym's decision periods are just that: a bare MPN stays at chance for ever. With a learned
+    embedding (`embed_dim`) or a constant channel (`constant_input`) the core's input is never all zero.
+    """
+
+    def __init__(self, obs_dim: int, embed_dim: int, constant_input: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(obs_dim, embed_dim) if embed_dim else None
+        self.constant_input = constant_input
+        self.output_dim = (embed_dim or obs_dim) + constant_input
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """(..., obs_dim) -> (..., output_dim)."""
+        x = torch.tanh(self.embedding(obs)) if self.embedding is not None else obs
+        return nn.functional.pad(x, (0, 1), value=1.0) if self.constant_input else x
+
+
+class MPNDQN(nn.Module):
+    """Q(s_t, .) = linear(h_t), with h_t the core's output for the encoded observation.
+
+    Args:
+        obs_dim, hidden_dim, action_dim: sizes of observation, core and action set.
+        encoder: in front of the core; None: `Encoder` with the defaults of `config.EncoderConfig`.
+        core: any module with the core contract and `encoder.output_dim` inputs; None: an `MPN`.
+        mpn_options: options of that MPN.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        hidden_dim: int,
+        action_dim: int,
+        *,
+        encoder: Encoder | None = None,
+        core: nn.Module | None = None,
+        **mpn_options,
+    ) -> None:
+        super().__init__()
+        defaults = EncoderConfig()
+        self.obs_dim, self.action_dim = obs_dim, action_dim
+        self.encoder = encoder or Encoder(obs_dim, defaults.embed_dim, defaults.constant_input)
+        self.core = core or MPN(self.encoder.output_dim, hidden_dim, **mpn_options)
+        self.head = nn.Linear(hidden_dim, action_dim)
+
+    def init_state(self, batch_size: int, device: torch.device | str | None = None):
+        """The core's state at an episode's start."""
+        return self.core.init_state(batch_size, device or self.head.weight.device)  # type: ignore[operator]
+
+    def features(self, obs: Tensor, state):
+        """One step without the head: obs (B, D) -> h (B, H) and the next state."""
+        return self.core(self.encoder(obs), state)
+
+    def forward(self, obs: Tensor, state):
+        """One step: obs (B, D) -> Q (B, A) and the next state."""
+        h, state = self.features(obs, state)
+        return self.head(h), state
+
+    def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
+        """A sequence: obs (B, T, D) -> Q (B, T, A) and the last state; `reset` as in the core contract."""
+        hs, state = self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
+        return self.head(hs), state
+
+    @torch.no_grad()
+    def select_action(self, obs: Tensor, state, epsilon: float = 0.0, generator: torch.Generator | None = None):
+        """Epsilon-greedy actions (B,) and the next state, which moves on whatever the action."""
+        q_values, state = self(obs, state)
+        actions = q_values.argmax(-1)
+        if epsilon > 0.0:
+            # Drawn on the CPU, so that a run's random numbers do not depend on the device.
+            explore = torch.rand(len(obs), generator=generator) < epsilon
+            random = torch.randint(self.action_dim, (len(obs),), generator=generator)
+            actions = torch.where(explore.to(actions.device), random.to(actions.device), actions)
+        return actions, state
+
+
+def compute_td_loss_trial(
+    online: MPNDQN, target: MPNDQN, batch: Batch, config: DQNConfig
+) -> tuple[Tensor, Tensor]:
+    """The TD loss over full sequences, with its gradient already in `online` (`.grad` is added to).
+
+    Both networks unroll obs[0..T] from the same state. The first `burn_in` steps move the state on without
+    gradient. With `bptt_chunk_size` the gradient stops between chunks while M goes on, and each chunk's graph
+    is freed before the next, so memory does not grow with the trial (truncated BPTT, Williams & Peng 1990).
+
+    Returns: the mean loss over learned steps, and |TD error| (B, T - burn_in), both detached.
+    """
+    burn, steps = batch.burn_in, batch.action.shape[1]
+    with torch.no_grad():
+        q_next = target.unroll(batch.obs, batch.state0, batch.reset)[0][:, burn + 1 :]
+        state = batch.state0
+        if burn:
+            state = online.unroll(batch.obs[:, :burn], state, batch.reset[:, :burn])[1]
+    chunk = config.bptt_chunk_size or steps
+    obs, reset, action = batch.obs[:, burn:], batch.reset[:, burn:], batch.action[:, burn:, None]
+    if chunk >= steps - burn:
+        q = online.unroll(obs, state, reset)[0]
+        targets = _targets(q.detach()[:, 1:], q_next, batch, config)
+        return _learn(q[:, :-1], action, targets, batch, config, slice(0, steps - burn))
+    with torch.no_grad():
+        targets = _targets(online.unroll(obs, state, reset)[0][:, 1:], q_next, batch, config)
+    losses, errors = [], []
+    for start in range(0, steps - burn, chunk):
+        part = slice(start, min(start + chunk, steps - burn))
+        q, state = online.unroll(obs[:, part], state, reset[:, part])
+        state = map_state(torch.Tensor.detach, state)
+        loss, error = _learn(q, action[:, part], targets[:, part], batch, config, part)
+        losses.append(loss)
+        errors.append(error)
+    return torch.stack(losses).sum(), torch.cat(errors, 1)
+
+
+def _targets(q_online_next: Tensor, q_target_next: Tensor, batch: Batch, config: DQNConfig) -> Tensor:
+    values = next_values(q_target_next, q_online_next if config.double_dqn else None)
+    burn = batch.burn_in
+    return n_step_targets(
+        values, batch.reward[:, burn:], batch.terminated[:, burn:], batch.mask[:, burn:], config.gamma, config.n_step
+    )
+
+
+def _learn(q: Tensor, action: Tensor, targets: Tensor, batch: Batch, config: DQNConfig, part: slice):
+    """Backpropagate one chunk's share of the mean loss."""
+    taken = q.gather(-1, action).squeeze(-1)
+    mask = batch.mask[:, batch.burn_in :]
+    weight = batch.weight[:, None] * mask[:, part]
+    loss = td_loss(taken, targets, weight, config.loss) / mask.sum().clamp(min=1.0)
+    loss.backward()
+    return loss.detach(), (taken.detach() - targets).abs() * mask[:, part]
+
+
+class DQNLearner:
+    """(Double) DQN over sequences: acts, learns from batches, and saves everything that it needs to go on."""
+
+    def __init__(self, network: MPNDQN, config: DQNConfig, seed: int, device: torch.device | str = "cpu") -> None:
+        self.config, self.device = config, torch.device(device)
+        self.online = network.to(self.device)
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self._online, self._target = list(self.online.parameters()), list(self.target.parameters())
+        trained = [parameter for parameter in self._online if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.updates = 0
+        self.epsilon = config.epsilon_start
+        self.priorities: Tensor | None = None  # (B,) of the last batch
+
+    @property
+    def policy(self) -> MPNDQN:
+        """The network that is evaluated and saved: the slowly averaged target, unless told otherwise."""
+        return self.target if self.config.act_with == "target" else self.online
+
+    def set_progress(self, progress: float) -> None:
+        """Move the schedules to where the run is, 0 at its start and 1 at its end."""
+        self.epsilon = epsilon_at(progress, self.config)
+        share = 1.0 - (1.0 - self.config.lr_final) * min(max(progress, 0.0), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * share
+
+    def act(self, obs: Tensor, state, explore: bool):
+        """Actions (N,) and the next state: epsilon-greedy online, or greedy by `policy`."""
+        network = self.online if explore else self.policy
+        return network.select_action(obs, state, self.epsilon if explore else 0.0, self.generator)
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of Adam on one batch. Returns 0-d tensors: reading them would make a GPU wait."""
+        batch = batch.to(self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, errors = compute_td_loss_trial(self.online, self.target, batch, self.config)
+        norm = nn.utils.clip_grad_norm_([p for p in self._online if p.grad is not None], self.config.grad_clip)
+        self.optimizer.step()
+        self.updates += 1
+        self._follow()
+        if self.config.prioritized:
+            mean = errors.sum(1) / batch.mask.sum(1).clamp(min=1.0)
+            self.priorities = 0.9 * errors.amax(1) + 0.1 * mean  # R2D2's mixture
+        return {"loss": loss, "grad_norm": norm}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        if self.config.target_update == "soft":
+            torch._foreach_lerp_(self._target, self._online, self.config.target_tau)
+        elif self.updates % self.config.target_update_freq == 0:
+            torch._foreach_copy_(self._target, self._online)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "online": self.online.state_dict(),
+            "target": self.target.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.online.load_state_dict(saved["online"])
+        self.target.load_state_dict(saved["target"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.generator.set_state(saved["generator"].cpu())
+        self.updates = saved["updates"]
+
+
+def epsilon_at(progress: float, config: DQNConfig) -> float:
+    """Exploration when a share `progress` of the run is done; d = epsilon_decay, p = progress / d.
+
+        linear       start + (end - start) p                exponential  start (end / start)^p
+        step         start, and end once p reaches 1        all: end from p = 1 on
+    """
+    start, end = config.epsilon_start, config.epsilon_end
+    share = min(progress / config.epsilon_decay, 1.0)
+    if share >= 1.0:
+        return end
+    if config.epsilon_schedule == "step":
+        return start
+    if config.epsilon_schedule == "exponential" and start > 0.0:
+        return start * (max(end, 1e-3 * start) / start) ** share
+    return start + (end - start) * share
+
+
+def main() -> None:
+    """A short self-check: one update on one sequence moves the Q-values towards the targets."""
+    torch.manual_seed(0)
+    dqn = MPNDQN(obs_dim=4, hidden_dim=64, action_dim=2)
+    state = dqn.init_state(batch_size=1)
+    q_values, new_state = dqn(torch.randn(1, 4), state)
+    action, new_state = dqn.select_action(torch.randn(1, 4), new_state, epsilon=0.1)
+    print(f"Q {[round(q, 3) for q in q_values.flatten().tolist()]}, action {int(action)}")
+    learner = DQNLearner(dqn, DQNConfig(), seed=0)
+    steps = 20
+    batch = Batch(
+        obs=torch.randn(8, steps + 1, 4),
+        reset=torch.zeros(8, steps + 1, dtype=torch.bool),
+        action=torch.randint(2, (8, steps)),
+        reward=torch.ones(8, steps),
+        terminated=torch.zeros(8, steps),
+        mask=torch.ones(8, steps),
+        state0=dqn.init_state(8),
+        burn_in=0,
+        weight=torch.ones(8),
+        index=None,  # type: ignore[arg-type]
+    )
+    losses = [float(learner.update(batch)["loss"]) for _ in range(100)]
+    print(f"TD loss on one batch: {losses[0]:.3f} before, {losses[-1]:.3f} after 100 updates")
+
+
+if __name__ == "__main__":
+    main()

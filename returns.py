@@ -1,0 +1,65 @@
+"""TD targets and losses: pure tensor maths, time along the second axis.
+
+Index t holds what was seen at step t: q(s_t), the reward r_{t+1} that followed, and whether the task ended
+there. Targets are for q(s_t, a_t), so `bootstrap[:, t]` is the value of s_{t+1}.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def next_values(q_target_next: Tensor, q_online_next: Tensor | None = None) -> Tensor:
+    """The value of the next state, by the greedy action.
+
+        max_a Q'(s_{t+1}, a)                       DQN (Mnih et al. 2015)
+        Q'(s_{t+1}, argmax_a Q(s_{t+1}, a))        double DQN (van Hasselt et al. 2016), given q_online_next
+
+    Args:
+        q_target_next, q_online_next: Q' and Q at s_{t+1}, (B, T, A).
+    Returns: (B, T).
+    """
+    if q_online_next is None:
+        return q_target_next.amax(-1)
+    return q_target_next.gather(-1, q_online_next.argmax(-1, keepdim=True)).squeeze(-1)
+
+
+def n_step_targets(
+    bootstrap: Tensor, rewards: Tensor, terminated: Tensor, valid: Tensor, gamma: float, n_step: int = 1
+) -> Tensor:
+    """n-step TD targets (Sutton & Barto 2018, ch. 7) by the recursion
+
+        G1_t = r_{t+1} + gamma (1 - terminated_{t+1}) V(s_{t+1})
+        Gn_t = r_{t+1} + gamma (1 - terminated_{t+1}) G(n-1)_{t+1}     where step t+1 is recorded, else as G1
+
+    so a time limit or the recording's end shortens the sum and still bootstraps.
+
+    Args:
+        bootstrap: V(s_{t+1}), (B, T).
+        rewards: r_{t+1}, (B, T).
+        terminated: 1.0 where the task ended, not the time limit, (B, T).
+        valid: where a step was recorded, (B, T).
+    Returns: targets, (B, T).
+    """
+    alive = gamma * (1.0 - terminated)
+    target = rewards + alive * bootstrap
+    follows = functional.pad(valid[:, 1:].bool(), (0, 1))  # (B, T): step t+1 belongs to the same episode
+    for _ in range(n_step - 1):
+        later = functional.pad(target[:, 1:], (0, 1))
+        target = rewards + alive * torch.where(follows, later, bootstrap)
+    return target
+
+
+def td_loss(q_taken: Tensor, target: Tensor, weight: Tensor, kind: str = "huber") -> Tensor:
+    """Sum over steps of weight_t l(q_t - target_t), l = Huber (delta 1) or half the square.
+
+    Args: q_taken, target, weight: (B, T); the weight is 0 on steps that give no loss.
+    Returns: a scalar; divide by the number of learned steps for the mean.
+    """
+    if kind == "huber":
+        loss = functional.smooth_l1_loss(q_taken, target, reduction="none")
+    else:
+        loss = 0.5 * (q_taken - target).square()
+    return (weight * loss).sum()

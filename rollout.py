@@ -1,0 +1,306 @@
+"""The only code in which an agent steps an environment: lanes for training, evaluation, recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+
+from config import ConfigError
+from trial_replay import Steps, map_state
+
+
+
+# Episode seeds come from ranges that never meet: training, the choice of best_model.pt, and eval.
+SEED_RANGES = {"train": (0, 2**30), "select": (2**30, 3 * 2**29), "eval": (3 * 2**29, 2**31 - 1)}
+
+
+class EpisodeSeeds:
+    """Episode seeds for one purpose, drawn from that purpose's own range."""
+
+    def __init__(self, purpose: str, seed: int) -> None:
+        self.low, self.high = SEED_RANGES[purpose]
+        self.rng = np.random.default_rng([seed, self.low])
+
+    def __call__(self) -> int:
+        return int(self.rng.integers(self.low, self.high))
+
+
+class EpisodeEnd(NamedTuple):
+    """One finished episode of a lane. `accuracy` is None where the task scores no trials."""
+
+    reward: float
+    length: int
+    trials: int
+    accuracy: float | None
+
+
+class Lanes:
+    """N copies of a task that step together, in a plain loop: a vector environment costs more than the tasks.
+
+    An episode that ends begins anew at once, with a seed of its own; `obs` is always what to act upon next. A
+    lane is saved as its episode's seed and the actions so far, and comes back by replaying them.
+    """
+
+    def __init__(self, envs: Sequence[gymnasium.Env], next_seed: Callable[[], int]) -> None:
+        self.envs, self.next_seed = list(envs), next_seed
+        lanes = len(self.envs)
+        space = self.envs[0].observation_space
+        self.obs = np.zeros((lanes, *space.shape), np.float32)  # type: ignore[misc]
+        self.seeds = [0] * lanes
+        self.actions: list[list[int]] = [[] for _ in range(lanes)]
+        self.rewards = np.zeros(lanes)
+        self.scores: list[list[float]] = [[] for _ in range(lanes)]
+        for lane in range(lanes):
+            self._begin(lane)
+
+    def _begin(self, lane: int) -> None:
+        self.seeds[lane] = self.next_seed()
+        self.obs[lane], _ = self.envs[lane].reset(seed=self.seeds[lane])
+        self.actions[lane], self.rewards[lane], self.scores[lane] = [], 0.0, []
+
+    def step(self, actions: np.ndarray) -> tuple[Steps, list[EpisodeEnd]]:
+        """One step of every lane, and the episodes that ended with it."""
+        lanes, ended = len(self.envs), []
+        obs, next_obs = self.obs.copy(), np.empty_like(self.obs)
+        reward = np.empty(lanes, np.float32)
+        terminated, truncated, new_trial = np.zeros((3, lanes), bool)
+        for lane, (env, action) in enumerate(zip(self.envs, actions.tolist(), strict=True)):
+            next_obs[lane], step_reward, terminated[lane], truncated[lane], info = env.step(action)
+            reward[lane] = step_reward
+            self.actions[lane].append(action)
+            self.rewards[lane] += step_reward
+            if info.get("new_trial"):
+                new_trial[lane] = True
+                self.scores[lane].append(info["performance"])
+        self.obs[:] = next_obs
+        for lane in np.flatnonzero(terminated | truncated):
+            scores = self.scores[lane]
+            accuracy = float(np.mean(scores)) if scores else None
+            ended.append(EpisodeEnd(float(self.rewards[lane]), len(self.actions[lane]), len(scores), accuracy))
+            self._begin(lane)
+        return Steps(obs, actions, reward, terminated, truncated, next_obs, new_trial), ended
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "seeds": list(self.seeds),
+            "actions": [np.array(actions, np.int64) for actions in self.actions],
+            "obs": self.obs.copy(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Replay every lane's episode up to where it was.
+
+        Raises: ConfigError when the task does not come back to the same observation.
+        """
+        for lane, (seed, actions) in enumerate(zip(saved["seeds"], saved["actions"], strict=True)):
+            self.seeds[lane] = seed
+            obs, _ = self.envs[lane].reset(seed=seed)
+            self.actions[lane], self.rewards[lane], self.scores[lane] = actions.tolist(), 0.0, []
+            for action in self.actions[lane]:
+                obs, reward, _, _, info = self.envs[lane].step(action)
+                self.rewards[lane] += reward
+                if info.get("new_trial"):
+                    self.scores[lane].append(info["performance"])
+            self.obs[lane] = obs
+            if not np.array_equal(self.obs[lane], saved["obs"][lane]):
+                name = getattr(self.envs[lane].unwrapped, "spec", None) or type(self.envs[lane].unwrapped).__name__
+                raise ConfigError(f"--resume: {name} does not reproduce an episode from its seed and actions")
+
+
+def reset_rows(network, state, rows: np.ndarray):
+    """The state with `rows` (N,) bool set back to an episode's start; the tensors are written in place."""
+    if not rows.any():
+        return state
+    index = torch.from_numpy(np.flatnonzero(rows))
+    fresh = network.init_state(len(index))
+    parts = state if isinstance(state, tuple) else (state,)
+    with torch.no_grad():
+        for part, new in zip(parts, fresh if isinstance(fresh, tuple) else (fresh,), strict=True):
+            part[index.to(part.device)] = new
+    return state
+
+
+class Evaluation(NamedTuple):
+    """What E greedy episodes earned; the trial fields are empty where a task has no trials."""
+
+    returns: np.ndarray  # (E,)
+    lengths: np.ndarray  # (E,)
+    performance: np.ndarray  # (trials,) the task's own score of every completed trial
+    aborted: np.ndarray  # (trials,) bool
+    trial_returns: np.ndarray  # (trials,)
+    decision_correct: np.ndarray  # (decision steps with a ground truth,) bool
+
+    @property
+    def accuracy(self) -> float | None:
+        return float(self.performance.mean()) if len(self.performance) else None
+
+
+class _Tally:
+    """Collects an evaluation step by step."""
+
+    def __init__(self, episodes: int) -> None:
+        self.returns, self.lengths = np.zeros(episodes), np.zeros(episodes, int)
+        self.trial_return = np.zeros(episodes)
+        self.performance: list[float] = []
+        self.aborted: list[bool] = []
+        self.trial_returns: list[float] = []
+        self.decision_correct: list[bool] = []
+
+    def add(self, episode: int, action: int, reward: float, info: dict[str, Any]) -> None:
+        self.returns[episode] += reward
+        self.lengths[episode] += 1
+        if "new_trial" not in info:
+            return
+        self.trial_return[episode] += reward
+        if info["decision"] and info["gt"] >= 0:
+            self.decision_correct.append(action == info["gt"])
+        if info["new_trial"]:
+            self.performance.append(info["performance"])
+            self.aborted.append(info["aborted"])
+            self.trial_returns.append(float(self.trial_return[episode]))
+            self.trial_return[episode] = 0.0
+
+    def result(self) -> Evaluation:
+        return Evaluation(
+            self.returns,
+            self.lengths,
+            np.array(self.performance, float),
+            np.array(self.aborted, bool),
+            np.array(self.trial_returns, float),
+            np.array(self.decision_correct, bool),
+        )
+
+
+@torch.no_grad()
+def evaluate(
+    network, envs: Sequence[gymnasium.Env], seeds: Sequence[int], reset_state_on_trial: bool = False
+) -> Evaluation:
+    """Greedy episodes, one per seed, in as many lanes as there are environments."""
+    tally = _Tally(len(seeds))
+    lanes = min(len(envs), len(seeds))
+    episode = list(range(lanes))  # the episode that each lane plays
+    coming = lanes
+    obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=False)])
+    state = network.init_state(lanes)
+    device = network.head.weight.device
+    envs = list(envs[:lanes])
+    while envs:
+        actions, state = network.select_action(torch.from_numpy(obs).to(device), state)
+        fresh, over = np.zeros(len(envs), bool), np.zeros(len(envs), bool)
+        for lane, (env, action) in enumerate(zip(envs, actions.tolist(), strict=True)):
+            obs[lane], reward, terminated, truncated, info = env.step(action)
+            tally.add(episode[lane], action, float(reward), info)
+            fresh[lane] = reset_state_on_trial and info.get("new_trial", False)
+            if terminated or truncated:
+                fresh[lane] = True
+                if coming < len(seeds):
+                    obs[lane], _ = env.reset(seed=seeds[coming])
+                    episode[lane] = coming
+                    coming += 1
+                else:
+                    over[lane] = True
+        state = reset_rows(network, state, fresh)
+        if over.any():
+            keep = np.flatnonzero(~over)
+            index = torch.from_numpy(keep).to(device)
+            state, obs = map_state(lambda part: part[index], state), obs[keep]
+            envs, episode = [envs[i] for i in keep], [episode[i] for i in keep]
+    return tally.result()
+
+
+def run_scripted(
+    policy: Callable[[Any, np.random.Generator], int], env: gymnasium.Env, seeds: Sequence[int]
+) -> Evaluation:
+    """Episodes of a scripted policy(env, rng) -> action, on the same seeds as an agent's."""
+    tally = _Tally(len(seeds))
+    for episode, seed in enumerate(seeds):
+        rng = np.random.default_rng(seed)
+        env.reset(seed=seed)
+        over = False
+        while not over:
+            action = policy(env, rng)
+            _, reward, terminated, truncated, info = env.step(action)
+            tally.add(episode, action, float(reward), info)
+            over = terminated or truncated
+    return tally.result()
+
+
+@torch.no_grad()
+def record_episodes(
+    network,
+    env: gymnasium.Env,
+    seeds: Sequence[int],
+    *,
+    epsilon: float = 0.0,
+    precision: str = "float32",
+    reset_state_on_trial: bool = False,
+    max_steps: int | None = None,
+    frames: bool = False,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Play one episode per seed and yield everything that happened in it, as arrays over its steps.
+
+    The arrays are those of activity.npz (README, "The recording"): the state is the one *after* the step's
+    observation was taken in, so M[t] holds h[t]. `frames` adds rendered RGB frames (T, height, width, 3).
+    """
+    device = network.head.weight.device
+    for episode, seed in enumerate(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        obs, _ = env.reset(seed=seed)
+        state = network.init_state(1)
+        log = _Log()
+        over = False
+        while not over:
+            if frames:
+                log.add(frames=env.render())
+            h, state = network.features(torch.from_numpy(obs[None]).to(device), state)
+            q_values = network.head(h)
+            action = int(q_values.argmax())
+            if epsilon > 0.0 and float(torch.rand((), generator=generator)) < epsilon:
+                action = int(torch.randint(network.action_dim, (), generator=generator))
+            arrays = network.core.state_arrays(state)
+            log.add(observations=obs.copy(), actions=action, q_values=q_values[0].cpu().numpy())
+            log.add(hidden=h[0].cpu().numpy())
+            log.add(**{f"state_{name}": part[0].cpu().numpy().astype(precision) for name, part in arrays.items()})
+            conditions = getattr(env, "conditions", {})
+            obs, reward, terminated, truncated, info = env.step(action)
+            log.add(rewards=np.float32(reward), episode=episode, step=len(log))
+            log.add_trial(info, conditions)
+            over = terminated or truncated or (max_steps is not None and len(log) >= max_steps)
+            if reset_state_on_trial and info.get("new_trial"):
+                state = network.init_state(1)
+        yield log.arrays()
+
+
+class _Log:
+    """Columns that grow by one entry per step."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, list] = {}
+        self.trial_start = 0
+
+    def __len__(self) -> int:
+        return len(self.columns.get("rewards", ()))
+
+    def add(self, **entries: Any) -> None:
+        for name, entry in entries.items():
+            self.columns.setdefault(name, []).append(entry)
+
+    def add_trial(self, info: dict[str, Any], conditions: dict[str, Any]) -> None:
+        """The step's place in its trial; a trial's score is known only when it ends."""
+        if "new_trial" not in info:
+            self.add(trial=0, new_trial=False, ground_truth=-1, period="", correct=np.nan)
+            return
+        self.add(trial=info["trial_number"], new_trial=info["new_trial"], ground_truth=info["gt"])
+        self.add(period=info["period"], correct=np.nan)
+        self.add(**{f"condition_{name}": value for name, value in conditions.items()})
+        if info["new_trial"]:
+            score = info["performance"]
+            self.columns["correct"][self.trial_start :] = [score] * (len(self) - self.trial_start)
+            self.trial_start = len(self)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: np.array(column) for name, column in self.columns.items() if len(column) == len(self)}

@@ -1,0 +1,376 @@
+"""Replay memory for recurrent learners: steps in per-lane rings, and segments that point into them.
+
+A *segment* is what one update learns from: a single transition, a fixed-length sequence or a whole trial.
+Steps are stored once, however many segments share them; a segment remembers its lane, its first step and
+the core's state before that step. Sequences with a stored state and a burn-in follow R2D2 (Kapturowski et
+al. 2019); a sequence never crosses an episode's end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """What a learner learns from; B rows, T steps, observations of dimension D.
+
+    Row b's obs[b, t] led to action[b, t], reward[b, t] and obs[b, t+1], so the last observation is the true
+    final one and a target evaluated one step late cannot be written.
+    """
+
+    obs: Tensor  # (B, T+1, D)
+    reset: Tensor  # (B, T+1) bool: the state starts anew before this observation
+    action: Tensor  # (B, T) int64, or (B, T, A) float for continuous actions
+    reward: Tensor  # (B, T)
+    terminated: Tensor  # (B, T) 1.0 where the task ended; a time limit does not
+    mask: Tensor  # (B, T) 1.0 on steps that are recorded and learned
+    state0: Any  # the core's state before obs[:, 0]
+    burn_in: int  # leading steps that only warm up the state
+    weight: Tensor  # (B,) importance-sampling weights, 1 when sampling is uniform
+    index: np.ndarray  # (B,) the segments' places, for `update_priorities`
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {
+            name: value.to(device)
+            for name, value in self._asdict().items()
+            if isinstance(value, Tensor) and name != "state0"
+        }
+        return self._replace(**moved, state0=map_state(lambda part: part.to(device), self.state0))
+
+
+def state_parts(state) -> tuple[Tensor, ...]:
+    """A core's state, which is a tensor or a tuple of them, as a tuple."""
+    return state if isinstance(state, tuple) else (state,)
+
+
+def map_state(function, state):
+    """`function` over every tensor of a state; the shape of the state stays."""
+    return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
+
+
+class Steps(NamedTuple):
+    """One step of all N lanes, as `rollout.Lanes` reports it; all arrays have N rows."""
+
+    obs: np.ndarray  # (N, D) acted upon
+    action: np.ndarray  # (N,)
+    reward: np.ndarray
+    terminated: np.ndarray  # bool
+    truncated: np.ndarray  # bool
+    next_obs: np.ndarray  # (N, D) the true next observation, also at an episode's end
+    new_trial: np.ndarray  # bool: this step ended a trial
+
+
+class ReplayBuffer:
+    """Rings of steps and of segments; subclasses say which segments there are.
+
+    Args:
+        num_lanes, obs_dim: N and D.
+        lane_steps: steps kept per lane.
+        max_segments: segments kept; the oldest goes first.
+        segment_steps: T, the longest segment.
+        max_states: stored states kept, for the segments that do not begin anew.
+        open_states: states per lane of segments that have begun and not ended.
+        state_shapes: the core's state tensors, each without the batch axis.
+        burn_in, replay_state, reset_state_on_trial: as the options of those names.
+        priority_exponent, importance_exponent: of prioritised sampling (Schaul et al. 2016); None: uniform.
+    """
+
+    def __init__(
+        self,
+        num_lanes: int,
+        obs_dim: int,
+        *,
+        lane_steps: int,
+        max_segments: int,
+        segment_steps: int,
+        max_states: int,
+        open_states: int,
+        state_shapes: Sequence[tuple[int, ...]],
+        burn_in: int = 0,
+        replay_state: str = "stored",
+        reset_state_on_trial: bool = False,
+        priority_exponent: float | None = None,
+        importance_exponent: float = 0.4,
+        action_shape: tuple[int, ...] = (),
+        action_dtype: type = np.int64,
+    ) -> None:
+        self.num_lanes, self.segment_steps, self.max_segments = num_lanes, segment_steps, max_segments
+        self.burn_in, self.replay_state = burn_in, replay_state
+        self.reset_state_on_trial = reset_state_on_trial
+        self.priority_exponent, self.importance_exponent = priority_exponent, importance_exponent
+        self.lane_steps = lane_steps
+        # A segment may be up to segment_steps older than the newest step that it holds.
+        self.ring = lane_steps + segment_steps
+        shape = (num_lanes, self.ring)
+        self.obs = np.zeros((*shape, obs_dim), np.float32)
+        self.next_obs = np.zeros((*shape, obs_dim), np.float32)
+        self.action = np.zeros((*shape, *action_shape), action_dtype)
+        self.reward = np.zeros(shape, np.float32)
+        self.terminated = np.zeros(shape, np.float32)
+        self.reset_after = np.zeros(shape, bool)
+        rows, self.open_states = (0, 0) if replay_state == "zero" else (max_states, open_states)
+        self.states = [np.zeros((rows, *part), np.float32) for part in state_shapes]
+        self.begun = [np.zeros((num_lanes, self.open_states, *part), np.float32) for part in state_shapes]
+        self.state_shapes = [tuple(part) for part in state_shapes]
+        self.segments = np.zeros((max_segments, 6), np.int64)  # lane, first step, padding, steps, anew, state's row
+        self.priorities = np.zeros(max_segments)
+        self.head = 0  # steps that every lane has taken
+        self.states_written = 0
+        self.first, self.last = 0, 0  # segments first..last-1 are alive, modulo max_segments
+        self.max_priority = 1.0
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the full buffer in bytes; everything is allocated from the start."""
+        return sum(part.nbytes for part in self._arrays().values())
+
+    def __len__(self) -> int:
+        """Segments that can be sampled."""
+        return self.last - self.first
+
+    # --- writing ----------------------------------------------------------------------------------------
+
+    def add(self, steps: Steps, state) -> None:
+        """Store one step of every lane.
+
+        Args:
+            steps: what happened.
+            state: the core's state before the step, its rows being the lanes.
+        """
+        slot = self.head % self.ring
+        self.obs[:, slot] = steps.obs
+        self.next_obs[:, slot] = steps.next_obs
+        self.action[:, slot] = steps.action
+        self.reward[:, slot] = steps.reward
+        self.terminated[:, slot] = steps.terminated
+        ended = steps.terminated | steps.truncated
+        self.reset_after[:, slot] = steps.new_trial & ~ended if self.reset_state_on_trial else False
+        self._keep_states(state)
+        self.head += 1
+        self._emit(ended, steps.new_trial)
+        while self.first < self.last and self._first_step() < self.head - self.lane_steps:
+            self.first += 1
+
+    def _first_step(self) -> int:
+        return int(self.segments[self.first % self.max_segments, 1])
+
+    def _keep_states(self, state) -> None:
+        """Copy the state of those lanes where a segment begins with a state of its own."""
+        if self.open_states == 0:
+            return
+        lanes, place = self._begins()
+        if len(lanes):
+            for kept, part in zip(self.begun, state_parts(state), strict=True):
+                kept[lanes, place] = part[torch.from_numpy(lanes)].cpu().numpy()
+
+    def _begins(self) -> tuple[np.ndarray, np.ndarray]:
+        """The lanes where the coming step opens a segment that needs its state, and the places in `begun`."""
+        raise NotImplementedError
+
+    def _emit(self, ended: np.ndarray, new_trial: np.ndarray) -> None:
+        """Append the segments that the step just stored has completed."""
+        raise NotImplementedError
+
+    def _append(self, lane: int, start: int, padding: int, steps: int, anew: bool, begun: int) -> None:
+        if len(self) == self.max_segments:
+            self.first += 1
+        place, row = self.last % self.max_segments, 0
+        if not anew:
+            row = self.states_written % len(self.states[0])
+            self.states_written += 1
+            for kept, open_state in zip(self.states, self.begun, strict=True):
+                kept[row] = open_state[lane, begun]
+        self.segments[place] = lane, start, padding, steps, anew, row
+        self.priorities[place] = self.max_priority
+        self.last += 1
+
+    # --- reading ----------------------------------------------------------------------------------------
+
+    def sample(self, batch_size: int, rng: np.random.Generator) -> Batch:
+        """A batch of segments, drawn with replacement; only the batch is copied."""
+        places, weight = self._draw(batch_size, rng)
+        lane, start, padding, steps, anew, row = self.segments[places].T
+        length = self._batch_steps(padding + steps)
+        rows, lanes = np.arange(batch_size), lane[:, None]
+        offset = np.arange(length)[None] - padding[:, None]  # (B, T): the step's place in its segment
+        recorded = (offset >= 0) & (offset < steps[:, None])
+        slots = (start[:, None] + np.clip(offset, 0, steps[:, None] - 1)) % self.ring
+
+        obs = np.empty((batch_size, length + 1, self.obs.shape[-1]), np.float32)
+        obs[:, 1:] = self.next_obs[lanes, slots]
+        obs[:, 0] = 0.0
+        obs[rows, padding] = self.obs[lane, start % self.ring]
+        reset = np.zeros((batch_size, length + 1), bool)
+        reset[:, 1:] = self.reset_after[lanes, slots] & recorded
+        reset[rows, padding] = anew
+        mask = recorded & (np.arange(length)[None] >= self.burn_in)
+        return Batch(
+            obs=torch.from_numpy(obs),
+            reset=torch.from_numpy(reset),
+            action=torch.from_numpy(self.action[lanes, slots]),
+            reward=torch.from_numpy(np.where(recorded, self.reward[lanes, slots], 0.0).astype(np.float32)),
+            terminated=torch.from_numpy(np.where(recorded, self.terminated[lanes, slots], 0.0).astype(np.float32)),
+            mask=torch.from_numpy(mask.astype(np.float32)),
+            state0=self._states_before(row, anew),
+            burn_in=self.burn_in,
+            weight=torch.from_numpy(weight),
+            index=places,
+        )
+
+    def _batch_steps(self, used: np.ndarray) -> int:
+        """T of a batch: fixed, so that shapes repeat; whole trials are cut to the longest one."""
+        return self.segment_steps
+
+    def _states_before(self, row: np.ndarray, anew: np.ndarray):
+        parts = []
+        for kept, shape in zip(self.states, self.state_shapes, strict=True):
+            part = kept[row] if len(kept) else np.zeros((len(row), *shape), np.float32)
+            part[anew.astype(bool)] = 0.0  # the reset flag sets it
+            parts.append(torch.from_numpy(part))
+        return tuple(parts) if len(parts) > 1 else parts[0]
+
+    def _draw(self, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        if self.priority_exponent is None:
+            drawn = rng.integers(self.first, self.last, batch_size)
+            return drawn % self.max_segments, np.ones(batch_size, np.float32)
+        alive = np.arange(self.first, self.last) % self.max_segments
+        cumulative = np.cumsum(self.priorities[alive] ** self.priority_exponent)
+        picks = np.searchsorted(cumulative, rng.random(batch_size) * cumulative[-1], side="right")
+        places = alive[np.minimum(picks, len(alive) - 1)]
+        share = self.priorities[places] ** self.priority_exponent / cumulative[-1]
+        weight = (len(alive) * share) ** -self.importance_exponent
+        return places, (weight / weight.max()).astype(np.float32)
+
+    def update_priorities(self, places: np.ndarray, priorities: np.ndarray) -> None:
+        """New priorities of the segments in `Batch.index`; R2D2 mixes the largest and the mean |TD error|."""
+        self.priorities[places] = priorities + 1e-6
+        self.max_priority = max(self.max_priority, float(priorities.max()))
+
+    # --- saving -----------------------------------------------------------------------------------------
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        names = ("obs", "next_obs", "action", "reward", "terminated", "reset_after", "segments", "priorities")
+        states = {f"states_{i}": part for i, part in enumerate(self.states)}
+        begun = {f"begun_{i}": part for i, part in enumerate(self.begun)}
+        return {**{name: getattr(self, name) for name in names}, **states, **begun}
+
+    _COUNTERS = ("head", "states_written", "first", "last", "max_priority")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as arrays and numbers."""
+        counters = {name: getattr(self, name) for name in self._COUNTERS}
+        return {"arrays": self._arrays(), "counters": counters}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        for name, array in self._arrays().items():
+            np.copyto(array, saved["arrays"][name])
+        for name in self._COUNTERS:
+            setattr(self, name, saved["counters"][name])
+
+
+class SequenceReplayBuffer(ReplayBuffer):
+    """Sequences of `burn_in` + `length` steps whose learned parts begin every `stride` steps of an episode.
+
+    At an episode's start there is nothing to burn in: the segment is padded in front and its state starts
+    anew, so that the first steps are learned and a trained M(0) gets its gradient. The last sequence of an
+    episode may be shorter. Burn-in 0, length 1 and stride 1 is the replay of single transitions.
+    """
+
+    def __init__(self, num_lanes: int, obs_dim: int, *, capacity: int, length: int, stride: int, **options) -> None:
+        burn_in = options.get("burn_in", 0)
+        self.length, self.stride = length, stride
+        lane_steps = max(math.ceil(capacity / num_lanes), burn_in + length)
+        super().__init__(
+            num_lanes,
+            obs_dim,
+            lane_steps=lane_steps,
+            # Every episode adds one short sequence at its end, so short episodes have more than 1/stride.
+            max_segments=num_lanes * (lane_steps // min(stride, 8) + 2),
+            segment_steps=burn_in + length,
+            max_states=num_lanes * ((lane_steps + burn_in + length) // stride + 2),
+            open_states=(burn_in + length) // stride + 2,
+            **options,
+        )
+        self.t = np.zeros(num_lanes, np.int64)  # step within the episode
+
+    def _begins(self) -> tuple[np.ndarray, np.ndarray]:
+        learned = self.t + self.burn_in
+        lanes = np.flatnonzero((self.t > 0) & (learned % self.stride == 0))
+        return lanes, learned[lanes] // self.stride % self.open_states
+
+    def _emit(self, ended: np.ndarray, new_trial: np.ndarray) -> None:
+        self.t += 1
+        full = (self.t >= self.length) & ((self.t - self.length) % self.stride == 0)
+        for lane in np.flatnonzero(full):
+            self._append_learned(lane, self.t[lane] - self.length)
+        for lane in np.flatnonzero(ended & ~full):
+            # The earliest start whose sequence would run past the end covers what is left.
+            left = max(0, -(-(self.t[lane] - self.length) // self.stride)) * self.stride
+            self._append_learned(lane, left)
+        self.t[ended] = 0
+
+    def _append_learned(self, lane: int, learned: int) -> None:
+        """The segment whose learned part begins at the episode's step `learned`."""
+        origin = self.head - self.t[lane]  # the episode's first step
+        start = max(0, learned - self.burn_in)
+        padding = self.burn_in - (learned - start)
+        steps = min(self.t[lane] - start, self.segment_steps - padding)
+        anew = start == 0 or self.replay_state == "zero"
+        begun = learned // self.stride % max(self.open_states, 1)
+        self._append(lane, origin + start, padding, steps, anew, begun)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "t": self.t}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        super().load_state_dict(saved)
+        np.copyto(self.t, saved["t"])
+
+
+class TrialReplayBuffer(ReplayBuffer):
+    """Whole trials; where a task has none, whole episodes. `capacity` trials of at most `max_steps` steps."""
+
+    def __init__(self, num_lanes: int, obs_dim: int, *, capacity: int, max_steps: int, **options) -> None:
+        options["burn_in"] = 0
+        super().__init__(
+            num_lanes,
+            obs_dim,
+            lane_steps=(math.ceil(capacity / num_lanes) + 1) * max_steps,
+            max_segments=capacity,
+            segment_steps=max_steps,
+            max_states=capacity,
+            open_states=1,
+            **options,
+        )
+        self.t = np.zeros(num_lanes, np.int64)  # step within the trial
+        self.opens_episode = np.ones(num_lanes, bool)
+
+    def _begins(self) -> tuple[np.ndarray, np.ndarray]:
+        lanes = np.flatnonzero((self.t == 0) & ~self.opens_episode)
+        return lanes, np.zeros_like(lanes)
+
+    def _emit(self, ended: np.ndarray, new_trial: np.ndarray) -> None:
+        self.t += 1
+        over = ended | new_trial
+        for lane in np.flatnonzero(over):
+            anew = self.opens_episode[lane] or self.reset_state_on_trial or self.replay_state == "zero"
+            self._append(lane, self.head - self.t[lane], 0, self.t[lane], anew, 0)
+        self.t[over] = 0
+        self.opens_episode[over] = ended[over]
+
+    def _batch_steps(self, used: np.ndarray) -> int:
+        return int(used.max())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "t": self.t, "opens_episode": self.opens_episode}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        super().load_state_dict(saved)
+        np.copyto(self.t, saved["t"])
+        np.copyto(self.opens_episode, saved["opens_episode"])
