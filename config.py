@@ -338,7 +338,7 @@ def make_config(command: str, flags: Mapping[str, Any], file: Mapping[str, Any] 
     Raises: ConfigError for an unknown key, a flag that would do nothing, or a value out of range.
     """
     file = file or {}
-    unknown = [key for key in file if key not in PARTS]
+    unknown = [key for key in file if key not in (*PARTS, "versions")]
     if unknown:
         raise ConfigError(f"unknown section {unknown[0]!r} in the configuration{nearest(unknown[0], PARTS)}")
     classes = {part: _choose_class(part, command, flags, file.get(part, {})) for part in PARTS}
@@ -353,7 +353,7 @@ def config_from_dict(nested: Mapping[str, Any]) -> Config:
     missing = [part for part in PARTS if part not in nested]
     if missing:
         raise ConfigError(f"the configuration has no section {missing[0]!r}")
-    return make_config("train", {}, {part: nested[part] for part in PARTS})
+    return make_config("train", {}, nested)
 
 
 def read_config_file(path: str) -> dict[str, Any]:

@@ -1,0 +1,110 @@
+# Everything a newcomer or CI runs. `make` alone lists the targets.
+#
+#   PYTHON=/path/to/python3.11   another interpreter for .venv
+#   TORCH_INDEX=URL              another wheel index for PyTorch, such as https://download.pytorch.org/whl/cpu
+#                                (the small CPU build on Linux) or https://download.pytorch.org/whl/cu130
+#   VENV=DIR                     another place than .venv
+#   PYTEST_ARGS="-k replay -x"   options for pytest
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+DEMO_STEPS ?= 60000
+
+python := $(VENV)/bin/python
+pip := $(python) -m pip --disable-pip-version-check install -c constraints.txt
+demo := --experiment-name demo
+
+##@ Use
+
+.PHONY: demo
+demo: install ## train on ContextDecisionMaking-v0, evaluate, render and analyse: a few minutes
+	$(python) main.py train-neurogym $(demo) --total-steps $(DEMO_STEPS) --plot-training --overwrite
+	$(python) main.py eval $(demo)
+	$(python) main.py render $(demo)
+	$(python) main.py analyze $(demo)
+	@printf '\nThe agent and all that it left behind:\n'
+	@find experiments/demo -type f -not -name '.*' | sort | sed 's/^/  /'
+
+.PHONY: install
+install: $(VENV)/.installed ## make .venv with the tested versions; a second call does nothing
+
+.PHONY: dev
+dev: $(VENV)/.installed-dev ## install, and the tools that the tests and checks need
+
+##@ Work on it
+
+.PHONY: test
+test: dev ## the whole test suite
+	$(python) -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: dev ## formatting, lint, types, tests: what CI runs
+	$(python) -m ruff format --check .
+	$(python) -m ruff check .
+	$(python) -m mypy
+	$(MAKE) --no-print-directory test
+
+.PHONY: format
+format: dev ## format the code and apply what lint can mend
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+
+.PHONY: clean
+clean: ## remove .venv, caches and build leftovers; experiments/ and results stay
+	rm -rf $(VENV) benchmarks/.venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+##@ Measure
+
+.PHONY: bench
+bench: install ## speed: the scan, acting, learning, a whole run, start-up
+	$(python) benchmarks/bench_scan.py
+	$(python) benchmarks/bench.py
+
+.PHONY: bench-learning
+bench-learning: install ## the table of accuracies, resumable: hours
+	$(python) benchmarks/learning.py
+
+.PHONY: bench-gpu
+bench-gpu: install ## the CUDA kernel against the loop and cuDNN; needs an NVIDIA GPU
+	$(python) benchmarks/gpu.py
+
+.PHONY: bench-peers
+bench-peers: install ## the same tasks with Stable-Baselines3, in a .venv of its own
+	$(python) benchmarks/peers.py
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# A stamp remembers what was installed, so that only a change of the requirements installs again. PyTorch goes first and
+# alone: the index that has its CPU and CUDA builds does not have the tested versions of everything else.
+
+$(python):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "Python 3.11 or 3.12 is needed, '$(PYTHON)' is not; say make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(python)
+ifeq ($(TORCH_INDEX),)
+	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; then echo "No NVIDIA GPU was found. If pip begins" \
+	  "to download CUDA (2.5 GB), stop it and say: make TORCH_INDEX=https://download.pytorch.org/whl/cpu"; fi
+	$(pip) torch
+else
+	$(pip) --no-deps --index-url $(TORCH_INDEX) torch
+endif
+	$(pip) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(pip) -e ".[dev]"
+	@touch $@

@@ -1,0 +1,386 @@
+"""Where the population goes: PCA of hidden states and modulations, by trial and by condition.
+
+Everything here reads the arrays of one `activity.npz` (`analyze collect`): N steps of all episodes one after
+the other, the core's output `hidden` (N, H) and the named states `state_M` (N, H, D), `state_c` (N, H) and so
+on. `visualize.py` draws what these functions return; `save_numbers` puts the numbers beside the picture.
+
+Source: Aitken & Mihalas 2023 (eLife 12:e83035) for PCA of h and of M side by side; Gao et al. 2017 (bioRxiv
+214262) for the participation ratio.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.decomposition import PCA
+
+from config import ConfigError
+
+Activity = dict[str, np.ndarray]
+REQUIRED = ("observations", "actions", "episode", "step", "trial", "new_trial", "hidden")
+SCALARS = ("dt_ms",)
+BLOCK = 512  # columns of the Gram matrix held at a time
+
+
+class PCAResult(NamedTuple):
+    """components (k, F), mean (F,), explained_variance_ratio (k,), projected (N, k), participation_ratio."""
+
+    components: np.ndarray
+    mean: np.ndarray
+    explained_variance_ratio: np.ndarray
+    projected: np.ndarray
+    participation_ratio: float
+
+
+class ConditionMeans(NamedTuple):
+    """labels (C,), mean (C, T, k) padded with nan, running (C, T): how many trials each mean is over."""
+
+    labels: np.ndarray
+    mean: np.ndarray
+    running: np.ndarray
+
+
+class ColourValues(NamedTuple):
+    """One value per step (N,), whether categorical, the label with its unit, whether summed over time."""
+
+    values: np.ndarray
+    categorical: bool
+    label: str
+    accumulated: bool = False
+
+
+# --- reading and writing ------------------------------------------------------------------------------------
+
+
+def load_activity(path: str | Path) -> Activity:
+    """The arrays of an activity.npz; nothing in the file can run code.
+
+    Raises ConfigError: no such file, not a readable NPZ, an array missing, or lengths that disagree.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no recorded activity at {path}: run `analyze collect` first")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            activity = {name: archive[name] for name in archive.files}
+    except (AttributeError, EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{path} is not a readable activity file ({reason}): collect it again") from error
+    missing = [name for name in REQUIRED if name not in activity]
+    if missing:
+        raise ConfigError(f"{path} is not an activity file: no {', '.join(missing)} in it; collect it again")
+    steps = len(activity["actions"])
+    wrong = [name for name, array in activity.items() if name not in SCALARS and array.shape[:1] != (steps,)]
+    if wrong:
+        raise ConfigError(f"{path} has {steps} actions but not as many {', '.join(wrong)}: collect it again")
+    if steps == 0:
+        raise ConfigError(f"{path} holds no steps: collect at least one episode")
+    return activity
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, of the same suffix, that becomes `path` once all is on the disk."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"cannot write {path}: no folder {path.parent}; make it or choose another path")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_numbers(path: str | Path, **columns: Any) -> Path:
+    """The numbers of a picture, beside it: arrays of any shape in an NPZ, or columns of a CSV, by suffix.
+
+    A CSV has one column per (n,) array; shorter ones end in empty cells. Written atomically.
+    Raises ConfigError for another suffix.
+    """
+    path = Path(path)
+    if path.suffix not in (".npz", ".csv"):
+        raise ConfigError(f"numbers are saved as .npz or .csv, got {path.name!r}")
+    with _atomic(path) as temporary:
+        if path.suffix == ".npz":
+            np.savez_compressed(temporary, **columns)
+        else:
+            with open(temporary, "w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(columns)
+                writer.writerows(zip_longest(*(np.asarray(column).tolist() for column in columns.values())))
+    return path
+
+
+# --- principal components -----------------------------------------------------------------------------------
+
+
+def _centred(x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """x flattened to (N, F) minus its mean, and the mean (F,): the one full-size copy that an analysis makes.
+
+    float16 and float32 are computed in float32, anything else in float64. Data without variance, up to
+    rounding, are returned as exact zeros.
+    """
+    x = np.asarray(x)
+    if x.ndim < 2 or x.size == 0:
+        raise ConfigError(f"PCA needs at least one sample and one feature, got an array of shape {x.shape}")
+    x = x.reshape(len(x), -1)
+    dtype = np.float32 if x.dtype in (np.float16, np.float32) else np.float64
+    with np.errstate(invalid="ignore"):
+        mean = x.mean(axis=0, dtype=np.float64)
+    if not np.isfinite(mean).all():
+        raise ConfigError("PCA needs finite values, but the recorded activity has nan or infinite ones")
+    rounding = np.finfo(dtype).eps * max(abs(float(x.min())), abs(float(x.max())))
+    centred: np.ndarray = x.astype(dtype)
+    centred -= mean.astype(dtype)
+    if np.abs(centred).max() <= 4 * rounding:
+        centred[:] = 0.0
+    return centred, mean
+
+
+def _participation_ratio(centred: np.ndarray) -> float:
+    """(tr C)^2 / ||C||_F^2, by blocks of the smaller of X^T X and X X^T: no eigenvalues, no matrix kept."""
+    x = centred if centred.shape[0] >= centred.shape[1] else centred.T
+    trace = squares = 0.0
+    for start in range(0, x.shape[1], BLOCK):
+        gram = x[:, start : start + BLOCK].T @ x[:, start:]  # the diagonal block and all to its right
+        gram, width = gram.astype(np.float64), len(gram)
+        trace += np.trace(gram)
+        squares += 2 * np.sum(gram**2) - np.sum(gram[:, :width] ** 2)
+    return float(trace**2 / squares) if squares > 0 else 0.0
+
+
+def participation_ratio(x: ArrayLike) -> float:
+    """How many dimensions the data fill: (sum v)^2 / sum v^2 over all eigenvalues v of their covariance.
+
+    k for variance spread evenly over k dimensions, 1 for a line, 0 by convention for constant data. Exact for
+    any shape: sum v = tr C, sum v^2 = ||C||_F^2, and X X^T has the non-zero eigenvalues of X^T X, so that M
+    flattened to F >> N costs no F x F matrix.
+
+    Args: x: samples by features, (N, ...).
+    """
+    return _participation_ratio(_centred(x)[0])
+
+
+def fit_pca(x: ArrayLike, n_components: int = 10) -> PCAResult:
+    """Principal components of x (N, ...), flattened to (N, F): scikit-learn's PCA, seeded where randomized.
+
+    At most min(n_components, N, F) components come back. Constant data give zero components, ratios and
+    projections and participation ratio 0. Raises ConfigError on nan, infinite or no data.
+    """
+    if n_components < 1:
+        raise ConfigError(f"n_components must be at least 1, got {n_components}")
+    centred, mean = _centred(x)
+    n_components = min(n_components, *centred.shape)
+    ratio = _participation_ratio(centred)
+    if ratio == 0.0:
+        zeros = np.zeros((n_components, centred.shape[1]))
+        return PCAResult(zeros, mean, zeros[:, 0], np.zeros((len(centred), n_components)), 0.0)
+    pca = PCA(n_components, copy=False, random_state=0).fit(centred)
+    projected = centred @ pca.components_.T
+    return PCAResult(pca.components_, mean, pca.explained_variance_ratio_, projected, ratio)
+
+
+def dimensions_for(explained_variance_ratio: np.ndarray, fraction: float = 0.9) -> int | None:
+    """How many leading components explain `fraction`; None if the fitted ones do not reach it."""
+    cumulative = np.cumsum(explained_variance_ratio)
+    reached = np.flatnonzero(cumulative >= fraction - 1e-6)  # in float32, all of it may sum to 1 - 1e-7
+    return int(reached[0]) + 1 if len(reached) else None
+
+
+def states(activity: Activity) -> Activity:
+    """The recorded states by their short names: h (the core's output), M, c and whatever else there is."""
+    names = [name for name in activity if name.startswith("state_")]
+    return {**{name.removeprefix("state_"): activity[name] for name in names}, "h": activity["hidden"]}
+
+
+def summary(activity: Activity, fits: dict[str, PCAResult] | None = None) -> dict[str, Any]:
+    """What the pictures say, for JSON: sizes, and each state's variance ratios and dimensions.
+
+    Args: fits: PCA by state name, if at hand; otherwise 50 components of each recorded state are fitted.
+    """
+    fits = fits or {name: fit_pca(array, 50) for name, array in sorted(states(activity).items())}
+    return {
+        "steps": len(activity["actions"]),
+        "episodes": len(np.unique(activity["episode"])),
+        "trials": len(split_trials(activity)),
+        "complete_trials": int(np.sum(activity["new_trial"])),
+        "states": {
+            name: {
+                "features": len(fit.mean),
+                "explained_variance_ratio": fit.explained_variance_ratio.astype(float).round(6).tolist(),
+                "participation_ratio": fit.participation_ratio,
+                "dimensions_for_90_percent": dimensions_for(fit.explained_variance_ratio),
+            }
+            for name, fit in fits.items()
+        },
+    }
+
+
+# --- trials -------------------------------------------------------------------------------------------------
+
+
+def split_trials(activity: Activity, complete_only: bool = False) -> list[np.ndarray]:
+    """The steps of each trial, in order; a task without trials has one per episode.
+
+    complete_only leaves out trials that a time limit cut off: their last step is not marked `new_trial`.
+    """
+    changed = (np.diff(activity["trial"]) != 0) | (np.diff(activity["episode"]) != 0)
+    trials = np.split(np.arange(len(activity["trial"])), np.flatnonzero(changed) + 1)
+    return [trial for trial in trials if activity["new_trial"][trial[-1]] or not complete_only]
+
+
+def trial_time(activity: Activity) -> tuple[np.ndarray, str]:
+    """Time since the trial began, (N,), and its label: in ms where the task has a clock, else in steps."""
+    steps = np.concatenate([np.arange(len(trial)) for trial in split_trials(activity)])
+    dt_ms = float(activity.get("dt_ms", 0.0))
+    return (steps * dt_ms, "time in trial (ms)") if dt_ms > 0 else (steps * 1.0, "time in trial (steps)")
+
+
+def period_onsets(activity: Activity, trials: list[np.ndarray]) -> dict[str, int]:
+    """The step in the trial at which each named period begins (the median over trials), in order of time."""
+    onsets: dict[str, list[int]] = {}
+    for trial in trials if "period" in activity else []:
+        names, first = np.unique(activity["period"][trial], return_index=True)
+        for name, step in zip(names, first, strict=True):
+            onsets.setdefault(str(name), []).append(int(step))
+    medians = {name: int(np.median(steps)) for name, steps in onsets.items() if name}
+    return dict(sorted(medians.items(), key=lambda item: item[1]))
+
+
+def group_trials(colour: ColourValues, trials: list[np.ndarray], max_groups: int = 6) -> np.ndarray | None:
+    """One label per trial, (n_trials,), for `condition_means`; None where the value changes within trials.
+
+    An accumulated value stands for its trial by where it ends. A number with more than max_groups values is
+    cut at its quantiles; the label is then the group's mean.
+    """
+    ends = []
+    for trial in trials:
+        values = colour.values[trial][_known(colour.values[trial])]
+        if np.any(values[1:] != values[:-1]) and not colour.accumulated:
+            return None
+        ends.append(values[-1] if len(values) else colour.values[trial[-1]])
+    labels = np.array(ends)
+    known = _known(labels)
+    if colour.categorical or len(np.unique(labels[known])) <= max_groups:
+        return labels
+    edges = np.quantile(labels[known], np.linspace(0, 1, max_groups + 1)[1:-1])
+    group = np.searchsorted(edges, labels, side="right")
+    means = {own: labels[known & (group == own)].mean() for own in np.unique(group[known])}
+    return np.array([means[own] if ok else np.nan for own, ok in zip(group, known, strict=True)])
+
+
+def condition_means(
+    projected: np.ndarray,
+    trials: list[np.ndarray],
+    labels: ArrayLike | None = None,
+    min_fraction: float = 0.5,
+) -> ConditionMeans:
+    """Mean trajectory of each condition, trials aligned on their start.
+
+    Trials differ in length: the mean at time t is over those still running, and nan where they are fewer than
+    min_fraction of the condition's trials (a mean of the few longest ones would jump). Trials whose label is
+    nan or empty are left out.
+
+    Args:
+        projected: (N, k).
+        trials: as from `split_trials`.
+        labels: one per trial; None puts all into one condition.
+    Returns: ConditionMeans: labels (C,), mean (C, T, k), running (C, T).
+    """
+    of_trial = np.zeros(len(trials)) if labels is None else np.asarray(labels)
+    kinds = np.unique(of_trial[_known(of_trial)])
+    longest = max(len(trial) for trial in trials)
+    total = np.zeros((len(kinds), longest, projected.shape[1]))
+    running = np.zeros((len(kinds), longest), dtype=int)
+    for trial, label in zip(trials, of_trial, strict=True):
+        row = np.flatnonzero(kinds == label)
+        total[row, : len(trial)] += projected[trial]
+        running[row, : len(trial)] += 1
+    enough = running >= np.maximum(1, min_fraction * running[:, :1])
+    mean = np.where(enough[..., None], total / np.maximum(running, 1)[..., None], np.nan)
+    return ConditionMeans(kinds, mean, running)
+
+
+# --- colours ------------------------------------------------------------------------------------------------
+
+
+def _known(values: ArrayLike) -> np.ndarray:
+    """Where a value is known: neither nan nor an empty string."""
+    values = np.asarray(values)
+    if values.dtype.kind in "US":
+        return values != ""
+    return ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, dtype=bool)
+
+
+def colour_keys(activity: Activity) -> list[str]:
+    """Everything that `colour_values` can resolve for this activity."""
+    conditions = sorted(name.removeprefix("condition_") for name in activity if name.startswith("condition_"))
+    features = [f"obs_{index}" for index in range(activity["observations"].shape[1])]
+    return [*conditions, "choice", "ground_truth", "correct", "time", "trial", *features]
+
+
+def colour_values(activity: Activity, key: str) -> ColourValues:
+    """One value per step to colour trajectories by.
+
+    A recorded condition (`coh` or `condition_coh`), `choice` and `ground_truth` (of the trial's last step,
+    where the decision falls; of each step in a task without trials), `correct`, `time` in the trial, `trial`
+    number, an observation feature `obs_3`, a difference `obs_1-obs_2`, or either summed since the trial
+    began, `sum_obs_1-obs_2`: the accumulated evidence. Text and numbers with at most two values are categories.
+
+    Raises ConfigError, listing what there is.
+    """
+    name = key.removeprefix("condition_")
+    if f"condition_{name}" in activity:
+        values = activity[f"condition_{name}"]
+        known = values[_known(values)]
+        return ColourValues(values, known.dtype.kind not in "fiu" or len(np.unique(known)) <= 2, name)
+    if key == "time":
+        return ColourValues(trial_time(activity)[0], False, trial_time(activity)[1])
+    if key == "trial":
+        return ColourValues(activity["trial"], False, "trial in episode")
+    recorded = {"choice": "actions", "ground_truth": "ground_truth", "correct": "correct"}.get(key)
+    if recorded in activity:
+        return _outcome(activity, key, activity[recorded])
+    match = re.fullmatch(r"(sum_)?obs_(\d+)(?:-obs_(\d+))?", key)
+    features = activity["observations"].shape[1]
+    if match and all(int(index) < features for index in match.groups()[1:] if index):
+        summed, plus, minus = match.groups()
+        label = key.replace("sum_", "accumulated ").replace("-", " - ")
+        return ColourValues(_feature(activity, summed, plus, minus), False, label, summed is not None)
+    known = ", ".join(colour_keys(activity))
+    raise ConfigError(f"no {key!r} to colour by in this activity; there is {known}")
+
+
+def _outcome(activity: Activity, key: str, values: np.ndarray) -> ColourValues:
+    """What a trial came to, on each of its steps; a task without trials keeps the value of each step."""
+    values = np.where(values < 0, np.nan, values) if key == "ground_truth" else values.astype(float)
+    if np.isnan(values).all():
+        raise ConfigError(f"cannot colour by {key!r}: this task does not give it")
+    if np.any(activity["new_trial"]):
+        trials = split_trials(activity)
+        values = np.concatenate([np.full(len(trial), values[trial[-1]]) for trial in trials])
+    few = len(np.unique(values[~np.isnan(values)])) <= (2 if key == "correct" else 8)
+    return ColourValues(values, few, key.replace("_", " "))
+
+
+def _feature(activity: Activity, summed: str | None, plus: str, minus: str | None) -> np.ndarray:
+    """Observation feature `plus`, less feature `minus` if given, summed within each trial if asked, (N,)."""
+    values = activity["observations"][:, int(plus)].astype(float)
+    if minus is not None:
+        values = values - activity["observations"][:, int(minus)]
+    if summed:
+        values = np.concatenate([np.cumsum(values[trial]) for trial in split_trials(activity)])
+    return values

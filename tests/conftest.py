@@ -1,0 +1,26 @@
+"""What every test shares: no screen, no surprise threads, the same random numbers in any order of tests."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+
+import pytest
+
+# Before anything imports them: pygame and matplotlib must not look for a screen, and tests of small tensors
+# are fastest on one thread. Commands started by tests inherit this.
+os.environ.update(
+    MPLBACKEND="Agg", SDL_VIDEODRIVER="dummy", SDL_AUDIODRIVER="dummy", PYGAME_HIDE_SUPPORT_PROMPT="1"
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    """Seeds the global generators, so that a test fails alone as it fails in the suite."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)

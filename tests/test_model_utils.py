@@ -1,0 +1,544 @@
+"""One folder per experiment: names, locks, whole files, exact checkpoints, metrics that lose no line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import model_utils
+from config import ConfigError
+from model_utils import (
+    CHECKPOINT_FORMAT,
+    Experiment,
+    load_checkpoint,
+    pack,
+    save_checkpoint,
+    unpack,
+    write_json,
+)
+
+REPOSITORY = Path(model_utils.__file__).parent
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    return Experiment.create("gonogo-2", tmp_path, {"seed": 3})
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("", "must not be empty"),
+        ("  ", "must not be empty"),
+        ("a/b", "a name, not a path"),
+        ("..", "a name, not a path|dot or a dash"),
+        ("a\\b", "a name, not a path"),
+        (".hidden", "dot or a dash"),
+        ("-x", "dot or a dash"),
+        ("two\nlines", "control characters"),
+        ("x" * 101, "at most 100 bytes"),
+    ],
+)
+def test_a_name_that_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path, name: str, rule: str) -> None:
+    for refuse in (Experiment.check_new, Experiment.open, Experiment.create):
+        with pytest.raises(ConfigError, match=rule) as error:
+            refuse(name, tmp_path)
+        assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_new_creates_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "experiments"
+    assert Experiment.check_new("fresh", root) == "fresh"
+    assert re.fullmatch(r"[a-z]+-[a-z]+", Experiment.check_new(None, root))
+    assert not root.exists()
+
+
+def test_a_random_name_is_never_one_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "brave-otter").mkdir()
+    drawn = iter(["brave-otter", "brave-otter", "calm-heron"])
+    monkeypatch.setattr("coolname.generate_slug", lambda words: next(drawn))
+    assert Experiment.check_new(None, tmp_path) == "calm-heron"
+
+
+def test_drawing_a_name_ignores_and_spares_the_seeded_generator(tmp_path: Path) -> None:
+    names = set()
+    for _ in range(3):
+        random.seed(5)
+        names.add(Experiment.check_new(None, tmp_path))
+        after = random.random()
+    random.seed(5)
+    assert after == random.random()
+    assert len(names) > 1  # 370,000 names: three equal draws do not happen
+
+
+def test_an_existing_experiment_is_refused_unless_resumed_or_overwritten(experiment: Experiment) -> None:
+    with pytest.raises(ConfigError, match="'gonogo-2' exists in .*--resume.*--overwrite"):
+        Experiment.check_new("gonogo-2", experiment.root)
+    assert Experiment.check_new("gonogo-2", experiment.root, resume=True) == "gonogo-2"
+    assert Experiment.check_new("gonogo-2", experiment.root, overwrite=True) == "gonogo-2"
+    with pytest.raises(ConfigError, match="exclude each other"):
+        Experiment.check_new("gonogo-2", experiment.root, overwrite=True, resume=True)
+    with pytest.raises(ConfigError, match="--resume needs --experiment-name"):
+        Experiment.check_new(None, experiment.root, resume=True)
+
+
+def test_overwrite_never_deletes_a_folder_that_is_no_experiment(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    (tmp_path / "link").symlink_to(tmp_path / "thesis")
+    for name in ("thesis", "link"):
+        with pytest.raises(ConfigError, match="replaces experiments only"):
+            Experiment.create(name, tmp_path, {}, overwrite=True)
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+# --- starting and finding -------------------------------------------------------------------------
+
+
+def test_create_writes_the_configuration_and_nothing_else(tmp_path: Path) -> None:
+    made = Experiment.create("a", tmp_path / "new" / "root", {"eta": 0.5, "limit": float("inf")})
+    assert list(everything(tmp_path)) == ["new/root/a/config.json"]
+    assert made.read_config() == {"eta": 0.5, "limit": None}
+    assert os.listdir(made.root) == ["a"]
+
+
+def test_create_refuses_a_taken_name_and_leaves_it_as_it_was(experiment: Experiment) -> None:
+    before = everything(experiment.root)
+    with pytest.raises(ConfigError, match="exists"):
+        Experiment.create("gonogo-2", experiment.root, {"seed": 4})
+    assert everything(experiment.root) == before
+
+
+def test_overwrite_leaves_nothing_of_the_old_experiment(experiment: Experiment) -> None:
+    write_json(experiment.plots_dir / "old.json", {})
+    replaced = Experiment.create("gonogo-2", experiment.root, {"seed": 4}, overwrite=True)
+    assert list(everything(replaced.root)) == ["gonogo-2/config.json"]
+    assert replaced.read_config() == {"seed": 4}
+
+
+def test_overwrite_that_fails_half_way_brings_the_old_experiment_back(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def fail_on_new(source: Path, target: Path) -> None:
+        if Path(source).name == "new":
+            no_space()
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_on_new)
+    with pytest.raises(ConfigError, match="free some space"):
+        Experiment.create("gonogo-2", experiment.root, {"seed": 4}, overwrite=True)
+    assert experiment.read_config() == {"seed": 3}
+    assert os.listdir(experiment.root) == ["gonogo-2"]
+
+
+def test_a_mistyped_name_gets_the_nearest_one_and_creates_nothing(experiment: Experiment) -> None:
+    with pytest.raises(ConfigError) as error:
+        Experiment.open("gonogo-1", experiment.root)
+    assert str(error.value) == f"no experiment 'gonogo-1' in {experiment.root}/; did you mean 'gonogo-2'?"
+    with pytest.raises(ConfigError, match="the folders there are gonogo-2$"):
+        Experiment.open("zzz", experiment.root)
+    with pytest.raises(ConfigError, match="there are none yet"):
+        Experiment.open("zzz", experiment.root / "nowhere")
+    assert os.listdir(experiment.root) == ["gonogo-2"]
+
+
+def test_open_finds_an_experiment_but_not_just_any_folder(experiment: Experiment) -> None:
+    assert Experiment.open("gonogo-2", experiment.root) == experiment
+    (experiment.root / "notes").mkdir()
+    with pytest.raises(ConfigError, match="no config.json"):
+        Experiment.open("notes", experiment.root)
+    assert Experiment.names(experiment.root) == ["gonogo-2"]
+
+
+def test_folders_appear_when_they_are_first_used(experiment: Experiment) -> None:
+    assert os.listdir(experiment.path) == ["config.json"]
+    for folder in (experiment.plots_dir, experiment.videos_dir, experiment.eval_dir, experiment.analysis_dir):
+        assert folder.is_dir()
+    assert sorted(os.listdir(experiment.path)) == ["analysis", "config.json", "eval", "plots", "videos"]
+
+
+def test_a_checkpoint_is_named_by_alias_or_by_path(experiment: Experiment) -> None:
+    folder = experiment.path / "checkpoints"
+    assert experiment.checkpoint("best") == experiment.checkpoint("best_model") == folder / "best_model.pt"
+    assert experiment.checkpoint("final") == experiment.checkpoint("final_model") == folder / "final_model.pt"
+    assert experiment.checkpoint("last") == folder / "last.pt"
+    assert experiment.checkpoint("elsewhere/best.pt") == Path("elsewhere/best.pt")
+    assert not folder.exists()
+
+
+# --- one process per experiment -------------------------------------------------------------------
+
+HOLD = """
+import sys
+from model_utils import Experiment
+with Experiment.open(sys.argv[1], sys.argv[2]).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_held_by_another_process_refuses_at_once_and_dies_with_it(experiment: Experiment) -> None:
+    command = [sys.executable, "-c", HOLD, experiment.name, str(experiment.root)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="in use by another process; wait"), experiment.lock():
+            pass
+        with pytest.raises(ConfigError, match="in use by another process"):
+            Experiment.create("gonogo-2", experiment.root, {"seed": 4}, overwrite=True)
+        assert experiment.read_config() == {"seed": 3}
+        os.kill(other.pid, signal.SIGKILL)
+    with experiment.lock():
+        pass
+    with experiment.lock():  # and it can be taken again
+        assert os.listdir(experiment.root) == ["gonogo-2"]
+
+
+SAVE = """
+import sys, torch
+from pathlib import Path
+from model_utils import save_checkpoint
+for step in range(10**9):
+    save_checkpoint(Path(sys.argv[1]), {"step": step, "w": torch.full((200_000,), float(step))})
+    print(step, flush=True)
+"""
+
+
+def test_a_kill_while_saving_leaves_a_whole_checkpoint_and_the_next_lock_clears_up(
+    experiment: Experiment,
+) -> None:
+    path = experiment.checkpoint("last")
+    command = [sys.executable, "-c", SAVE, str(path)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        for _ in range(5):
+            saved = int(writer.stdout.readline())
+        os.kill(writer.pid, signal.SIGKILL)
+    back = load_checkpoint(path)
+    assert back["step"] >= saved
+    assert torch.all(back["w"] == back["step"])
+    (path.parent / ".last.pt.123.tmp").write_bytes(b"half a check")
+    with experiment.lock():
+        assert os.listdir(path.parent) == ["last.pt"]
+
+
+# --- files that are whole or absent ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("save", [write_json, save_checkpoint], ids=["json", "checkpoint"])
+def test_a_write_that_dies_before_the_rename_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: object
+) -> None:
+    assert callable(save)
+    path = tmp_path / "file"
+    save(path, {"value": 1})
+    before = everything(tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(path, {"value": 2})
+    assert everything(tmp_path) == before  # no temporary either
+
+
+@pytest.mark.parametrize("save", [write_json, save_checkpoint], ids=["json", "checkpoint"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: object, call: str
+) -> None:
+    assert callable(save)
+    path = tmp_path / "file"
+    save(path, {"value": 1})
+    before = everything(tmp_path)
+    monkeypatch.setattr(os, call, no_space)
+    with pytest.raises(
+        ConfigError, match=r"^cannot write .*file: No space left on device; free some space.*intact$"
+    ):
+        save(path, {"value": 2})
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_disk_that_fills_up_inside_torch_save_is_one_line(tmp_path: Path) -> None:
+    with open("/dev/full", "wb", buffering=0) as full:
+        sink = model_utils._Sink(full)
+        torch.save({"large": torch.zeros(100_000)}, sink)  # type: ignore[arg-type]
+    assert isinstance(sink.error, OSError)
+    assert sink.error.errno == errno.ENOSPC
+
+
+def test_a_forbidden_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ConfigError, match="cannot write .*check the folder and its permissions"):
+        write_json(tmp_path / "file" / "x.json", {})
+    with pytest.raises(ConfigError, match="cannot write"):
+        Experiment.create("a", tmp_path / "file", {})
+
+
+def test_json_holds_arrays_as_lists_and_nan_as_null(tmp_path: Path) -> None:
+    row = {
+        "a": np.float32("nan"),
+        "b": np.arange(3),
+        "c": torch.tensor([1.5]),
+        "d": np.int64(2),
+        "p": Path("x"),
+    }
+    write_json(tmp_path / "x.json", row)
+    assert json.loads((tmp_path / "x.json").read_text()) == {
+        "a": None,
+        "b": [0, 1, 2],
+        "c": [1.5],
+        "d": 2,
+        "p": "x",
+    }
+
+
+def test_a_damaged_configuration_is_named(experiment: Experiment) -> None:
+    for text in ('{"seed": ', "[1]"):
+        experiment.config_path.write_text(text)
+        with pytest.raises(ConfigError, match="config.json does not hold a JSON object; restore"):
+            experiment.read_config()
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_comes_back_exactly(tmp_path: Path) -> None:
+    """Networks, an optimiser, replay arrays, and the random states of Python, NumPy and torch."""
+    network = torch.nn.Linear(3, 2)
+    optimiser = torch.optim.Adam(network.parameters())
+    network(torch.ones(1, 3)).sum().backward()
+    optimiser.step()
+    rng, dice = np.random.default_rng(7), random.Random(7)
+    rng.random(3, dtype=np.float32)  # leaves half of a 64-bit draw behind
+    dice.gauss(0, 1)
+    payload = {
+        "network": network.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "arrays": [
+            np.arange(6).reshape(2, 3)[:, ::-1],
+            np.array(2.5),
+            np.zeros((0, 4), np.float16),
+            np.float32(0.1),
+        ],
+        "flags": (np.array([True, False]), np.uint16([7]), None, True, "text", b"bytes", 2**100, -0.1),
+        "numpy": rng.bit_generator.state,
+        "old_numpy": np.random.get_state(),
+        "python": dice.getstate(),
+        "torch": torch.get_rng_state(),
+        "step": 5,
+    }
+    save_checkpoint(tmp_path / "checkpoints" / "last.pt", payload)
+    numbers = rng.random(5), [dice.gauss(0, 1) for _ in range(5)], torch.rand(5), np.random.rand(5)
+    back = load_checkpoint(tmp_path / "checkpoints" / "last.pt")
+
+    assert back.pop("format") == CHECKPOINT_FORMAT
+    assert_same(back, payload | {"network": dict(network.state_dict())})
+    other_rng, other_dice = np.random.default_rng(0), random.Random(0)
+    other_rng.bit_generator.state = back["numpy"]
+    other_dice.setstate(back["python"])
+    torch.set_rng_state(back["torch"])
+    np.random.set_state(back["old_numpy"])
+    again = other_rng.random(5), [other_dice.gauss(0, 1) for _ in range(5)], torch.rand(5), np.random.rand(5)
+    for now, then in zip(again, numbers, strict=True):
+        assert np.array_equal(now, then)
+
+
+def assert_same(a: object, b: object) -> None:
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, np.ndarray):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert np.array_equal(a, b)
+    else:
+        assert a == b
+
+
+def test_packing_shares_memory_and_takes_read_only_arrays() -> None:
+    array = np.arange(4.0)
+    packed = pack(array)
+    array[0] = 9.0
+    assert unpack(packed)[0] == 9.0
+    array.flags.writeable = False
+    assert np.array_equal(unpack(pack(array)), array)
+
+
+def test_what_no_checkpoint_can_hold_is_refused_at_saving(tmp_path: Path) -> None:
+    for thing in (object(), {1, 2}, np.array(["text"]), Path("x")):
+        with pytest.raises(TypeError, match=r"payload\['replay'\]\[0\] is a"):
+            save_checkpoint(tmp_path / "x.pt", {"replay": [thing]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parameters_on_a_device_come_back_on_the_device_that_is_asked_for(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "x.pt", {"w": torch.ones(2), "rng": torch.get_rng_state(), "n": np.ones(1)})
+    back = load_checkpoint(tmp_path / "x.pt", torch.device("meta"))
+    assert back["w"].device.type == "meta"
+    assert back["rng"].device.type == "cpu"  # torch.set_rng_state takes nothing else
+    assert isinstance(back["n"], np.ndarray)
+
+
+def test_a_missing_truncated_or_foreign_checkpoint_is_named_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "best_model.pt"
+    with pytest.raises(
+        ConfigError, match=r"no checkpoint .*best_model.pt; --checkpoint takes best, final, last"
+    ):
+        load_checkpoint(path)
+    save_checkpoint(path, {"w": torch.ones(1000)})
+    whole = path.read_bytes()
+    for damaged in (
+        whole[:-100],
+        whole[:1000],
+        whole[:10],
+        b"",
+        b"not a checkpoint at all\n",
+        os.urandom(500),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"best_model.pt is foreign or damaged") as error:
+            load_checkpoint(path)
+        assert "\n" not in str(error.value)
+    for foreign in ({"w": torch.ones(1)}, [1], {"format": "other"}):
+        torch.save(foreign, path)
+        with pytest.raises(ConfigError, match=r"best_model.pt is foreign"):
+            load_checkpoint(path)
+    torch.save({"format": CHECKPOINT_FORMAT + 1}, path)
+    with pytest.raises(ConfigError, match=r"has format 2, .*update the toolkit"):
+        load_checkpoint(path)
+
+
+class Attack:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch pwned",)
+
+
+def test_a_checkpoint_from_elsewhere_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": CHECKPOINT_FORMAT, "x": Attack()}, "evil.pt")
+    with pytest.raises(ConfigError, match="foreign or damaged"):
+        load_checkpoint(Path("evil.pt"))
+    assert os.listdir(tmp_path) == ["evil.pt"]
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+def test_metrics_are_appended_and_read_back(experiment: Experiment) -> None:
+    assert experiment.read_metrics() == []
+    assert experiment.metrics_size() == 0
+    experiment.append_metrics({"step": 1, "loss": float("nan")})
+    experiment.append_metrics({"step": np.int64(2), "loss": np.float32(0.5)})
+    assert experiment.read_metrics() == [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]
+    assert experiment.metrics_path.read_text() == '{"step": 1, "loss": null}\n{"step": 2, "loss": 0.5}\n'
+
+
+def test_resume_cuts_metrics_to_the_checkpoint_so_no_line_is_lost_or_doubled(experiment: Experiment) -> None:
+    experiment.append_metrics({"step": 1})
+    size = experiment.metrics_size()
+    experiment.append_metrics({"step": 2})
+    with open(experiment.metrics_path, "a") as file:
+        file.write('{"step": 3, "lo')  # a kill
+    assert experiment.read_metrics() == [{"step": 1}, {"step": 2}]
+    experiment.truncate_metrics(size)
+    experiment.append_metrics({"step": 2})
+    assert experiment.read_metrics() == [{"step": 1}, {"step": 2}]
+    with pytest.raises(ConfigError, match=r"has 24 bytes, but had 1000 when the checkpoint was written"):
+        experiment.truncate_metrics(1000)
+
+
+def test_garbage_in_the_middle_of_metrics_is_named_by_its_line(experiment: Experiment) -> None:
+    for garbage in ('{"step": 1', "[1]", "", "\0\0"):
+        experiment.metrics_path.write_text(f'{{"step": 0}}\n{garbage}\n{{"step": 2}}\n')
+        with pytest.raises(ConfigError, match=r"metrics.jsonl line 2 is not a JSON object"):
+            experiment.read_metrics()
+
+
+def test_a_full_disk_leaves_no_half_line_in_metrics(experiment: Experiment) -> None:
+    resource = pytest.importorskip("resource")
+    experiment.append_metrics({"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))  # the next line fits by 8 of its 12 bytes
+        with pytest.raises(ConfigError, match=r"cannot write .*metrics.jsonl"):
+            experiment.append_metrics({"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert experiment.metrics_path.read_text() == '{"step": 1}\n'
+    experiment.append_metrics({"step": 2})
+    assert experiment.read_metrics() == [{"step": 1}, {"step": 2}]
+
+
+# --- provenance -----------------------------------------------------------------------------------
+
+
+def test_versions_name_everything_a_result_depends_on_without_importing_it() -> None:
+    code = "import sys, json, model_utils as m; print(json.dumps([m.versions(), 'torch' in sys.modules]))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    found, imported = json.loads(answer.stdout)
+    assert not imported
+    assert set(found) >= {"python", "torch", "numpy", "gymnasium", "neurogym", "git_commit", "platform"}
+    assert found["torch"] == torch.__version__
+    assert found["numpy"] == np.__version__
+
+
+def test_the_git_commit_is_known_in_a_checkout_and_unknown_elsewhere(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert model_utils.git_commit(tmp_path) == "unknown"
+    try:
+        git("init")
+    except OSError:
+        pytest.skip("git is not installed")
+    (tmp_path / "model_utils.py").write_text("")
+    assert model_utils.git_commit(tmp_path) == "unknown"  # in a checkout that does not hold this code
+    git("add", ".")
+    git("commit", "--no-gpg-sign", "-m", "one")
+    commit = git("rev-parse", "HEAD")
+    assert model_utils.git_commit(tmp_path) == commit
+    (tmp_path / "model_utils.py").write_text("changed")
+    assert model_utils.git_commit(tmp_path) == commit + "-dirty"
