@@ -108,5 +108,7 @@ def make_replay(config: cfg.Config, num_lanes: int, obs_dim: int, network: MPNDQ
 def make_device(name: str) -> torch.device:
     """auto, cpu or cuda -> the device. Raises: ConfigError for a device that is not there."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda needs an NVIDIA GPU and PyTorch's CUDA build; there is none: take --device cpu")
+        raise ConfigError(
+            "--device cuda needs an NVIDIA GPU and PyTorch's CUDA build; there is none: take --device cpu"
+        )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -29,7 +29,16 @@ from training import DivergedError, Run, history
 
 EVAL_LANES = 64
 # Options that a resumed run may change: they do not touch what is learned so far.
-RESUMABLE = {"num_episodes", "total_steps", "print_freq", "checkpoint_freq", "plot_training", "tensorboard", "device", "threads"}
+RESUMABLE = {
+    "num_episodes",
+    "total_steps",
+    "print_freq",
+    "checkpoint_freq",
+    "plot_training",
+    "tensorboard",
+    "device",
+    "threads",
+}
 
 stdout = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False)
@@ -267,7 +276,9 @@ class Reporter:
     def closing(self) -> None:
         run = self.run
         spent = time.monotonic() - self.begun
-        stdout.print(f"done: {run.step:,} steps, {run.episodes:,} episodes in {spent:.0f} s ({self._speed():,.0f} steps/s)")
+        stdout.print(
+            f"done: {run.step:,} steps, {run.episodes:,} episodes in {spent:.0f} s ({self._speed():,.0f} steps/s)"
+        )
         best = max(
             (row for row in self.experiment.read_metrics() if row["kind"] == "eval"), key=lambda row: row["return_mean"]
         )
@@ -328,7 +339,9 @@ def load_policy(args: argparse.Namespace) -> tuple[Experiment, Config, Any]:
     try:
         network.load_state_dict(saved["network"])
     except (RuntimeError, KeyError, TypeError) as error:
-        raise ConfigError(f"--checkpoint {path} does not fit {experiment.config_path} (core {config.core.name})") from error
+        raise ConfigError(
+            f"--checkpoint {path} does not fit {experiment.config_path} (core {config.core.name})"
+        ) from error
     return experiment, config, network.requires_grad_(False)
 
 
@@ -346,7 +359,9 @@ def evaluate_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(args: argparse.Namespace, config: Config, network: Any) -> tuple[Evaluation, dict[str, Evaluation], list[int]]:
+def _evaluate(
+    args: argparse.Namespace, config: Config, network: Any
+) -> tuple[Evaluation, dict[str, Evaluation], list[int]]:
     """The agent's greedy episodes, and the reference policies' on the same seeds."""
     source = EpisodeSeeds("eval", args.seed)
     neurogym = isinstance(config.env, cfg.NeuroGymConfig)
@@ -387,7 +402,11 @@ def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation
         return scores
     per_trial = {name: _mean(other.trial_returns) for name, other in scripted.items()}
     known = "ground_truth" in scripted and len(scripted["ground_truth"].decision_correct) > 0
-    score = normalised_score(_mean(result.trial_returns), per_trial["random"], per_trial["ground_truth"]) if known else np.nan
+    score = (
+        normalised_score(_mean(result.trial_returns), per_trial["random"], per_trial["ground_truth"])
+        if known
+        else np.nan
+    )
     scores |= {
         "trials": len(result.performance),
         "accuracy": _json_number(_mean(result.performance)),
@@ -421,7 +440,9 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float | None, float | None]:
         return None, None
     if len(values) < 2 or np.ptp(values.astype(float)) == 0.0:
         return float(values.mean()), float(values.mean())
-    interval = stats.bootstrap((values.astype(float),), np.mean, n_resamples=2000, method="percentile", rng=0, batch=100)
+    interval = stats.bootstrap(
+        (values.astype(float),), np.mean, n_resamples=2000, method="percentile", rng=0, batch=100
+    )
     return float(interval.confidence_interval.low), float(interval.confidence_interval.high)
 
 
@@ -452,7 +473,9 @@ def _print_scores(config: Config, scores: dict[str, Any]) -> None:
             table.add_row(name, "", text(scores[f"{key}_accuracy"]), "")
     stdout.print(table)
     low, high = scores["length_ci95"]
-    length = f"length {text(scores['length_mean'], 1)} ± {text(scores['length_std'], 1)} [{text(low, 1)}, {text(high, 1)}]"
+    length = (
+        f"length {text(scores['length_mean'], 1)} ± {text(scores['length_std'], 1)} [{text(low, 1)}, {text(high, 1)}]"
+    )
     parts = [f"{scores['episodes']} episodes, {length}"]
     if neurogym:
         parts.append(f"{scores['trials']} trials, {scores['aborts']} aborted")
@@ -471,7 +494,11 @@ def render(args: argparse.Namespace) -> int:
         raise ConfigError(f"--output {output}: there is no folder {output.parent}")
     env = build.make_env(config.env, render_mode="rgb_array")
     seed = EpisodeSeeds("eval", args.seed)()
-    options = {"frames": not neurogym, "max_steps": args.max_steps, "reset_state_on_trial": config.run.reset_state_on_trial}
+    options = {
+        "frames": not neurogym,
+        "max_steps": args.max_steps,
+        "reset_state_on_trial": config.run.reset_state_on_trial,
+    }
     episode = next(record_episodes(network, env, [seed], **options))
     if neurogym:
         frames = visualize.neurogym_frames(episode)
@@ -538,7 +565,9 @@ def _plot(args: argparse.Namespace) -> None:
     config = _stored_config(experiment)
     path = experiment.path / "analysis" / "activity.npz"
     if not path.is_file():
-        raise ConfigError(f"no recording {path}; make it with: python main.py analyze collect --experiment-name {experiment.name}")
+        raise ConfigError(
+            f"no recording {path}; make it with: python main.py analyze collect --experiment-name {experiment.name}"
+        )
     activity = pca_analysis.load_activity(path)
     states = pca_analysis.states(activity)
     key = args.color_by or default_colour(activity, config)
@@ -577,7 +606,9 @@ def _plot(args: argparse.Namespace) -> None:
     write_json(folder / "pca.json", summary)
     for name, fit in fits.items():
         share = 100 * fit.explained_variance_ratio[:3].sum()
-        stdout.print(f"{name}: participation ratio {fit.participation_ratio:.2f}, three components hold {share:.0f} % of the variance")
+        stdout.print(
+            f"{name}: participation ratio {fit.participation_ratio:.2f}, three components hold {share:.0f} % of the variance"
+        )
     stdout.print("drawn: " + ", ".join(str(path) for path in [*written, folder / "pca.json"]))
 
 

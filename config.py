@@ -152,7 +152,9 @@ class MPNConfig(CoreConfig, name="mpn"):
     lambda_decay: float = option(0.85, "decay of M per step", low=0.0, high=1.0)
     lambda_max: float = option(1.0, "upper bound of lambda while it is trained", above=0.0, high=1.0)
     eta_shape: Granularity = option("scalar", "one eta, one per input (pre), per hidden unit (post), or per synapse")
-    lambda_shape: Granularity = option("scalar", "one lambda, one per input (pre), per hidden unit (post), or per synapse")
+    lambda_shape: Granularity = option(
+        "scalar", "one lambda, one per input (pre), per hidden unit (post), or per synapse"
+    )
     train_eta: bool = option(True, "learn eta by backpropagation")
     train_lambda: bool = option(True, "learn lambda by backpropagation")
     train_m0: bool = option(False, "learn the initial modulation M(0), else 0")
@@ -165,7 +167,9 @@ class MPNConfig(CoreConfig, name="mpn"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lambda_decay > self.lambda_max:
-            raise ConfigError(f"--lambda-decay must lie in [0, --lambda-max = {self.lambda_max}], got {self.lambda_decay}")
+            raise ConfigError(
+                f"--lambda-decay must lie in [0, --lambda-max = {self.lambda_max}], got {self.lambda_decay}"
+            )
 
 
 @dataclass(frozen=True)
@@ -274,7 +278,9 @@ class RunConfig(Section):
     num_envs: int = option(20, "environment lanes that step together", low=1)
     reset_state_on_trial: bool = option(False, "reset the core's state at every trial, not only at episodes")
     seed: int = option(0, "random seed of everything", low=0, high=2**31 - 1)
-    eval_freq: int = option(7_500, "environment steps between greedy evaluations that choose best_model.pt; 0: only at the end", low=0)
+    eval_freq: int = option(
+        7_500, "environment steps between greedy evaluations that choose best_model.pt; 0: only at the end", low=0
+    )
     eval_episodes: int = option(100, "episodes per such evaluation", low=1)
     checkpoint_freq: int = option(50_000, "environment steps between writes of last.pt; 0: only at the end", low=0)
     print_freq: int = option(100, "episodes between printed lines; 0: none", low=0)

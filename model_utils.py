@@ -49,9 +49,7 @@ class Experiment:
     root: Path = Path(ROOT)
 
     @classmethod
-    def check_new(
-        cls, name: str | None, root: str | Path = ROOT, overwrite: bool = False, resume: bool = False
-    ) -> str:
+    def check_new(cls, name: str | None, root: str | Path = ROOT, overwrite: bool = False, resume: bool = False) -> str:
         """Name for a run about to start; creates nothing.
 
         Args:
@@ -70,8 +68,7 @@ class Experiment:
             experiment._check_replaceable()
         elif experiment.exists() and not resume:
             raise ConfigError(
-                f"experiment '{name}' exists in {Path(root)}/; "
-                "continue it with --resume or replace it with --overwrite"
+                f"experiment '{name}' exists in {Path(root)}/; continue it with --resume or replace it with --overwrite"
             )
         return name
 
@@ -97,9 +94,7 @@ class Experiment:
                     with experiment.lock():
                         os.rename(experiment.path, old)
                 try:
-                    os.rename(
-                        new, experiment.path
-                    )  # fails if another process has put its own there meanwhile
+                    os.rename(new, experiment.path)  # fails if another process has put its own there meanwhile
                 except BaseException:
                     if old.exists() and not experiment.exists():
                         os.rename(old, experiment.path)
@@ -117,9 +112,7 @@ class Experiment:
         if experiment.config_path.is_file():
             return experiment
         if experiment.exists():
-            raise ConfigError(
-                f"{experiment.path} holds no config.json, so it is no experiment; choose another"
-            )
+            raise ConfigError(f"{experiment.path} holds no config.json, so it is no experiment; choose another")
         names = cls.names(root)
         hint = nearest(name, names)
         if names and not hint:
@@ -147,8 +140,7 @@ class Experiment:
             rule = "holds no config.json"
         if rule:
             raise ConfigError(
-                f"--overwrite replaces experiments only, and {self.path} {rule}; "
-                "choose another --experiment-name"
+                f"--overwrite replaces experiments only, and {self.path} {rule}; choose another --experiment-name"
             )
 
     @contextmanager
@@ -264,12 +256,8 @@ class Experiment:
             row = _json_object(line)
             if row is not None:
                 rows.append(row)
-            elif number < len(
-                lines
-            ):  # what follows the last newline is nothing, or a line that a kill cut short
-                raise ConfigError(
-                    f"{self.metrics_path} line {number} is not a JSON object; remove or restore it"
-                )
+            elif number < len(lines):  # what follows the last newline is nothing, or a line that a kill cut short
+                raise ConfigError(f"{self.metrics_path} line {number} is not a JSON object; remove or restore it")
         return rows
 
 
@@ -435,14 +423,10 @@ def load_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way, and all of them mean this
-        raise ConfigError(
-            f"{path} is foreign or damaged; --checkpoint needs one of this toolkit's"
-        ) from error
+        raise ConfigError(f"{path} is foreign or damaged; --checkpoint needs one of this toolkit's") from error
     found = payload.get("format") if isinstance(payload, dict) else None
     if isinstance(found, int) and found > CHECKPOINT_FORMAT:
-        raise ConfigError(
-            f"{path} has format {found}, this toolkit knows {CHECKPOINT_FORMAT}; update the toolkit"
-        )
+        raise ConfigError(f"{path} has format {found}, this toolkit knows {CHECKPOINT_FORMAT}; update the toolkit")
     if found != CHECKPOINT_FORMAT:
         raise ConfigError(f"{path} is foreign (no format number); --checkpoint needs one of this toolkit's")
     unpacked: dict[str, Any] = unpack(payload, device)

@@ -95,9 +95,7 @@ class MPNDQN(nn.Module):
         return actions, state
 
 
-def compute_td_loss_trial(
-    online: MPNDQN, target: MPNDQN, batch: Batch, config: DQNConfig
-) -> tuple[Tensor, Tensor]:
+def compute_td_loss_trial(online: MPNDQN, target: MPNDQN, batch: Batch, config: DQNConfig) -> tuple[Tensor, Tensor]:
     """The TD loss over full sequences, with its gradient already in `online` (`.grad` is added to).
 
     Both networks unroll obs[0..T] from the same state. The first `burn_in` steps move the state on without
@@ -222,8 +220,8 @@ class DQNLearner:
 def epsilon_at(progress: float, config: DQNConfig) -> float:
     """Exploration when a share `progress` of the run is done; d = epsilon_decay, p = progress / d.
 
-        linear       start + (end - start) p                exponential  start (end / start)^p
-        step         start, and end once p reaches 1        all: end from p = 1 on
+    linear       start + (end - start) p                exponential  start (end / start)^p
+    step         start, and end once p reaches 1        all: end from p = 1 on
     """
     start, end = config.epsilon_start, config.epsilon_end
     share = min(progress / config.epsilon_decay, 1.0)

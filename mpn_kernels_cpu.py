@@ -315,7 +315,11 @@ class _Announce(event.Listener):
     def on_start(self, happening: event.Event) -> None:
         if not _Announce.said:
             _Announce.said = True
-            print("mpn: compiling the fused CPU kernels, once per machine (a few seconds) ...", file=sys.stderr, flush=True)
+            print(
+                "mpn: compiling the fused CPU kernels, once per machine (a few seconds) ...",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def on_end(self, happening: event.Event) -> None:
         pass
@@ -335,7 +339,9 @@ def _scratch(floats: int) -> np.ndarray:
     return buffer
 
 
-def _launch(kernel: Callable[..., None], arguments: Sequence[Any], floats: int, pieces: list[tuple[int, ...]], work: int) -> None:
+def _launch(
+    kernel: Callable[..., None], arguments: Sequence[Any], floats: int, pieces: list[tuple[int, ...]], work: int
+) -> None:
     """Run the kernel on every piece, on as many threads as torch may use if the work is worth it."""
     if kernel not in _ready:
         types = [numba.typeof(a) for a in arguments] + [numba.typeof(_scratch(1))] + [numba.intp] * len(pieces[0])
@@ -462,7 +468,15 @@ def scan(
     m_in = modulation.transpose(1, 2).contiguous()
     m0 = xs.new_zeros(D, H) if modulation0 is None else modulation0.t().contiguous()
     reset = torch.zeros(B, T, dtype=torch.bool) if reset is None else reset.contiguous()
-    inputs = (xs.contiguous(), weight.contiguous(), weight.new_zeros(H) if bias is None else bias, m_in, eta, lambda_decay, m0)
+    inputs = (
+        xs.contiguous(),
+        weight.contiguous(),
+        weight.new_zeros(H) if bias is None else bias,
+        m_in,
+        eta,
+        lambda_decay,
+        m0,
+    )
     variant = (form == "additive", _RULES[rule], _ACTIVATIONS[activation])
     if torch.is_grad_enabled() and any(a.requires_grad for a in inputs):
         hs, m_out = _Scan.apply(variant, *inputs, reset)

@@ -153,7 +153,9 @@ def main() -> None:
     frozen = MPN(4, 8, freeze_plasticity=True)
     print(f"unroll: xs {tuple(xs.shape)} -> hs {tuple(hs.shape)}, M {tuple(state.shape)}")
     print(f"unroll against stepping: largest difference {float((h - hs[:, -1]).abs().max()):.1e}")
-    print(f"|M| {float(state.norm()):.3f}; after 10 silent steps {float(silent.norm()):.3f}, lambda^10 = {0.85**10:.3f} of it")
+    print(
+        f"|M| {float(state.norm()):.3f}; after 10 silent steps {float(silent.norm()):.3f}, lambda^10 = {0.85**10:.3f} of it"
+    )
     print(f"frozen: |M| {float(frozen.unroll(xs, frozen.init_state(2))[1].norm()):.1f}")
 
 

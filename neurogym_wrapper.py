@@ -397,15 +397,11 @@ def make_neurogym(
                 f"use python main.py train --env-name {env_name}"
             )
         close = nearest(env_name, task_names()) or ";"
-        raise ConfigError(
-            f"--env-name must be a NeuroGym task, got {env_name!r}{close} list them with: {LIST_COMMAND}"
-        )
+        raise ConfigError(f"--env-name must be a NeuroGym task, got {env_name!r}{close} list them with: {LIST_COMMAND}")
     env = _build(env_name, dict(env_args or {}), max_episode_steps)
     why_not = _why_not(env)
     if why_not:
-        raise ConfigError(
-            f"--env-name {env_name} cannot be trained: {why_not}; list tasks with: {LIST_COMMAND}"
-        )
+        raise ConfigError(f"--env-name {env_name} cannot be trained: {why_not}; list tasks with: {LIST_COMMAND}")
     return env
 
 

@@ -72,7 +72,7 @@ def load_activity(path: str | Path) -> Activity:
     if not path.is_file():
         raise ConfigError(f"no recorded activity at {path}: run `analyze collect` first")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             activity = {name: archive[name] for name in archive.files}
     except (AttributeError, EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -175,8 +175,9 @@ def participation_ratio(x: ArrayLike) -> float:
 
 
 def fit_pca(x: ArrayLike, n_components: int = 10) -> PCAResult:
-    """Principal components of x (N, ...), flattened to (N, F): scikit-learn's PCA, seeded where randomized.
+    """Principal components of x (N, ...), flattened to (N, F): scikit-learn's PCA.
 
+    Exact for up to 2,000 features or 1,000 samples, beyond that randomized, with a fixed seed.
     At most min(n_components, N, F) components come back. Constant data give zero components, ratios and
     projections and participation ratio 0. Raises ConfigError on nan, infinite or no data.
     """
@@ -188,7 +189,9 @@ def fit_pca(x: ArrayLike, n_components: int = 10) -> PCAResult:
     if ratio == 0.0:
         zeros = np.zeros((n_components, centred.shape[1]))
         return PCAResult(zeros, mean, zeros[:, 0], np.zeros((len(centred), n_components)), 0.0)
-    pca = PCA(n_components, copy=False, random_state=0).fit(centred)
+    samples, features = centred.shape
+    solver = "covariance_eigh" if features <= min(samples, 2000) else "full" if samples <= 1000 else "randomized"
+    pca = PCA(n_components, svd_solver=solver, copy=False, random_state=0).fit(centred)
     projected = centred @ pca.components_.T
     return PCAResult(pca.components_, mean, pca.explained_variance_ratio_, projected, ratio)
 

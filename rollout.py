@@ -13,7 +13,6 @@ from config import ConfigError
 from trial_replay import Steps, map_state
 
 
-
 # Episode seeds come from ranges that never meet: training, the choice of best_model.pt, and eval.
 SEED_RANGES = {"train": (0, 2**30), "select": (2**30, 3 * 2**29), "eval": (3 * 2**29, 2**31 - 1)}
 

@@ -47,9 +47,7 @@ STATE_COLOURS = {"h": "#E69F00", "M": "#0072B2", "c": "#009E73"}
 OTHER_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#222222")
 UNKNOWN = "#C8C8C8"
 # For lines on white: the diverging map's middle is grey, and viridis ends before its pale yellow.
-DIVERGING = LinearSegmentedColormap.from_list(
-    "evidence", ["#08457E", "#4A90C8", "#A6A6A6", "#EE9A4D", "#A63603"]
-)
+DIVERGING = LinearSegmentedColormap.from_list("evidence", ["#08457E", "#4A90C8", "#A6A6A6", "#EE9A4D", "#A63603"])
 SEQUENTIAL = LinearSegmentedColormap.from_list("time", mpl.colormaps["viridis"](np.linspace(0, 0.92, 64)))
 PERIOD_TINTS = ("#FFFFFF", "#E3EEF7", "#F3F3F3", "#FCEBDD", "#E6F2EC", "#F5E9F1", "#FBF5DC")
 STYLE = {
@@ -134,9 +132,7 @@ def _reference_line(ax: Axes, name: str, value: float) -> None:
 
 
 @house_style()
-def plot_noisy_curve(
-    steps: ArrayLike, values: Any, ax: Axes, *, window: int, colour: str, label: str
-) -> Axes:
+def plot_noisy_curve(steps: ArrayLike, values: Any, ax: Axes, *, window: int, colour: str, label: str) -> Axes:
     """One noisy quantity: raw values thin and pale, their rolling mean thick."""
     ax.plot(steps, rolling_mean(values, 1), lw=0.6, alpha=0.3, color=colour)
     ax.plot(steps, rolling_mean(values, window), lw=2, color=colour, label=label)
@@ -144,9 +140,7 @@ def plot_noisy_curve(
 
 
 @house_style()
-def plot_evaluations(
-    evaluations: Sequence[Mapping[str, Any]], key: str, ax: Axes, *, best_step: int | None
-) -> Axes:
+def plot_evaluations(evaluations: Sequence[Mapping[str, Any]], key: str, ax: Axes, *, best_step: int | None) -> Axes:
     """Greedy evaluations as open points; the one that made best_model.pt as a star with its value."""
     points = [(row["step"], row[key]) for row in evaluations if row.get(key) is not None]
     if points:
@@ -307,9 +301,7 @@ class _Colouring:
         self.kinds = np.unique(known)
         if categorical:
             few = len(self.kinds) <= len(OTHER_COLOURS)
-            self.table = (
-                to_rgba_array(OTHER_COLOURS) if few else SEQUENTIAL(np.linspace(0, 1, len(self.kinds)))
-            )
+            self.table = to_rgba_array(OTHER_COLOURS) if few else SEQUENTIAL(np.linspace(0, 1, len(self.kinds)))
         else:
             both = len(known) > 0 and known.min() < 0 < known.max()
             norm = CenteredNorm(0, np.abs(known).max()) if both else Normalize(*_range(known))
@@ -433,9 +425,7 @@ def trajectory_figure(
     if projected.shape[1] < 2:
         raise ConfigError("trajectories need two principal components, but this state has one dimension")
     fig = Figure(figsize=(12, 4.2))
-    names = [
-        f"PC{place} ({100 * ratio:.0f} % of variance)" for place, ratio in enumerate(np.asarray(ratios), 1)
-    ]
+    names = [f"PC{place} ({100 * ratio:.0f} % of variance)" for place, ratio in enumerate(np.asarray(ratios), 1)]
     solid = projected.shape[1] >= 3
     widths = [1, 1.35, 1.6, 0.035] if solid else [1, 1.35, 0.035]
     grid = fig.add_gridspec(2, len(widths), width_ratios=widths,
@@ -511,9 +501,7 @@ class _Film:
 Update = Callable[[int], None]
 
 
-def _q_panel(
-    film: _Film, ax: Axes, q_values: np.ndarray, actions: np.ndarray, names: Sequence[str]
-) -> Update:
+def _q_panel(film: _Film, ax: Axes, q_values: np.ndarray, actions: np.ndarray, names: Sequence[str]) -> Update:
     """Q-values as bars on a fixed scale, the chosen action's filled."""
     q_values = np.nan_to_num(np.asarray(q_values, dtype=float))
     low, high = min(0.0, q_values.min()), max(0.0, q_values.max())

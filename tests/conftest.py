@@ -10,9 +10,7 @@ import pytest
 
 # Before anything imports them: pygame and matplotlib must not look for a screen, and tests of small tensors
 # are fastest on one thread. Commands started by tests inherit this.
-os.environ.update(
-    MPLBACKEND="Agg", SDL_VIDEODRIVER="dummy", SDL_AUDIODRIVER="dummy", PYGAME_HIDE_SUPPORT_PROMPT="1"
-)
+os.environ.update(MPLBACKEND="Agg", SDL_VIDEODRIVER="dummy", SDL_AUDIODRIVER="dummy", PYGAME_HIDE_SUPPORT_PROMPT="1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

@@ -279,9 +279,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(
     save(path, {"value": 1})
     before = everything(tmp_path)
     monkeypatch.setattr(os, call, no_space)
-    with pytest.raises(
-        ConfigError, match=r"^cannot write .*file: No space left on device; free some space.*intact$"
-    ):
+    with pytest.raises(ConfigError, match=r"^cannot write .*file: No space left on device; free some space.*intact$"):
         save(path, {"value": 2})
     assert everything(tmp_path) == before
 
@@ -418,9 +416,7 @@ def test_parameters_on_a_device_come_back_on_the_device_that_is_asked_for(tmp_pa
 
 def test_a_missing_truncated_or_foreign_checkpoint_is_named_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "best_model.pt"
-    with pytest.raises(
-        ConfigError, match=r"no checkpoint .*best_model.pt; --checkpoint takes best, final, last"
-    ):
+    with pytest.raises(ConfigError, match=r"no checkpoint .*best_model.pt; --checkpoint takes best, final, last"):
         load_checkpoint(path)
     save_checkpoint(path, {"w": torch.ones(1000)})
     whole = path.read_bytes()
@@ -513,9 +509,7 @@ def test_a_full_disk_leaves_no_half_line_in_metrics(experiment: Experiment) -> N
 
 def test_versions_name_everything_a_result_depends_on_without_importing_it() -> None:
     code = "import sys, json, model_utils as m; print(json.dumps([m.versions(), 'torch' in sys.modules]))"
-    answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     found, imported = json.loads(answer.stdout)
     assert not imported
     assert set(found) >= {"python", "torch", "numpy", "gymnasium", "neurogym", "git_commit", "platform"}

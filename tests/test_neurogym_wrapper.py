@@ -229,9 +229,7 @@ def test_without_a_limit_an_episode_never_ends():
 
 
 def test_info_names_period_decision_and_ground_truth_of_the_observation_acted_upon():
-    env = ng.make_neurogym(
-        "PerceptualDecisionMaking-v0"
-    )  # 100 ms fixation, 2000 stimulus, 0 delay, 100 decision
+    env = ng.make_neurogym("PerceptualDecisionMaking-v0")  # 100 ms fixation, 2000 stimulus, 0 delay, 100 decision
     env.reset(seed=0)
     answer = env.conditions["ground_truth"] + 1  # choices 0, 1 are actions 1, 2
     infos = [env.step(0)[-1] for _ in range(23)]
@@ -266,9 +264,7 @@ def test_a_fixation_break_is_a_punished_action_outside_the_decision():
     assert env.step(1)[-1]["fixation_break"] is False  # stimulus: the task lets it pass
     for _ in range(19):
         env.step(0)
-    assert (
-        env.step(3 - env.ground_truth_action())[-1]["fixation_break"] is False
-    )  # a wrong choice is no break
+    assert env.step(3 - env.ground_truth_action())[-1]["fixation_break"] is False  # a wrong choice is no break
 
 
 def test_a_trial_that_ends_before_its_decision_is_aborted():

@@ -17,7 +17,9 @@ def make_activity() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     steps = 8
     return {
-        "observations": np.array([[1.0, 0.5], [1, 2], [0, 0], [1, 4], [0, 0], [1, 1], [1, 8], [0, 0]], dtype=np.float32),
+        "observations": np.array(
+            [[1.0, 0.5], [1, 2], [0, 0], [1, 4], [0, 0], [1, 1], [1, 8], [0, 0]], dtype=np.float32
+        ),
         "actions": np.array([0, 0, 1, 0, 2, 0, 0, 1]),
         "rewards": np.zeros(steps, dtype=np.float32),
         "episode": np.array([0, 0, 0, 0, 0, 0, 1, 1]),
@@ -45,7 +47,9 @@ def test_pca_of_three_points_worked_by_hand():
     np.testing.assert_allclose(fit.mean, [1, 1])
     np.testing.assert_allclose(np.abs(fit.components[0]), [half, half])
     np.testing.assert_allclose(fit.explained_variance_ratio, [1, 0], atol=1e-12)
-    np.testing.assert_allclose(fit.projected[:, 0] * np.sign(fit.components[0, 0]), [-2 * half, 2 * half, 0], atol=1e-12)
+    np.testing.assert_allclose(
+        fit.projected[:, 0] * np.sign(fit.components[0, 0]), [-2 * half, 2 * half, 0], atol=1e-12
+    )
     assert fit.participation_ratio == pytest.approx(1.0)
 
 
