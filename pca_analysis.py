@@ -177,9 +177,11 @@ def participation_ratio(x: ArrayLike) -> float:
 def fit_pca(x: ArrayLike, n_components: int = 10) -> PCAResult:
     """Principal components of x (N, ...), flattened to (N, F): scikit-learn's PCA.
 
-    Exact for up to 2,000 features or 1,000 samples, beyond that randomized, with a fixed seed.
-    At most min(n_components, N, F) components come back. Constant data give zero components, ratios and
-    projections and participation ratio 0. Raises ConfigError on nan, infinite or no data.
+    Exact for up to 2,000 features (and as many samples) or up to 1,000 samples; beyond that randomized with a
+    fixed seed, which is accurate where the spectrum is steep. At most min(n_components, N, F) components come
+    back. Constant data give zero components, ratios and projections and participation ratio 0.
+
+    Raises ConfigError on nan, infinite or no data.
     """
     if n_components < 1:
         raise ConfigError(f"n_components must be at least 1, got {n_components}")
@@ -190,7 +192,9 @@ def fit_pca(x: ArrayLike, n_components: int = 10) -> PCAResult:
         zeros = np.zeros((n_components, centred.shape[1]))
         return PCAResult(zeros, mean, zeros[:, 0], np.zeros((len(centred), n_components)), 0.0)
     samples, features = centred.shape
-    solver = "covariance_eigh" if features <= min(samples, 2000) else "full" if samples <= 1000 else "randomized"
+    solver = "full" if samples <= 1000 else "randomized"
+    if features <= min(samples, 2000):
+        solver = "covariance_eigh"
     pca = PCA(n_components, svd_solver=solver, copy=False, random_state=0).fit(centred)
     projected = centred @ pca.components_.T
     return PCAResult(pca.components_, mean, pca.explained_variance_ratio_, projected, ratio)

@@ -186,8 +186,9 @@ def plot_training_curves(
     plot_noisy_curve(history["step"], history["reward"], axes["reward"], colour=MODEL_COLOURS["mpn"], **style)
     plot_evaluations(evaluations, "return_mean", axes["reward"], best_step=best_step)
     plot_noisy_curve(history["step"], history["loss"], axes["loss"], colour=MODEL_COLOURS["rnn"], **style)
-    axes["epsilon"].plot(history["step"], history["epsilon"], lw=2, color=MODEL_COLOURS["mlp"])
-    axes["epsilon"].set_ylim(-0.02, max(0.1, *history["epsilon"], 0.1) * 1.06)
+    epsilon = rolling_mean(history["epsilon"], 1)
+    axes["epsilon"].plot(history["step"], epsilon, lw=2, color=MODEL_COLOURS["mlp"])
+    axes["epsilon"].set_ylim(-0.02, 1.06 * max(0.1, *epsilon[np.isfinite(epsilon)], 0.1))
     if scored:
         if len(accuracy):
             colour = MODEL_COLOURS["mpn"]
@@ -203,7 +204,7 @@ def plot_training_curves(
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         ax.xaxis.set_major_formatter(thousands)
         if name != "epsilon":
-            ax.legend(loc="best")
+            ax.legend(loc="upper right" if name == "loss" else "lower right")  # "best" is slow on long runs
     _page_title(fig, title)
     return fig
 
@@ -625,9 +626,10 @@ def _observation_panel(
     """The observation channels as traces one above the other, on one scale, the first on top."""
     channels = np.asarray(recording["observations"], dtype=float).T
     names = names or [f"obs_{index}" for index in range(len(channels))]
-    spread = 1.1 * max(np.ptp(channels, axis=1).max(), 1e-9)
-    levels = -spread * np.arange(len(channels))
-    ax.set_ylim(levels[-1] + channels[-1].min() - 0.2 * spread, channels[0].max() + 0.2 * spread)
+    above, below = channels.max(axis=1).clip(min=0), channels.min(axis=1).clip(max=0)
+    gap = 0.2 * (above - below).max() or 1.0
+    levels = np.concatenate([[0.0], np.cumsum(below[:-1] - above[1:] - gap)])  # where each channel's zero lies
+    ax.set_ylim(levels[-1] + below[-1] - gap, above[0] + gap)
     every = -(-len(channels) // 16)
     ax.set_yticks(levels[::every], [str(name)[:14] for name in names[::every]])
     ax.set_title("observation")

@@ -1,0 +1,219 @@
+"""Does it learn? Every core on every task of the README's table, over five seeds.
+
+    python benchmarks/learning.py [--jobs 2] [--only mpn] [--seeds 0 1 2 3 4]
+
+Resumable: a row that is in benchmarks/results/learning.json is skipped, a run that was interrupted goes on from
+its last checkpoint. Every row is one `python main.py train...` with the defaults of its command, and one
+`python main.py eval` of its best_model.pt on other seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+RESULTS = ROOT / "benchmarks" / "results" / "learning.json"
+FOLDER = ROOT / "experiments" / "bench-learning"
+NEUROGYM = ("ContextDecisionMaking-v0", "PerceptualDecisionMaking-v0", "DelayMatchSample-v0")
+CARTPOLE, MASKED = "CartPole-v1", "CartPole-v1, velocities hidden"
+# What is asked of every seed: (task, core) -> (at least, at most).
+DEMANDS = {
+    ("ContextDecisionMaking-v0", "mpn"): (0.91, None),
+    ("PerceptualDecisionMaking-v0", "mpn"): (0.88, None),
+    ("DelayMatchSample-v0", "mpn"): (0.98, None),
+    ("DelayMatchSample-v0", "mpn-frozen"): (None, 0.60),
+    ("DelayMatchSample-v0", "mlp"): (None, 0.60),
+    (CARTPOLE, "mpn"): (475, None),
+    (MASKED, "mpn"): (400, None),
+    (MASKED, "mlp"): (None, 150),
+}
+
+
+class Row(NamedTuple):
+    task: str
+    core: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.split('-')[0]}{'-masked' if self.task == MASKED else ''}-{self.core}-{self.seed}"
+
+
+def all_rows(seeds: list[int]) -> list[Row]:
+    pairs = [(task, core) for core in ("mpn", "gru", "lstm") for task in NEUROGYM]
+    pairs += [("DelayMatchSample-v0", "mpn-frozen"), ("DelayMatchSample-v0", "mlp")]
+    pairs += [(CARTPOLE, "mpn"), (MASKED, "mpn"), (MASKED, "mlp"), (CARTPOLE, "gru"), (MASKED, "gru")]
+    pairs += [(CARTPOLE, "lstm"), (MASKED, "lstm")]
+    return [Row(task, core, seed) for task, core in pairs for seed in seeds]
+
+
+def matched_hidden_dim(task: str, core: str) -> int | None:
+    """The hidden size at which a GRU or LSTM has the MPN's number of trained weights, None for the default."""
+    if core not in ("gru", "lstm"):
+        return None
+    import build
+    import config as cfg
+
+    command = "train-neurogym" if task in NEUROGYM else "train"
+    flags: dict[str, Any] = {"env_name": task.split(",")[0]} | ({"mask_velocity": True} if task == MASKED else {})
+    obs_dim, action_dim = build.sizes(build.make_env(cfg.make_config(command, flags).env))
+
+    def weights(**core_flags: Any) -> int:
+        network = build.make_network(cfg.make_config(command, {**flags, **core_flags}), obs_dim, action_dim)
+        return sum(part.numel() for part in network.parameters() if part.requires_grad)
+
+    target = weights(core="mpn")
+    return min(range(4, 129), key=lambda size: abs(weights(core=core, hidden_dim=size) - target))
+
+
+def train_command(row: Row) -> list[str]:
+    command = ["train-neurogym" if row.task in NEUROGYM else "train", "--env-name", row.task.split(",")[0]]
+    command += ["--core", row.core, "--seed", str(row.seed)]
+    hidden_dim = matched_hidden_dim(row.task, row.core)
+    command += ["--hidden-dim", str(hidden_dim)] if hidden_dim else []
+    command += ["--mask-velocity", "--total-steps", "300000"] if row.task == MASKED else []
+    return command
+
+
+def eval_command(row: Row) -> list[str]:
+    enough = ["--num-eval-trials", "4000"] if row.task in NEUROGYM else ["--num-eval-episodes", "100"]
+    return ["eval", *enough, "--seed", "1000", "--json"]
+
+
+def run(row: Row) -> dict[str, Any]:
+    """Train and evaluate one row; returns what the table and the curves need."""
+    where = ["--experiment-name", row.name, "--experiments-dir", str(FOLDER)]
+    options = train_command(row)
+    begun = time.monotonic()
+    call([*options, *where, "--resume", "auto", "--no-plot-training"])
+    seconds = time.monotonic() - begun
+    shown = eval_command(row)
+    scores = json.loads(call([*shown, *where]).strip().splitlines()[-1])
+    kept = ("accuracy", "accuracy_ci95", "trials", "normalised_score", "return_mean", "return_ci95", "episodes")
+    metrics = [json.loads(line) for line in (FOLDER / row.name / "metrics.jsonl").read_text().splitlines()]
+    evals = [entry for entry in metrics if entry["kind"] == "eval"]
+    key = "accuracy" if row.task in NEUROGYM else "return_mean"
+    return {
+        **row._asdict(),
+        "command": f"python main.py {' '.join(options)}",
+        "evaluated_by": f"python main.py {' '.join(shown)}",
+        "steps": max(entry["step"] for entry in metrics),
+        "train_seconds": round(seconds, 1),
+        **{name: scores[name] for name in kept if name in scores},
+        "curve": [[entry["step"] for entry in evals], [round(entry[key], 4) for entry in evals]],
+    }
+
+
+def call(arguments: list[str]) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "main.py", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"python main.py {' '.join(arguments)} exited {done.returncode}: {done.stderr.strip()[-500:]}")
+    return done.stdout
+
+
+def load_results() -> list[dict[str, Any]]:
+    return json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+
+
+def store_results(rows: list[dict[str, Any]]) -> None:
+    import torch
+
+    from model_utils import git_commit, write_json
+
+    order = {row: place for place, row in enumerate(all_rows(list(range(100))))}
+    rows = sorted(rows, key=lambda row: order.get(Row(row["task"], row["core"], row["seed"]), 0))
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+    write_json(RESULTS, {"machine": machine, "git_commit": git_commit(ROOT), "rows": rows})
+
+
+def print_table(rows: list[dict[str, Any]]) -> bool:
+    """The table in the terminal; returns whether every demand that was measured holds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table, met = Table("task", "core", "n", "mean", "worst", "best", "asked", "seconds", box=None), True
+    for task, core in dict.fromkeys((row["task"], row["core"]) for row in rows):
+        own = [row for row in rows if (row["task"], row["core"]) == (task, core)]
+        values = [row["accuracy"] if task in NEUROGYM else row["return_mean"] for row in own]
+        low, high = DEMANDS.get((task, core), (None, None))
+        good = (low is None or min(values) >= low) and (high is None or max(values) <= high)
+        asked = f">= {low}" if low is not None else f"<= {high}" if high is not None else ""
+        met = met and good
+        worst = max(values) if high is not None else min(values)
+        best = min(values) if high is not None else max(values)
+        digits = 3 if task in NEUROGYM else 0
+        shown = [f"{value:.{digits}f}" for value in (sum(values) / len(values), worst, best)]
+        seconds = sorted(row["train_seconds"] for row in own)[len(own) // 2]
+        table.add_row(task, core, str(len(own)), *shown, asked + ("" if good else " MISSED"), f"{seconds:.0f}")
+    Console(width=120).print(table)
+    return met
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Learning curves of all tasks, beside the JSON."""
+    import visualize
+    from neurogym_wrapper import REFERENCES
+
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure, axes = visualize.new_figure(4.6 * len(tasks), 3.8, columns=len(tasks))
+    for ax, task in zip([axes] if len(tasks) == 1 else list(axes), tasks, strict=True):
+        runs: dict[str, list] = {}
+        for row in rows:
+            if row["task"] == task:
+                runs.setdefault(row["core"], []).append(tuple(row["curve"]))
+        label = "greedy accuracy" if task in NEUROGYM else "greedy return"
+        visualize.plot_learning_comparison(runs, ax, ylabel=label, references=REFERENCES.get(task))
+        ax.set_title(task, pad=42)
+    visualize.save_figure(figure, RESULTS.with_suffix(".png"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--only", nargs="*", default=[], help="only rows whose name contains one of these")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
+    args = parser.parse_args()
+    results = load_results()
+    done = {Row(row["task"], row["core"], row["seed"]) for row in results}
+    wanted = [row for row in all_rows(args.seeds) if not args.only or any(part in row.name for part in args.only)]
+    missing = [row for row in wanted if row not in done]
+    print(f"{len(wanted) - len(missing)} rows are there, {len(missing)} to go", flush=True)
+    writing, failed = threading.Lock(), 0
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        waiting = {pool.submit(run, row): row for row in missing}
+        for future in concurrent.futures.as_completed(waiting):
+            row = waiting[future]
+            try:
+                result = future.result()
+            except RuntimeError as error:
+                failed += 1
+                print(f"{row.name}: {error}", file=sys.stderr, flush=True)
+                continue
+            with writing:
+                results.append(result)
+                store_results(results)
+            value = result.get("accuracy") or result["return_mean"]
+            print(f"{row.name}: {value:.3f} in {result['train_seconds']:.0f} s", flush=True)
+    if results:
+        draw(results)
+    met = print_table(results)
+    return 0 if met and not failed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
