@@ -6,19 +6,21 @@ A new core, environment family or learner is one row here, besides its module an
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 from torch import nn
 
 import config as cfg
 from config import ConfigError
-from gymnasium_env import make_gymnasium
-from mpn_dqn import DQNLearner, Encoder, MPNDQN
+from gymnasium_env import find_spec, make_gymnasium
+from mpn_dqn import MPNDQN, DQNLearner, Encoder
 from mpn_module import MPN
-from neurogym_wrapper import make_neurogym
+from neurogym_wrapper import make_neurogym, task_names
 from rnn_module import MLPCore, RecurrentCore
 from trial_replay import ReplayBuffer, SequenceReplayBuffer, TrialReplayBuffer, state_parts
 
@@ -54,17 +56,34 @@ def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> gymnasium.En
 
     Raises: ConfigError for a task that the learners cannot act in.
     """
-    made = ENVS[type(env)](env, render_mode)
-    if not isinstance(made.action_space, gymnasium.spaces.Discrete):
-        name = env.env_name  # type: ignore[attr-defined]
+    name: str = env.env_name  # type: ignore[attr-defined]
+    if isinstance(env, cfg.GymnasiumConfig):
+        _refuse_neurogym(name)
+    with np.errstate(all="ignore"):  # a constructor given nonsense warns before it fails
+        made = ENVS[type(env)](env, render_mode)
+    space = made.action_space
+    if not isinstance(space, gymnasium.spaces.Discrete):
         made.close()
-        raise ConfigError(f"--env-name {name} has continuous actions, {made.action_space}; dqn needs discrete ones")
+        kind = "continuous actions" if isinstance(space, gymnasium.spaces.Box) else "actions of several parts"
+        raise ConfigError(f"--env-name {name} has {kind}, {space}; dqn needs a single choice, Discrete")
+    if space.start != 0:
+        made.close()
+        raise ConfigError(f"--env-name {name} must count its actions from 0, got {space}; wrap the task")
     return made
+
+
+def _refuse_neurogym(name: str) -> None:
+    """A NeuroGym task under `train` is the wrong command; Gymnasium knows such names once neurogym is imported."""
+    if name in gymnasium.registry and not str(gymnasium.registry[name].entry_point).startswith("neurogym"):
+        return
+    if ":" not in name and name in task_names():
+        raise ConfigError(f"--env-name {name} is a NeuroGym task: use python main.py train-neurogym --env-name {name}")
 
 
 def sizes(env: gymnasium.Env) -> tuple[int, int]:
     """(observation dimension, number of actions)."""
-    return int(env.observation_space.shape[0]), int(env.action_space.n)  # type: ignore[index, attr-defined]
+    space: Any = env.action_space
+    return int(env.observation_space.shape[0]), int(space.n)
 
 
 def make_network(config: cfg.Config, obs_dim: int, action_dim: int) -> MPNDQN:
@@ -76,7 +95,11 @@ def make_network(config: cfg.Config, obs_dim: int, action_dim: int) -> MPNDQN:
 
 
 def make_learner(config: cfg.Config, obs_dim: int, action_dim: int, device: torch.device) -> Any:
-    """The learner with its network, a function of the seed alone; torch's global generator stays as it was."""
+    """The learner with its network, a function of the seed alone; torch's global generator stays as it was.
+
+    Raises: ConfigError for sizes that cannot fit this machine, before they are allocated.
+    """
+    _check_network_fits(config, obs_dim, action_dim)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         network = make_network(config, obs_dim, action_dim)
@@ -94,15 +117,68 @@ def make_replay(config: cfg.Config, num_lanes: int, obs_dim: int, network: MPNDQ
         "importance_exponent": replay.importance_exponent,
     }
     if replay.replay == "trial":
-        limit = config.env.max_episode_steps  # type: ignore[attr-defined]
+        limit = step_limit(config.env)
         if limit is None:
             raise ConfigError("--replay trial stores whole trials and needs --max-episode-steps to know the longest")
-        return TrialReplayBuffer(num_lanes, obs_dim, capacity=replay.buffer_size, max_steps=limit, **common)
+        trials = {"capacity": replay.buffer_size, "max_steps": limit, **common}
+        return _allocate(lambda: TrialReplayBuffer(num_lanes, obs_dim, **trials))
     burn_in = replay.burn_in if replay.replay_state == "burn-in" else 0
     shape = {"length": replay.sequence_length, "stride": replay.sequence_stride, "burn_in": burn_in}
     if replay.replay == "transition":
         shape = {"length": 1, "stride": 1, "burn_in": 0}
-    return SequenceReplayBuffer(num_lanes, obs_dim, capacity=replay.buffer_size, **shape, **common)
+    sequences = {"capacity": replay.buffer_size, **shape, **common}
+    return _allocate(lambda: SequenceReplayBuffer(num_lanes, obs_dim, **sequences))
+
+
+def step_limit(env: cfg.EnvConfig) -> int | None:
+    """The time limit of an episode in steps: the user's, else the task's own, else None."""
+    limit = env.max_episode_steps  # type: ignore[attr-defined]
+    return find_spec(env.env_name).max_episode_steps if isinstance(env, cfg.GymnasiumConfig) and not limit else limit
+
+
+# --- sizes that no machine holds ---------------------------------------------------------------------------
+
+
+def _machine_bytes() -> int:
+    """The machine's memory; the system promises more than there is and kills who takes it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
+
+
+def _allocate(make: Callable[[], ReplayBuffer]) -> ReplayBuffer:
+    way_out = "lower --buffer-size, --hidden-dim or the sequences' length"
+    try:
+        buffer = make()
+    except ConfigError:
+        raise
+    except (MemoryError, OverflowError, ValueError) as error:
+        raise ConfigError(f"the replay memory does not fit this machine ({error}); {way_out}") from error
+    if buffer.nbytes > _machine_bytes():
+        have = f"{_machine_bytes() / 2**30:,.1f} GiB"
+        raise ConfigError(
+            f"the replay memory takes {buffer.nbytes / 2**30:,.1f} GiB, the machine has {have}; {way_out}"
+        )
+    return buffer
+
+
+def _check_network_fits(config: cfg.Config, obs_dim: int, action_dim: int) -> None:
+    """Weights, target, Adam's two moments, and the states that one batch starts from, without allocating them."""
+    replay: Any = config.learner
+    batch = replay.trial_batch_size if replay.replay == "trial" else replay.batch_size
+    try:
+        with torch.device("meta"):
+            network = make_network(config, obs_dim, action_dim)
+            state = sum(part[0].numel() for part in state_parts(network.init_state(1)))
+        weights = sum(parameter.numel() for parameter in network.parameters())
+    except (RuntimeError, OverflowError) as error:  # the size itself overflows
+        raise ConfigError("the network does not fit any machine; lower --hidden-dim or --embed-dim") from error
+    steps = replay.sequence_length if replay.replay == "sequence" else 1
+    needed = 4 * (4 * weights + batch * (state + steps * (obs_dim + 2 * network.head.in_features)))
+    if needed > _machine_bytes():
+        have = f"{_machine_bytes() / 2**30:,.1f} GiB"
+        raise ConfigError(
+            f"the network and a batch take at least {needed / 2**30:,.1f} GiB, the machine has {have}; "
+            "lower --hidden-dim, --embed-dim or the batch size"
+        )
 
 
 def make_device(name: str) -> torch.device:

@@ -23,8 +23,8 @@ TITLES = {
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose mistakes are one line and exit status 2."""
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.HelpFormatter, **kwargs)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -42,7 +42,24 @@ def make_parser() -> Parser:
     return parser
 
 
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The parsed command line; a mistake, told in one line, leaves with exit status 2."""
+    parser = make_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        known = [option for name in _options_of(parser, args.command) for option in name.option_strings]
+        parser.exit(2, f"{parser.prog} {args.command}: no option {flag!r}{cfg.nearest(flag, known)}\n")
+    return args
+
+
+def _options_of(parser: Parser, command: str) -> list[argparse.Action]:
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return commands.choices[command]._actions
+
+
 def _add_training(parser: Parser, command: str) -> None:
+    parser.usage = f"main.py {command} [--experiment-name NAME] [--config FILE] [any option below]"
     run = parser.add_argument_group("experiment")
     run.add_argument("--experiment-name", metavar="NAME", help="folder in experiments/ (default: a random name)")
     run.add_argument("--config", metavar="FILE", help="start from the options in this JSON file; flags override it")
@@ -89,7 +106,7 @@ def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: A
     """One field's flag; absent from the result unless it is given."""
     flag, text = cfg.flag_of(field), field.metadata["help"].replace("%", "%%")
     kind, optional = cfg.unwrap_optional(kind)
-    shown = f"{text} (default: {_show(default)})"
+    shown = f"{text}{_range(field)} (default: {_show(default)})"
     common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
     if kind is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, help=shown, **common)
@@ -101,6 +118,13 @@ def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: A
     else:
         metavar = field.name.upper().rsplit("_", 1)[-1]
         group.add_argument(flag, type=_reader(kind, optional), metavar=metavar, help=shown, **common)
+
+
+def _range(field: dataclasses.Field) -> str:
+    """', 0 to 1' where a field is bounded on both sides; that a size is positive needs no word."""
+    low, high = field.metadata["low"], field.metadata["high"]
+    low = field.metadata["above"] if low is None else low
+    return f", {low:g} to {high:g}" if isinstance(high, float) and low is not None else ""
 
 
 def _show(default: Any) -> str:
@@ -140,27 +164,28 @@ def _add_existing(parser: Parser) -> None:
     parser.add_argument(
         "--checkpoint", metavar="best|final|last|PATH", default="best", help="weights to load (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=_at_least(0), default=0, help="seed of the episodes (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
-    parser.add_argument("--threads", type=_at_least(1), default=1, help="CPU threads (default: %(default)s)")
+    _add_number(parser, "--seed", 0, 2**31 - 1, 0, "seed of the episodes")
+    _add_number(parser, "--threads", 1, 256, 1, "CPU threads")
+
+
+def _add_number(parser: Parser, flag: str, low: int, high: int, default: int | None, text: str) -> None:
+    shown = text if default is None else f"{text} (default: {default})"
+    parser.add_argument(flag, metavar="N", type=_whole(low, high), default=default, help=shown)
 
 
 def _add_eval(parser: Parser) -> None:
     _add_existing(parser)
-    parser.add_argument(
-        "--num-eval-episodes", metavar="N", type=_at_least(1), default=10, help="episodes (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--num-eval-trials", metavar="N", type=_at_least(1), help="at least so many NeuroGym trials, in whole episodes"
-    )
+    _add_number(parser, "--num-eval-episodes", 1, 100_000, 10, "episodes")
+    _add_number(parser, "--num-eval-trials", 1, 10_000_000, None, "at least so many NeuroGym trials, in whole episodes")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line, and no table")
 
 
 def _add_render(parser: Parser) -> None:
     _add_existing(parser)
     parser.add_argument("--output", metavar="FILE", help="FILE.gif or FILE.mp4 (default: videos/episode_<seed>.gif)")
-    parser.add_argument("--fps", type=_at_least(1), help="frames per second (default: 10 for NeuroGym, else 30)")
-    parser.add_argument("--max-steps", metavar="N", type=_at_least(1), default=500, help="(default: %(default)s)")
+    _add_number(parser, "--fps", 1, 100, None, "frames per second (default: 10 for NeuroGym, else 30)")
+    _add_number(parser, "--max-steps", 1, 100_000, 500, "longest film, in steps")
 
 
 def _add_analyze(parser: Parser) -> None:
@@ -168,28 +193,24 @@ def _add_analyze(parser: Parser) -> None:
         "stage", nargs="?", choices=("collect", "plot"), help="collect: record only; plot: draw only; neither: both"
     )
     _add_existing(parser)
-    parser.add_argument(
-        "--num-episodes", metavar="N", type=_at_least(1), default=100, help="episodes to record (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-megabytes", metavar="N", type=_at_least(1), default=500, help="largest recording (default: %(default)s)"
-    )
+    _add_number(parser, "--num-episodes", 1, 100_000, 100, "episodes to record")
+    _add_number(parser, "--max-megabytes", 1, 10**6, 500, "largest recording")
     parser.add_argument(
         "--precision", choices=("float16", "float32"), default="float16", help="of M in the file (default: %(default)s)"
     )
     parser.add_argument(
-        "--epsilon", type=_probability, default=0.0, help="exploration while recording (default: %(default)s)"
+        "--epsilon", metavar="P", type=_probability, default=0.0, help="random actions while recording (default: 0)"
     )
     parser.add_argument(
         "--color-by", metavar="NAME", help="condition, choice, ground_truth, time, trial or obs_<i> (default: chosen)"
     )
 
 
-def _at_least(low: int):
+def _whole(low: int, high: int):
     def read(text: str) -> int:
         value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"must be at least {low}, got {value}")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must lie in [{low}, {high}], got {value}")
         return value
 
     read.__name__ = "whole number"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,10 +26,19 @@ import config as cfg
 from config import Config, ConfigError
 from model_utils import Experiment, load_checkpoint, versions, write_json
 from neurogym_wrapper import REFERENCE_POLICIES, REFERENCES, list_tasks, normalised_score
-from rollout import EpisodeSeeds, Evaluation, evaluate, record_episodes, run_scripted
+from rollout import EpisodeSeeds, Evaluation, evaluate, join_episodes, record_episodes, run_scripted
 from training import DivergedError, Run, history
 
 EVAL_LANES = 64
+# Rows of eval's table by the prefix of their scores; the last two are known accuracies, not episodes.
+POLICY_NAMES = {
+    "": "agent",
+    "random": "random",
+    "never_act": "never acting",
+    "ground_truth": "ground truth",
+    "guessing": "guessing",
+    "ideal": "ideal observer",
+}
 # Options that a resumed run may change: they do not touch what is learned so far.
 RESUMABLE = {
     "num_episodes",
@@ -40,8 +51,17 @@ RESUMABLE = {
     "threads",
 }
 
-stdout = Console(highlight=False, soft_wrap=True)
-stderr = Console(stderr=True, highlight=False)
+
+class Output(Console):
+    """A console whose reader may leave, as `| head` does: the work goes on, and what is said goes nowhere."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+# No markup: the square brackets of a name or a path are its own.
+stdout = Output(highlight=False, soft_wrap=True, markup=False, emoji=False)
+stderr = Output(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 # --- train ----------------------------------------------------------------------------------------------
@@ -53,22 +73,13 @@ def train(args: argparse.Namespace) -> int:
         return _list_envs()
     resuming = args.resume == "yes" or (args.resume == "auto" and _has_run(args))
     if resuming:
-        experiment = Experiment.open(_needed_name(args), args.experiments_dir)
-        if not experiment.checkpoint("last").is_file():
-            raise ConfigError(
-                f"--resume needs {experiment.checkpoint('last')}, which is not there; --resume auto starts anew where "
-                "there is nothing to continue"
-            )
-        config = _resumed_config(args, experiment)
-        run = Run(config)
-        with experiment.lock():
-            run.resume(experiment)
-            return _drive(run)
+        return _resume(args)
     # A run that died before its first checkpoint has nothing to continue: --resume auto starts it anew.
-    overwrite = args.overwrite or (args.resume == "auto" and _exists(args))
+    overwrite = args.overwrite or (args.resume == "auto" and _is_unfinished(args))
     name = Experiment.check_new(args.experiment_name, args.experiments_dir, overwrite)
     config = _config(args)
     run = Run(config)  # every mistake shows here, before anything is written
+    _check_tensorboard(config)
     record = {**config.to_dict(), "versions": versions()}
     experiment = Experiment.create(name, args.experiments_dir, record, overwrite=overwrite)
     with experiment.lock():
@@ -76,8 +87,37 @@ def train(args: argparse.Namespace) -> int:
         return _drive(run)
 
 
-def _exists(args: argparse.Namespace) -> bool:
-    return Experiment(_needed_name(args), Path(args.experiments_dir)).exists()
+def _resume(args: argparse.Namespace) -> int:
+    experiment = Experiment.open(_needed_name(args), args.experiments_dir)
+    if not experiment.checkpoint("last").is_file():
+        raise ConfigError(
+            f"--resume needs {experiment.checkpoint('last')}, which is not there; --resume auto starts anew where "
+            "there is nothing to continue"
+        )
+    with experiment.lock():
+        stored = _stored_config(experiment)
+        config = _resumed_config(args, experiment, stored)
+        _check_tensorboard(config)
+        run = Run.resume(config, experiment)
+        if run.finished:
+            stdout.print(
+                f"{experiment.path} is complete: {run.step:,} steps, {run.episodes:,} episodes; nothing was changed. "
+                "Train on with more --num-episodes or --total-steps"
+            )
+            return 0
+        if config != stored:  # where the run is going now, so that the next --resume goes there too
+            write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
+        return _drive(run)
+
+
+def _is_unfinished(args: argparse.Namespace) -> bool:
+    experiment = Experiment(_needed_name(args), Path(args.experiments_dir))
+    if experiment.checkpoint("final").is_file():
+        raise ConfigError(
+            f"--resume auto: {experiment.path} holds a finished model but no last.pt to continue from; "
+            "choose another --experiment-name, or replace it with --overwrite"
+        )
+    return experiment.exists()
 
 
 def _has_run(args: argparse.Namespace) -> bool:
@@ -87,7 +127,7 @@ def _has_run(args: argparse.Namespace) -> bool:
 def _needed_name(args: argparse.Namespace) -> str:
     if args.experiment_name is None:
         raise ConfigError("--resume needs --experiment-name")
-    return Experiment.check_new(args.experiment_name, args.experiments_dir, resume=True)
+    return Experiment.check_new(args.experiment_name, args.experiments_dir, args.overwrite, resume=True)
 
 
 def _config(args: argparse.Namespace) -> Config:
@@ -95,10 +135,10 @@ def _config(args: argparse.Namespace) -> Config:
     return cfg.make_config(args.command, cli.config_flags(args), file)
 
 
-def _resumed_config(args: argparse.Namespace, experiment: Experiment) -> Config:
+def _resumed_config(args: argparse.Namespace, experiment: Experiment, stored: Config) -> Config:
     """The experiment's own options; a flag may only repeat them or change one of RESUMABLE."""
-    stored = _stored_config(experiment)
     flags = cli.config_flags(args)
+    cfg.refuse_idle_flags(flags, {part: type(getattr(stored, part)) for part in cfg.PARTS})
     wanted = _config(args).to_dict() if args.config else {}
     changes = {}
     for part in cfg.PARTS:
@@ -111,8 +151,9 @@ def _resumed_config(args: argparse.Namespace, experiment: Experiment) -> Config:
             if part == "run" and name in RESUMABLE:
                 changes[name] = asked
             else:
+                flag = "--" + key.replace("_", "-")
                 raise ConfigError(
-                    f"--resume continues '{experiment.name}' as it was: --{key.replace('_', '-')} is {value}, got {asked}; "
+                    f"--resume continues '{experiment.name}' as it was: {flag} is {value}, got {asked}; "
                     "leave the option out, or start another experiment"
                 )
     return dataclasses.replace(stored, run=dataclasses.replace(stored.run, **changes))
@@ -137,7 +178,7 @@ def _drive(run: Run) -> int:
             reporter.close()
             stderr.print(f"training stopped: {error}")
             status = 1
-    if run.config.run.plot_training:
+    if run.config.run.plot_training and experiment.metrics_size():
         draw_training_curves(experiment, run.config)
     if status >= 128:
         again = f"--experiment-name {experiment.name} --resume"
@@ -155,6 +196,7 @@ def _signals() -> Iterator[list[int]]:
     def note(number: int, _frame: Any) -> None:
         received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C leaves at once
+        os.write(2, b"\nfinishing the step and saving; Ctrl-C again leaves without\n")  # print is not safe here
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -182,6 +224,8 @@ class Reporter:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=stderr,
+            redirect_stdout=sys.stdout.isatty(),  # else lines meant for a file would go to the screen instead
+            redirect_stderr=False,
         )
         total = self.config.run.total_steps or self.config.run.num_episodes
         self.task = self.bar.add_task(self.experiment.name, total=total, completed=self._completed(), note="")
@@ -191,11 +235,11 @@ class Reporter:
         return self.run.step if self.config.run.total_steps else self.run.episodes
 
     def _tensorboard(self) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError("--tensorboard needs the extra: pip install -e '.[tensorboard]'") from error
-        return SummaryWriter(str(self.experiment.path / "tensorboard"))
+        from torch.utils.tensorboard import SummaryWriter
+
+        # A resumed run makes the events after its checkpoint again.
+        purge_step = self.run.step + 1 if self.run.step else None
+        return SummaryWriter(str(self.experiment.path / "tensorboard"), purge_step=purge_step)
 
     def __enter__(self) -> Reporter:
         self.bar.start()
@@ -218,10 +262,12 @@ class Reporter:
         stdout.print(f"{env}: {core}, {weights:,} weights on {run.device}, {run.num_lanes} lanes; {where}")
         stdout.print(f"replay: {config.learner.replay}, {run.replay.nbytes / 2**20:,.0f} MiB when full")  # type: ignore[attr-defined]
         limit = config.env.max_episode_steps  # type: ignore[attr-defined]
-        longest = getattr(run.lanes.envs[0], "trial_steps", 0)
+        longest: int = run.lanes.envs[0].trial_steps
         if limit is not None and longest > limit:
-            stderr.print(f"note: a trial of {env} takes {longest} steps and an episode ends after {limit}, so no trial "
-                         "is ever completed: raise --max-episode-steps")  # fmt: skip
+            stderr.print(
+                f"note: a trial of {env} takes {longest} steps and an episode ends after {limit}, so no trial is "
+                "completed, or hardly any: raise --max-episode-steps"
+            )
 
     def rows(self, rows: list[dict[str, Any]]) -> None:
         """Show what one vector step logged."""
@@ -230,7 +276,6 @@ class Reporter:
                 self.recent.append(row)
                 every = self.config.run.print_freq
                 if every and row["episode"] % every == 0:
-                    self.bar.console.file.flush()
                     stdout.print(self._line(row))
                     self.recent.clear()
             elif row["kind"] == "eval":
@@ -287,6 +332,14 @@ class Reporter:
         stdout.print(f"next: python main.py eval --experiment-name {self.experiment.name}")
 
 
+def _check_tensorboard(config: Config) -> None:
+    if config.run.tensorboard:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise ConfigError("--tensorboard needs the extra: pip install -e '.[tensorboard]'") from error
+
+
 def draw_training_curves(experiment: Experiment, config: Config) -> Path:
     """plots/training_curves.png from metrics.jsonl."""
     import visualize
@@ -306,11 +359,15 @@ def draw_training_curves(experiment: Experiment, config: Config) -> Path:
 
 
 def _list_envs() -> int:
-    table = Table("task", "obs", "actions", "dt (ms)", "steps/trial", "trainable", box=None)
-    for task in list_tasks():
-        sizes = (str(task.obs_dim), str(task.n_actions), f"{task.dt_ms:g}", str(task.trial_steps))
-        table.add_row(task.name, *sizes, "yes" if task.trainable else f"no: {task.why_not}")
-    stdout.print(table)
+    tasks = list_tasks()
+    wide = max(len(task.name) for task in tasks)
+    lines = [f"{'task':{wide}} {'obs':>4} {'actions':>7} {'dt (ms)':>7} {'trial':>5}  trainable"]
+    for task in tasks:
+        sizes = f"{task.obs_dim:4} {task.n_actions:7} {task.dt_ms:7g} {task.trial_steps:5}"
+        lines.append(f"{task.name:{wide}} {sizes}  {'yes' if task.trainable else 'no'}")
+    lines.append(f"{len(tasks)} tasks; 'trial' is the mean length of a trial in steps. Not trainable:")
+    lines += [f"  {task.name}: {task.why_not}" for task in tasks if not task.trainable]
+    stdout.print("\n".join(lines))
     return 0
 
 
@@ -340,7 +397,8 @@ def load_policy(args: argparse.Namespace) -> tuple[Experiment, Config, Any]:
         network.load_state_dict(saved["network"])
     except (RuntimeError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"--checkpoint {path} does not fit {experiment.config_path} (core {config.core.name})"
+            f"--checkpoint {path} does not fit {experiment.config_path}: that is a {config.core.name} of its own "
+            "sizes; take a checkpoint of this experiment"
         ) from error
     return experiment, config, network.requires_grad_(False)
 
@@ -352,7 +410,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
     file = experiment.eval_dir / f"{Path(args.checkpoint).stem}_seed{args.seed}.json"
     write_json(file, {**scores, "checkpoint": args.checkpoint, "seed": args.seed, "episode_seeds": seeds})
     if args.json:
-        print(json.dumps(json.loads(json.dumps(scores)), allow_nan=False), flush=True)
+        stdout.print(json.dumps(scores, allow_nan=False))
     else:
         _print_scores(config, scores)
         stdout.print(f"written to {file}")
@@ -381,6 +439,14 @@ def _evaluate(
         result = Evaluation(*map(np.concatenate, zip(result, evaluate(network, envs, more, reset), strict=True)))
     policies = REFERENCE_POLICIES if neurogym else {"random": REFERENCE_POLICIES["random"]}
     scripted = {name: run_scripted(policy, envs[0], seeds) for name, policy in policies.items()}
+    if neurogym and not envs[0].has_ground_truth:
+        del scripted["ground_truth"]
+    if neurogym and len(result.performance) == 0:
+        longest: int = envs[0].trial_steps
+        stderr.print(
+            f"note: no trial was completed: one takes {longest} steps, and an episode ends after "
+            f"{config.env.max_episode_steps} (--max-episode-steps of the training)"  # type: ignore[attr-defined]
+        )
     return result, scripted, seeds
 
 
@@ -401,12 +467,9 @@ def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation
     if not isinstance(config.env, cfg.NeuroGymConfig):
         return scores
     per_trial = {name: _mean(other.trial_returns) for name, other in scripted.items()}
-    known = "ground_truth" in scripted and len(scripted["ground_truth"].decision_correct) > 0
-    score = (
-        normalised_score(_mean(result.trial_returns), per_trial["random"], per_trial["ground_truth"])
-        if known
-        else np.nan
-    )
+    score = np.nan
+    if "ground_truth" in scripted:
+        score = normalised_score(_mean(result.trial_returns), per_trial["random"], per_trial["ground_truth"])
     scores |= {
         "trials": len(result.performance),
         "accuracy": _json_number(_mean(result.performance)),
@@ -416,9 +479,11 @@ def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation
         "trial_return_mean": _json_number(_mean(result.trial_returns)),
         "normalised_score": _json_number(score),
     }
-    for name, other in scripted.items():
-        scores[f"{name}_accuracy"] = _json_number(_mean(other.performance))
-        scores[f"{name}_trial_return_mean"] = _json_number(per_trial[name])
+    for name in REFERENCE_POLICIES:  # null where a task knows no right actions
+        known = scripted.get(name)
+        scores[f"{name}_return_mean"] = float(known.returns.mean()) if known else None
+        scores[f"{name}_accuracy"] = _json_number(_mean(known.performance)) if known else None
+        scores[f"{name}_trial_return_mean"] = _json_number(per_trial[name]) if known else None
     for name, value in REFERENCES.get(config.env.env_name, {}).items():
         scores[f"{name}_accuracy"] = value
     return scores
@@ -450,48 +515,48 @@ def _print_scores(config: Config, scores: dict[str, Any]) -> None:
     def text(value: Any, digits: int = 3) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
+    def interval(ends: Any, digits: int = 3) -> str:
+        return "" if ends is None or ends[0] is None else f"[{text(ends[0], digits)}, {text(ends[1], digits)}]"
+
     neurogym = "trials" in scores
     title = f"{config.env.env_name}, {config.core.name}, greedy"  # type: ignore[attr-defined]
-    table = Table(title=title, title_justify="left", box=None)
-    for column in ("policy", "return", *(("accuracy", "return per trial") if neurogym else ())):
-        table.add_column(column, justify="left" if column == "policy" else "right")
-    low, high = scores["return_ci95"]
-    own = [f"{text(scores['return_mean'])} ± {text(scores['return_std'])}  [{text(low)}, {text(high)}]"]
-    if neurogym:
-        interval = f"[{text(scores['accuracy_ci95'][0])}, {text(scores['accuracy_ci95'][1])}]"
-        own += [f"{text(scores['accuracy'])}  {interval}", text(scores["trial_return_mean"])]
-    table.add_row("agent (± std, 95 % interval)", *own, style="bold")
-    names = {"random": "random", "never_act": "never acting", "ground_truth": "the task's ground truth"}
-    for key, name in names.items():
-        if f"{key}_return_mean" in scores:
-            row = [text(scores[f"{key}_return_mean"])]
-            if neurogym:
-                row += [text(scores[f"{key}_accuracy"]), text(scores[f"{key}_trial_return_mean"])]
-            table.add_row(name, *row)
-    for key, name in {"guessing": "guessing at the decision", "ideal": "ideal observer"}.items():
-        if f"{key}_accuracy" in scores:
-            table.add_row(name, "", text(scores[f"{key}_accuracy"]), "")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("policy", no_wrap=True)
+    for column in ("return", "95 % interval", *(("accuracy", "95 % interval", "per trial") if neurogym else ())):
+        table.add_column(column, justify="right", no_wrap=True)
+    for key, name in POLICY_NAMES.items():
+        prefix = f"{key}_" if key else ""
+        if not any(scores.get(f"{prefix}{what}") is not None for what in ("return_mean", "accuracy")):
+            continue
+        row = [text(scores.get(f"{prefix}return_mean")), interval(scores.get(f"{prefix}return_ci95"))]
+        if neurogym:
+            row += [text(scores.get(f"{prefix}accuracy")), interval(scores.get(f"{prefix}accuracy_ci95"))]
+            row.append(text(scores.get(f"{prefix}trial_return_mean")))
+        table.add_row(name, *row, style="" if key else "bold")
     stdout.print(table)
-    low, high = scores["length_ci95"]
-    length = (
-        f"length {text(scores['length_mean'], 1)} ± {text(scores['length_std'], 1)} [{text(low, 1)}, {text(high, 1)}]"
-    )
-    parts = [f"{scores['episodes']} episodes, {length}"]
+    lines = [
+        f"{scores['episodes']} episodes, standard deviation of the return {text(scores['return_std'])}",
+        f"length {text(scores['length_mean'], 1)} ± {text(scores['length_std'], 1)}, "
+        f"95 % interval {interval(scores['length_ci95'], 1)}",
+    ]
     if neurogym:
-        parts.append(f"{scores['trials']} trials, {scores['aborts']} aborted")
-        parts.append(f"correct at decision steps {text(scores['decision_accuracy'])}")
-        parts.append(f"normalised score {text(scores['normalised_score'])} (random 0, ground truth 1)")
-    stdout.print("; ".join(parts))
+        lines.append(
+            f"{scores['trials']} trials, {scores['aborts']} aborted; "
+            f"right at decision steps {text(scores['decision_accuracy'])}"
+        )
+        lines.append(f"normalised score {text(scores['normalised_score'])} (random 0, ground truth 1)")
+    stdout.print("\n".join(lines))
 
 
 def render(args: argparse.Namespace) -> int:
     import visualize
 
+    _checked_output(args)
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory, but looks for a screen
     experiment, config, network = load_policy(args)
     neurogym = isinstance(config.env, cfg.NeuroGymConfig)
-    output = Path(args.output) if args.output else experiment.videos_dir / f"episode_{args.seed}.gif"
-    if not output.parent.is_dir():
-        raise ConfigError(f"--output {output}: there is no folder {output.parent}")
+    output = _checked_output(args) or experiment.videos_dir / f"episode_{args.seed}.gif"
     env = build.make_env(config.env, render_mode="rgb_array")
     seed = EpisodeSeeds("eval", args.seed)()
     options = {
@@ -501,12 +566,29 @@ def render(args: argparse.Namespace) -> int:
     }
     episode = next(record_episodes(network, env, [seed], **options))
     if neurogym:
-        frames = visualize.neurogym_frames(episode)
+        episode["dt_ms"] = np.array(float(env.dt_ms))
+        frames = visualize.neurogym_frames(episode, env.channel_names)
     else:
         frames = visualize.gym_frames(episode["frames"], episode["q_values"], episode["actions"], episode["rewards"])
     visualize.write_video(output, frames, args.fps or (10 if neurogym else 30))
     stdout.print(f"{len(episode['actions'])} steps, return {episode['rewards'].sum():.2f}: {output}")
     return 0
+
+
+def _checked_output(args: argparse.Namespace) -> Path | None:
+    if args.output is None:
+        return None
+    output = Path(args.output)
+    if output.suffix not in (".gif", ".mp4"):
+        raise ConfigError(f"--output must end in .gif or .mp4, got {args.output!r}")
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output {output}: there is no folder {output.parent}; make it or choose another")
+    if output.suffix == ".mp4":
+        try:
+            import imageio_ffmpeg  # noqa: F401
+        except ImportError as error:
+            raise ConfigError("--output FILE.mp4 needs the extra: pip install -e '.[video]'") from error
+    return output
 
 
 def analyze(args: argparse.Namespace) -> int:
@@ -541,8 +623,12 @@ def _collect(args: argparse.Namespace) -> None:
             bar.advance(task)
     if not episodes:
         raise ConfigError(f"--max-megabytes {args.max_megabytes} does not hold one episode; raise it")
-    activity = {name: np.concatenate([episode[name] for episode in episodes]) for name in episodes[0]}
-    activity["dt_ms"] = np.array(float(getattr(env, "dt_ms", 0.0)))
+    activity = join_episodes(episodes)
+    activity["dt_ms"] = np.array(float(env.dt_ms))
+    if args.color_by:
+        import pca_analysis
+
+        pca_analysis.colour_values(activity, args.color_by)  # refuses what is not there, before anything is written
     path = experiment.analysis_dir / "activity.npz"
     write_npz(path, activity)
     steps, megabytes = len(activity["actions"]), path.stat().st_size / 2**20
@@ -553,7 +639,7 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     from model_utils import atomic_file
 
     with atomic_file(path) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _plot(args: argparse.Namespace) -> None:
@@ -606,9 +692,8 @@ def _plot(args: argparse.Namespace) -> None:
     write_json(folder / "pca.json", summary)
     for name, fit in fits.items():
         share = 100 * fit.explained_variance_ratio[:3].sum()
-        stdout.print(
-            f"{name}: participation ratio {fit.participation_ratio:.2f}, three components hold {share:.0f} % of the variance"
-        )
+        ratio = f"participation ratio {fit.participation_ratio:.2f}"
+        stdout.print(f"{name}: {ratio}, three components hold {share:.0f} % of the variance")
     stdout.print("drawn: " + ", ".join(str(path) for path in [*written, folder / "pca.json"]))
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 
 class ConfigError(ValueError):
@@ -53,7 +54,7 @@ class Section:
 def fields_of(section: type) -> list[tuple[dataclasses.Field, Any]]:
     """The fields of a section with their types."""
     hints = typing.get_type_hints(section)
-    return [(field, hints[field.name]) for field in dataclasses.fields(section)]  # type: ignore[arg-type]
+    return [(field, hints[field.name]) for field in dataclasses.fields(section)]
 
 
 def unwrap_optional(kind: Any) -> tuple[Any, bool]:
@@ -76,10 +77,14 @@ def check_value(field: dataclasses.Field, kind: Any, value: Any) -> Any:
         return value
     if typing.get_origin(kind) is dict:
         kind = dict
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) <= LARGEST:
         value = float(value)
     if type(value) is not kind:
-        raise ConfigError(f"{name} must be {_TYPE_NAMES[kind]}, got {value!r}")
+        raise ConfigError(f"{name} must be {_TYPE_NAMES[kind]}, got {_shortened(value)}")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{name} must be finite, got {value}")
+    if kind is int and abs(value) > LARGEST:
+        raise ConfigError(f"{name} must be at most {LARGEST}, got {_shortened(value)}")
     low, high, above = rule["low"], rule["high"], rule["above"]
     too_low = (low is not None and not value >= low) or (above is not None and not value > above)
     if too_low or (high is not None and not value <= high):
@@ -87,7 +92,13 @@ def check_value(field: dataclasses.Field, kind: Any, value: Any) -> Any:
     return value
 
 
+LARGEST = 10**15  # beyond it, products of sizes overflow, and no float tells neighbours apart
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "KEY=VALUE"}
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _range_text(low, high, above) -> str:
@@ -146,7 +157,7 @@ class CoreConfig(Section):
 @dataclass(frozen=True)
 class MPNConfig(CoreConfig, name="mpn"):
     hidden_dim: int = option(128, "hidden units per layer", low=1)
-    num_layers: int = option(1, "stacked layers", low=1)
+    num_layers: int = option(1, "stacked layers", low=1, high=100)
     activation: Literal["tanh", "relu", "sigmoid", "linear"] = option("tanh", "activation function f")
     eta: float = option(1.0, "Hebbian learning rate; negative is anti-Hebbian")
     lambda_decay: float = option(0.85, "decay of M per step", low=0.0, high=1.0)
@@ -180,7 +191,7 @@ class FrozenMPNConfig(MPNConfig, name="mpn-frozen"):
 @dataclass(frozen=True)
 class RNNConfig(CoreConfig, name="rnn"):
     hidden_dim: int = option(128, "hidden units per layer", low=1)
-    num_layers: int = option(1, "stacked layers", low=1)
+    num_layers: int = option(1, "stacked layers", low=1, high=100)
 
 
 @dataclass(frozen=True)
@@ -196,7 +207,7 @@ class LSTMConfig(RNNConfig, name="lstm"):
 @dataclass(frozen=True)
 class MLPConfig(CoreConfig, name="mlp"):
     hidden_dim: int = option(128, "hidden units per layer", low=1)
-    num_layers: int = option(1, "stacked layers", low=1)
+    num_layers: int = option(1, "stacked layers", low=1, high=100)
     activation: Literal["tanh", "relu", "sigmoid", "linear"] = option("tanh", "activation function f")
 
 
@@ -254,7 +265,7 @@ class DQNConfig(ReplayConfig, LearnerConfig, name="dqn"):
     double_dqn: bool = option(True, "double DQN: the online network picks the next action")
     loss: Literal["huber", "mse"] = option("huber", "loss on the TD error")
     learning_rate: float = option(3e-3, "Adam's step size", above=0.0)
-    lr_final: float = option(1.0, "step size at the end of the run, as a share of --learning-rate", low=0.0, high=1.0)
+    lr_final: float = option(0.1, "step size at the end of the run, as a share of --learning-rate", low=0.0, high=1.0)
     grad_clip: float = option(10.0, "largest gradient norm", above=0.0)
     target_update: Literal["soft", "periodic"] = option("soft", "how the target network follows")
     target_tau: float = option(0.02, "share of the online weights taken per update, with soft", above=0.0, high=1.0)
@@ -275,19 +286,19 @@ class DQNConfig(ReplayConfig, LearnerConfig, name="dqn"):
 class RunConfig(Section):
     num_episodes: int = option(1_000, "episodes, over all lanes", low=1)
     total_steps: int | None = option(None, "environment steps; overrides --num-episodes", low=1)
-    num_envs: int = option(20, "environment lanes that step together", low=1)
+    num_envs: int = option(20, "environment lanes that step together", low=1, high=10_000)
     reset_state_on_trial: bool = option(False, "reset the core's state at every trial, not only at episodes")
     seed: int = option(0, "random seed of everything", low=0, high=2**31 - 1)
     eval_freq: int = option(
         7_500, "environment steps between greedy evaluations that choose best_model.pt; 0: only at the end", low=0
     )
-    eval_episodes: int = option(100, "episodes per such evaluation", low=1)
+    eval_episodes: int = option(100, "episodes per such evaluation", low=1, high=100_000)
     checkpoint_freq: int = option(50_000, "environment steps between writes of last.pt; 0: only at the end", low=0)
     print_freq: int = option(100, "episodes between printed lines; 0: none", low=0)
     plot_training: bool = option(True, "draw plots/training_curves.png")
     tensorboard: bool = option(False, "also write TensorBoard event files")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where the networks live")
-    threads: int = option(1, "CPU threads; small networks are fastest on one", low=1)
+    threads: int = option(1, "CPU threads; small networks are fastest on one", low=1, high=256)
 
 
 @dataclass(frozen=True)
@@ -309,7 +320,7 @@ class Config:
 
 # Parts that come in kinds: the flag that chooses, and the base class that registers them.
 KINDS: dict[str, tuple[str, type]] = {
-    "env": ("--env-family", EnvConfig),
+    "env": ("env.name", EnvConfig),  # no flag: the command chooses
     "core": ("--core", CoreConfig),
     "learner": ("--algo", LearnerConfig),
 }
@@ -319,7 +330,16 @@ PARTS = ("env", "core", "encoder", "learner", "run")
 # Where a training command starts from something else than the fields' own defaults.
 COMMAND_DEFAULTS: dict[str, dict[str, Any]] = {
     "train-neurogym": {"env": "neurogym", "core": "mpn", "learner": "dqn"},
-    "train": {"env": "gymnasium", "core": "mpn", "learner": "dqn"},
+    "train": {
+        "env": "gymnasium",
+        "core": "mpn",
+        "learner": "dqn",
+        "gamma": 0.99,
+        "learning_rate": 1e-3,
+        "total_steps": 150_000,  # episodes of control tasks grow a hundredfold while they are learned
+        "eval_freq": 5_000,
+        "eval_episodes": 50,
+    },
 }
 
 
@@ -330,7 +350,7 @@ def section_classes(part: str) -> list[type]:
 
 def default_of(command: str, field: dataclasses.Field) -> Any:
     """A field's default under a training command."""
-    own = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    own = cast(Any, field).default_factory() if field.default is dataclasses.MISSING else field.default
     return COMMAND_DEFAULTS[command].get(field.name, own)
 
 
@@ -344,22 +364,30 @@ def make_config(command: str, flags: Mapping[str, Any], file: Mapping[str, Any] 
     Raises: ConfigError for an unknown key, a flag that would do nothing, or a value out of range.
     """
     file = file or {}
+    asked = {**file.get("run", {}), **flags}
+    if "num_episodes" in asked and "total_steps" not in asked:
+        flags = {**flags, "total_steps": None}  # a default does not override what was asked for
     unknown = [key for key in file if key not in (*PARTS, "versions")]
     if unknown:
         raise ConfigError(f"unknown section {unknown[0]!r} in the configuration{nearest(unknown[0], PARTS)}")
     classes = {part: _choose_class(part, command, flags, file.get(part, {})) for part in PARTS}
-    _refuse_idle_flags(flags, classes)
+    refuse_idle_flags(flags, classes)
     return _assemble(
         {part: _make_section(part, cls, command, flags, file.get(part, {})) for part, cls in classes.items()}
     )
 
 
 def config_from_dict(nested: Mapping[str, Any]) -> Config:
-    """The configuration that `Config.to_dict` wrote; every key must be there and known."""
-    missing = [part for part in PARTS if part not in nested]
-    if missing:
-        raise ConfigError(f"the configuration has no section {missing[0]!r}")
-    return make_config("train", {}, nested)
+    """The configuration that `Config.to_dict` wrote: every section must be there, and every key known.
+
+    A key that is missing, of an option younger than the file, takes its default.
+    """
+    for part in PARTS:
+        if not isinstance(nested.get(part), Mapping):
+            raise ConfigError(f"the configuration has no section {part!r}")
+        if part in KINDS and "name" not in nested[part]:
+            raise ConfigError(f"section {part!r} of the configuration has no 'name'")
+    return make_config("train-neurogym" if nested["env"]["name"] == "neurogym" else "train", {}, nested)
 
 
 def read_config_file(path: str) -> dict[str, Any]:
@@ -380,27 +408,26 @@ def _choose_class(part: str, command: str, flags: Mapping[str, Any], given: Mapp
     if part in FIXED:
         return FIXED[part]
     flag, base = KINDS[part]
-    name = flags.get(part) or given.get("name") or COMMAND_DEFAULTS[command][part]
+    name = flags.get(part, given.get("name", COMMAND_DEFAULTS[command][part]))
     registry = base.registry  # type: ignore[attr-defined]
-    if name not in registry:
-        raise ConfigError(f"{flag} must be one of {', '.join(registry)}, got {name!r}{nearest(str(name), registry)}")
+    if not isinstance(name, str) or name not in registry:
+        hint = nearest(str(name), registry)
+        raise ConfigError(f"{flag} must be one of {', '.join(registry)}, got {_shortened(name)}{hint}")
     return registry[name]
 
 
-def _refuse_idle_flags(flags: Mapping[str, Any], classes: Mapping[str, type]) -> None:
+def refuse_idle_flags(flags: Mapping[str, Any], classes: Mapping[str, type]) -> None:
     """A flag that the chosen parts do not read is a mistake, not a wish."""
     used = {field.name for cls in classes.values() for field in dataclasses.fields(cls)} | set(KINDS)
     for name in flags:
         if name in used:
             continue
-        owners = {
-            f"{KINDS[part][0]} {cls.name}": next(f for f in dataclasses.fields(cls) if f.name == name)
-            for part in KINDS
-            for cls in section_classes(part)
-            if name in {field.name for field in dataclasses.fields(cls)}
-        }
+        owners: dict[str, dataclasses.Field] = {}
+        for part, (kind, _) in KINDS.items():
+            for cls in cast(Any, section_classes(part)):
+                owners |= {f"{kind} {cls.name}": field for field in dataclasses.fields(cls) if field.name == name}
         flag = flag_of(next(iter(owners.values())))
-        chosen = ", ".join(f"{KINDS[part][0]} {classes[part].name}" for part in KINDS)  # type: ignore[attr-defined]
+        chosen = ", ".join(f"{kind} {cast(Any, classes[part]).name}" for part, (kind, _) in KINDS.items())
         raise ConfigError(f"{flag} does nothing with {chosen}; it belongs to {', '.join(owners)}")
 
 
@@ -423,7 +450,7 @@ def _make_section(part: str, cls: type, command: str, flags: Mapping[str, Any], 
 
 def _assemble(sections: dict[str, Any]) -> Config:
     config = Config(**sections)
-    learner = config.learner
+    learner: Any = config.learner
     if getattr(learner, "epsilon_end", 0.0) > getattr(learner, "epsilon_start", 1.0):
         raise ConfigError(
             f"--epsilon-end must not exceed --epsilon-start, got {learner.epsilon_end} > {learner.epsilon_start}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import warnings
 from typing import Any
@@ -23,13 +24,20 @@ VELOCITIES: dict[str, tuple[int, ...]] = {
 
 
 class FlatObservation(gymnasium.ObservationWrapper):
-    """Box, Discrete (one-hot) and Dict observations as one float32 vector, without the entries `hidden`."""
+    """Box, Discrete (one-hot) and Dict observations as one float32 vector, without the entries `hidden`.
+
+    A Gymnasium task has neither trials nor a clock; what `NeuroGymWrapper` tells of them is empty here.
+    """
+
+    trial_steps, dt_ms = 0, 0.0
 
     def __init__(self, env: gymnasium.Env, hidden: tuple[int, ...] = ()) -> None:
         super().__init__(env)
         self.inner = env.observation_space
         self.kept = np.delete(np.arange(spaces.flatdim(self.inner)), hidden)
         self.observation_space = spaces.Box(-np.inf, np.inf, (len(self.kept),), np.float32)
+        self.n_actions = int(env.action_space.n) if isinstance(env.action_space, spaces.Discrete) else 0
+        self.conditions: dict[str, Any] = {}
 
     def observation(self, observation: Any) -> np.ndarray:
         return np.asarray(spaces.flatten(self.inner, observation), np.float32)[self.kept]
@@ -45,36 +53,41 @@ def make_gymnasium(
     """A Gymnasium task with a flat observation.
 
     Args:
-        env_name: Gymnasium id.
+        env_name: Gymnasium id; "package.module:Name-v0" imports the module that registers it first.
         env_args: arguments of its constructor.
         max_episode_steps: time limit that truncates; None: the task's own.
         mask_velocity: hide the velocities (tasks of `VELOCITIES` only).
         render_mode: rgb_array to film it.
     Raises: ConfigError for an unknown id or argument, or a task whose velocities are not known.
     """
-    spec = _spec(env_name)
+    spec = find_spec(env_name)
+    if "render_mode" in (env_args or {}):
+        raise ConfigError("--env-arg must not set render_mode; the render command does")
     if mask_velocity and env_name not in VELOCITIES:
         raise ConfigError(f"--mask-velocity knows the velocities of {', '.join(VELOCITIES)}, not of {env_name}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecation notes of Gymnasium about its own tasks
         try:
-            env = gymnasium.make(
-                spec, max_episode_steps, disable_env_checker=True, **{"render_mode": render_mode, **(env_args or {})}
-            )
-        except (TypeError, ValueError, AssertionError, gymnasium.error.Error, ImportError) as error:
-            reason = str(error).splitlines()[0]
+            how = {} if render_mode is None else {"render_mode": render_mode}  # not every task takes one
+            env = gymnasium.make(spec, max_episode_steps, disable_env_checker=True, **how, **(env_args or {}))
+        except Exception as error:  # whatever a task's constructor may raise
+            reason = " ".join(str(error).split()).partition(" was raised from")[0] or type(error).__name__
             raise ConfigError(f"--env-name {env_name} cannot be made: {reason}{_arguments(spec, env_args)}") from error
     if not isinstance(spaces.flatten_space(env.observation_space), spaces.Box):
         raise ConfigError(f"--env-name {env_name} has observations of no fixed size: {env.observation_space}")
     return FlatObservation(env, VELOCITIES[env_name] if mask_velocity else ())
 
 
-def _spec(env_name: str) -> Any:
+def find_spec(env_name: str) -> Any:
+    """Gymnasium's entry for an id. Raises: ConfigError with the nearest ids."""
+    module, _, name = env_name.rpartition(":")
     try:
-        return gymnasium.spec(env_name)
+        if module:
+            importlib.import_module(module)
+        return gymnasium.spec(name)
     except (gymnasium.error.Error, ImportError, ValueError):
         pass
-    close = nearest(env_name, gymnasium.registry)
+    close = nearest(name, [known for known in gymnasium.registry if "/" in name or "/" not in known])
     raise ConfigError(
         f"--env-name must be a Gymnasium id such as CartPole-v1, got {env_name!r}{close or ';'} "
         "NeuroGym tasks: python main.py train-neurogym --list-envs"
@@ -87,4 +100,4 @@ def _arguments(spec: Any, env_args: dict[str, Any] | None) -> str:
         return ""
     creator = gymnasium.envs.registration.load_env_creator(spec.entry_point)
     names = [name for name in inspect.signature(creator).parameters if name not in ("self", "render_mode")]
-    return f"; its arguments are {', '.join(names) or 'none'}"
+    return f"; it takes {', '.join(names) or 'none'}"

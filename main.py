@@ -5,6 +5,7 @@ torch and the tasks are imported inside the commands, so that --help answers at 
 
 from __future__ import annotations
 
+import os
 import sys
 
 import cli
@@ -13,18 +14,40 @@ from config import ConfigError
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit status."""
-    parser = cli.make_parser()
-    args = parser.parse_args(argv)
+    try:
+        return _run(cli.parse(argv))
+    finally:
+        _flush()
+
+
+def _run(args) -> int:
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # pygame greets on stdout, where results belong
     try:
         import commands
 
         return commands.COMMANDS[args.command](args)
     except ConfigError as error:
-        print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
-        return 2
+        return _refuse(args, str(error), 2)
+    except MemoryError as error:
+        reason = f"out of memory ({error})" if str(error) else "out of memory"
+        return _refuse(args, f"{reason}; lower --hidden-dim, --buffer-size or the batch size", 2)
+    except OSError as error:
+        return _refuse(args, f"{error.filename or 'system'}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
-        print(f"{parser.prog} {args.command}: interrupted", file=sys.stderr)
-        return 130
+        return _refuse(args, "interrupted", 130)
+
+
+def _refuse(args, message: str, status: int) -> int:
+    print(f"main.py {args.command}: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _flush() -> None:
+    """A reader that has left, as `| head` does, is no error: what is still to be said goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -148,13 +148,23 @@ def _learn(q: Tensor, action: Tensor, targets: Tensor, batch: Batch, config: DQN
 
 
 class DQNLearner:
-    """(Double) DQN over sequences: acts, learns from batches, and saves everything that it needs to go on."""
+    """(Double) DQN over sequences: acts, learns from batches, and saves everything that it needs to go on.
+
+    Source: Mnih et al. 2015; van Hasselt et al. 2016. Differs from them: Adam, and by default a target that
+    follows softly, target += tau (online - target) at every update (Lillicrap et al. 2016).
+
+    Args:
+        network: the online network; it is moved to `device` and trained in place.
+        config: every option of the algorithm.
+        seed: of exploration.
+    """
 
     def __init__(self, network: MPNDQN, config: DQNConfig, seed: int, device: torch.device | str = "cpu") -> None:
         self.config, self.device = config, torch.device(device)
         self.online = network.to(self.device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
-        self._online, self._target = list(self.online.parameters()), list(self.target.parameters())
+        self._online: list[Tensor] = list(self.online.parameters())
+        self._target: list[Tensor] = list(self.target.parameters())
         trained = [parameter for parameter in self._online if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
         self.generator = torch.Generator().manual_seed(seed)
@@ -201,12 +211,14 @@ class DQNLearner:
             torch._foreach_copy_(self._target, self._online)
 
     def state_dict(self) -> dict[str, Any]:
+        """Networks, optimiser, schedules, counter and generator: a learner that loads it goes on bit for bit."""
         return {
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),  # with the step size that `set_progress` chose
             "generator": self.generator.get_state(),
             "updates": self.updates,
+            "epsilon": self.epsilon,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -214,7 +226,7 @@ class DQNLearner:
         self.target.load_state_dict(saved["target"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.generator.set_state(saved["generator"].cpu())
-        self.updates = saved["updates"]
+        self.updates, self.epsilon = saved["updates"], saved["epsilon"]
 
 
 def epsilon_at(progress: float, config: DQNConfig) -> float:

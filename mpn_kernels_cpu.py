@@ -1,43 +1,56 @@
 """The MPN scan on the CPU: Numba kernels (the maths stands in `mpn_kernels`) and the torch function around them.
 
-Hidden units never exchange anything within a layer, so a kernel takes one batch row and one block of `L` hidden units at a time, lays
+Hidden units never exchange anything within a layer, so a kernel takes one batch row and one block of L hidden units at a time, lays
 their M out as (D, L) in a scratch buffer that stays in the cache, and walks through all of time. The backward pass walks
 segments of time from the last to the first: each segment's M are computed again from its checkpoint, then
 the adjoint runs back through them.
 
-Threads are Python's own (the kernels release the GIL), as many as torch uses; rows are cut into a fixed number of groups whose
-weight gradients are added in a fixed order, so the result does not depend on the number of threads.
+A kernel is a C function of one table of integers: sizes, and addresses of tensors. Several threads may run it on one table: each takes
+pieces (ranges of rows) until none is left. They are torch's own OpenMP threads, so no second pool fights for the
+cores. Rows are cut into a fixed number of pieces, and their weight gradients are added in a fixed order: results
+do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
+import array
+import ctypes
 import functools
+import hashlib
 import math
-import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import mpn_lanes
 import numba
 import numpy as np
 import torch
+from mpn_lanes import at_least, at_most, flags, floats, load, load_part, prefetch, shift, splat, store, store_part
+from mpn_lanes import take_ticket, total, where_positive
 from numba.core import event
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mpn_lanes import at_least, at_most, load, load_part, prefetch, splat, store, store_part, total, where_positive
-
 TANH, RELU, SIGMOID, LINEAR = range(4)
 ASSOCIATIVE, PRESYNAPTIC, POSTSYNAPTIC, OJA = range(4)
+RULES = {"associative": ASSOCIATIVE, "presynaptic": PRESYNAPTIC, "postsynaptic": POSTSYNAPTIC, "oja": OJA}
+ACTIVATIONS = {"tanh": TANH, "relu": RELU, "sigmoid": SIGMOID, "linear": LINEAR}
+
+# The table that a kernel works from: two counters, sizes, addresses (0: absent).
+(SLOT, TICKET, PIECES, SCRATCH, SIZE, EVERY, B_, T_, D_, H_, XS, WEIGHT, BIAS, ETA, LAMBDA, RESET, M0, M_IN, HS, KEPT,
+ M_OUT, G_HS, G_M, DXS, DW, DB, DETA, DLAMBDA, DM_IN, DM0) = range(30)  # fmt: skip
+
 AHEAD = 8  # steps: how early the cache is asked for h and its gradient
-GROUPS = 16  # of batch rows in the backward pass, each with weight gradients of its own
+MAX_PIECES = 16  # of the batch, at most, in the backward pass, each with weight gradients of its own
 SEGMENT_BYTES = 256 * 1024  # of M in one segment: a share of a core's second-level cache
 PARALLEL_WORK = 2_000_000  # B T D H from which a second thread pays for waking it up
 
 
-# --- one block of hidden units: (D, L) matrices, flat in memory; `at` is where a block starts --------------------------------
+# --- one block of hidden units ------------------------------------------------------------------------------------------------
 
 
 @numba.njit(inline="always")
@@ -81,369 +94,363 @@ def through(g, h, activation):
 
 
 @numba.njit
-def pack(block, at, matrix, i0, L):
-    """Rows i0.. of an (H, D) matrix, as a (D, L) block; zeros beyond H."""
-    H, D = matrix.shape
-    for i in range(L):
-        for j in range(D):
-            block[at + j * L + i] = matrix[i0 + i, j] if i0 + i < H else np.float32(0.0)
+def pack(block, matrix, H, D, L):
+    """Lay an (H, D) matrix out as blocks of (D, L), zeros beyond H."""
+    for i0 in range(0, H, L):
+        for i in range(i0, i0 + L):
+            for j in range(D):
+                block[i0 * D + j * L + i - i0] = matrix[i * D + j] if i < H else np.float32(0.0)
+
+
+@numba.njit(inline="always")
+def read(block, source, offset, n, H, D, L):
+    """Columns offset.. of a (D, H) matrix into a (D, L) block."""
+    for j in range(D):
+        store(block, j * L, load_part(source, offset + j * H, n, L))
+
+
+@numba.njit(inline="always")
+def write(block, target, offset, n, H, D, L):
+    """A (D, L) block into columns offset.. of a (D, H) matrix."""
+    for j in range(D):
+        store_part(target, offset + j * H, load(block, j * L, L), n)
+
+
+@numba.njit(inline="always")
+def rates(h, eta, lam, rule, L):
+    """M_t = decay M_{t-1} + gain pre: Oja's h^2 M_{t-1} is part of the decay."""
+    post = splat(1.0, L) if rule == PRESYNAPTIC else h
+    gain = post * eta
+    decay = splat(lam, L)
+    if rule == OJA:
+        decay = decay - gain * h
+    return post, gain, decay
+
+
+@numba.njit(inline="always")
+def advance(M_next, M, h, x, eta, lam, E, F, D, L, rule, full):
+    """One step of M; E and F are the blocks of eta and lambda if `full`, else the numbers count."""
+    post, gain, decay = rates(h, eta, lam, rule, L)
+    for j in range(D):
+        pre = np.float32(1.0) if rule == POSTSYNAPTIC else x[j]
+        if full:
+            gain = post * load(E, j * L, L)
+            decay = load(F, j * L, L)
+            if rule == OJA:
+                decay = decay - gain * h
+        store(M_next, j * L, decay * load(M, j * L, L) + gain * pre)
 
 
 @functools.cache
-def forward_kernel(L: int, additive: bool, rule: int, activation: int, full: bool) -> Callable[..., None]:
-    """Compile (or load) the scan for `L` lanes; `full`: eta and lambda are (H, D) matrices, not numbers."""
+def forward_kernel(L: int, additive: bool, rule: int, activation: int, full: bool) -> Callable[[int], None]:
+    """The scan with L lanes; `full`: eta and lambda are (H, D) matrices, not numbers."""
 
-    def forward(xs, w, bias, eta, lam, reset, m0, m_in, hs, m_out, kept, every, scratch, first, last):
-        T, D = xs.shape[1:]
-        H = w.shape[0]
-        size = D * L
-        blocks = (H + L - 1) // L
-        M, W = scratch[:size], scratch[size:]
-        E, F = W[blocks * size :], W[2 * blocks * size :]
-        for k in range(blocks):
-            pack(W, k * size, w, k * L, L)
-            if full:
-                pack(E, k * size, eta, k * L, L)
-                pack(F, k * size, lam, k * L, L)
-        for row in range(first, last):
-            for i0 in range(0, H, L):
-                n = min(L, H - i0)
-                at = i0 * D
-                for j in range(D):
-                    store(M, j * L, load_part(m_in, (row * D + j) * H + i0, n, L))
-                for t in range(T):
-                    here = (row * T + t) * H + i0
-                    prefetch(hs, here + AHEAD * H, 1, L)
-                    if reset[row, t]:
+    def forward(table):
+        T, D, H, every, keep = table[T_], table[D_], table[H_], table[EVERY], table[KEPT] != 0
+        xs, hs, bias, kept, reset = floats(table[XS]), floats(table[HS]), floats(table[BIAS]), floats(table[KEPT]), flags(table[RESET])
+        eta, lam = floats(table[ETA])[0], floats(table[LAMBDA])[0]
+        M = shift(floats(table[SCRATCH]), take_ticket(table, SLOT) * table[SIZE])
+        W, E, F = shift(M, D * L), shift(M, D * (L + H + L)), shift(M, D * (L + 2 * (H + L)))
+        pack(W, floats(table[WEIGHT]), H, D, L)
+        if full:
+            pack(E, floats(table[ETA]), H, D, L)
+            pack(F, floats(table[LAMBDA]), H, D, L)
+        while True:
+            piece = take_ticket(table, TICKET)
+            if piece >= table[PIECES]:
+                break
+            for row in range(table[B_] * piece // table[PIECES], table[B_] * (piece + 1) // table[PIECES]):
+                for i0 in range(0, H, L):
+                    n = min(L, H - i0)
+                    Wi, Ei, Fi = shift(W, i0 * D), shift(E, i0 * D), shift(F, i0 * D)
+                    b = load_part(bias, i0, n, L)
+                    read(M, floats(table[M_IN]), row * D * H + i0, n, H, D, L)
+                    for t in range(T):
+                        here = (row * T + t) * H + i0
+                        prefetch(hs, here + AHEAD * H, 1, L)
+                        if reset[row * T + t]:
+                            read(M, floats(table[M0]), i0, n, H, D, L)
+                        if keep and t > 0 and t % every == 0:
+                            slot = row * ((T - 1) // every) + t // every - 1
+                            write(M, kept, slot * D * H + i0, n, H, D, L)
+                        x = shift(xs, (row * T + t) * D)
+                        u = b
                         for j in range(D):
-                            store(M, j * L, load_part(m0, j * H + i0, n, L))
-                    if t > 0 and t % every == 0 and kept.size > 0:
-                        slot = (row * kept.shape[1] + t // every - 1) * D
-                        for j in range(D):
-                            store_part(kept, (slot + j) * H + i0, load(M, j * L, L), n)
-                    u = load_part(bias, i0, n, L)
-                    for j in range(D):
-                        wj, mj = load(W, at + j * L, L), load(M, j * L, L)
-                        u = u + (wj + mj if additive else wj * mj + wj) * xs[row, t, j]
-                    h = activate(u, activation)
-                    store_part(hs, here, h, n)
-                    advance(M, 0, M, 0, h, xs, row, t, eta, lam, E, F, at, L, rule, full)
-                for j in range(D):
-                    store_part(m_out, (row * D + j) * H + i0, load(M, j * L, L), n)
+                            w, m = load(Wi, j * L, L), load(M, j * L, L)
+                            u = u + (w + m if additive else w * m + w) * x[j]
+                        h = activate(u, activation)
+                        store_part(hs, here, h, n)
+                        advance(M, M, h, x, eta, lam, Ei, Fi, D, L, rule, full)
+                    write(M, floats(table[M_OUT]), row * D * H + i0, n, H, D, L)
 
     return _compiled(forward)
 
 
+Block = namedtuple("Block", "A W E F dW dM0 dE dF db segment")  # scratch of one block of hidden units: (D, L) each
+
+
 @numba.njit(inline="always")
-def advance(to, at_to, M, at_m, h, xs, row, t, eta, lam, E, F, at, L, rule, full):
-    """M_t = decay M_{t-1} + gain pre_t, all rules in one: Oja's h^2 M_{t-1} is part of the decay."""
-    D = xs.shape[2]
-    post = splat(1.0, L) if rule == PRESYNAPTIC else h
-    gain = post * eta[0, 0]
-    decay = splat(lam[0, 0], L) - gain * h if rule == OJA else splat(lam[0, 0], L)
+def recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full):
+    """M before every step of t0..t1, from the checkpoint at t0, into block.segment."""
+    T, D, H, every = table[T_], table[D_], table[H_], table[EVERY]
+    xs, hs, reset = floats(table[XS]), floats(table[HS]), flags(table[RESET])
+    n = min(L, H - i0)
+    for t in range(t0, t1):
+        here = (row * T + t) * H + i0
+        M = shift(block.segment, (t - t0) * D * L)
+        prefetch(hs, here + AHEAD * H, 0, L)
+        if reset[row * T + t]:
+            read(M, floats(table[M0]), i0, n, H, D, L)
+        elif t == 0:
+            read(M, floats(table[M_IN]), row * D * H + i0, n, H, D, L)
+        elif t == t0:
+            slot = row * ((T - 1) // every) + t // every - 1
+            read(M, floats(table[KEPT]), slot * D * H + i0, n, H, D, L)
+        else:
+            h = load_part(hs, here - H, n, L)
+            x = shift(xs, (row * T + t - 1) * D)
+            advance(M, shift(M, -D * L), h, x, eta, lam, block.E, block.F, D, L, rule, full)
+
+
+@numba.njit(inline="always")
+def adjoint(block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation, full, input_gradient, first):
+    """One step of the adjoint: A_t becomes A_{t-1}. Returns the step's terms of deta and dlambda, a lane each."""
+    post, gain, decay = rates(h, eta, lam, rule, L)
+    ax, am = splat(0.0, L), splat(0.0, L)  # sum_j A pre and sum_j A M_{t-1}, weighted with eta if that is a matrix
     for j in range(D):
-        pre = np.float32(1.0) if rule == POSTSYNAPTIC else xs[row, t, j]
+        pre = np.float32(1.0) if rule == POSTSYNAPTIC else x[j]
+        a = load(block.A, j * L, L)
         if full:
-            gain = post * load(E, at + j * L, L)
-            decay = load(F, at + j * L, L)
+            a = a * load(block.E, j * L, L)
+        ax = ax + a * pre
+        am = am + a * load(M, j * L, L)
+    scale = np.float32(1.0) if full else eta
+    if rule != PRESYNAPTIC:
+        g_h = g_h + ax * scale
+    if rule == OJA:
+        g_h = g_h - (h * am) * (scale * np.float32(2.0))
+    g_u = through(g_h, h, activation)
+    store(block.db, 0, load(block.db, 0, L) + g_u)
+    for j in range(D):
+        k = j * L
+        a, m, w = load(block.A, k, L), load(M, k, L), load(block.W, k, L)
+        if full:
+            gain = post * load(block.E, k, L)
+            decay = load(block.F, k, L)
+            change = post if rule == POSTSYNAPTIC else post * x[j]
             if rule == OJA:
                 decay = decay - gain * h
-        store(to, at_to + j * L, decay * load(M, at_m + j * L, L) + gain * pre)
+                change = change - h * h * m
+            store(block.dE, k, load(block.dE, k, L) + a * change)
+            store(block.dF, k, load(block.dF, k, L) + a * m)
+        g_ux = g_u * x[j]
+        store(block.dW, k, load(block.dW, k, L) + (g_ux if additive else g_ux * (m + 1.0)))
+        store(block.A, k, decay * a + (g_ux if additive else g_ux * w))
+        if input_gradient:
+            v = g_u * (w + m if additive else w * m + w)
+            if rule != POSTSYNAPTIC:
+                v = v + a * gain
+            dx[j] = total(v) if first else dx[j] + total(v)
+    if rule == OJA:
+        return post * ax - h * h * am, am
+    return post * ax, am
 
 
 @functools.cache
 def backward_kernel(
     L: int, additive: bool, rule: int, activation: int, full: bool, input_gradient: bool
-) -> Callable[..., None]:
-    """Compile (or load) the adjoint of `forward_kernel` for rows first..last, whose sums go to group g."""
+) -> Callable[[int], None]:
+    """The adjoint of `forward_kernel`; each piece of rows has weight gradients of its own."""
 
-    def backward(
-        xs, w, eta, lam, reset, m0, m_in, hs, kept, every, g_hs, g_m,
-        dxs, dw, db, deta, dlam, dm_in, dm0, scratch, g, first, last,
-    ):  # fmt: skip
-        T, D = xs.shape[1:]
-        H = w.shape[0]
-        size = D * L
-        blocks = (H + L - 1) // L
-        A, segment, W = scratch[:size], scratch[size:], scratch[(1 + every) * size :]
-        dW, dM0, DB = W[blocks * size :], W[2 * blocks * size :], W[3 * blocks * size :]
-        E = DB[blocks * L :]
-        F, dE, dF = E[blocks * size :], E[2 * blocks * size :], E[3 * blocks * size :]
+    def backward(table):
+        T, D, H, every = table[T_], table[D_], table[H_], table[EVERY]
+        xs, hs, g_hs, reset, dm0 = floats(table[XS]), floats(table[HS]), floats(table[G_HS]), flags(table[RESET]), floats(table[DM0])
+        eta, lam = floats(table[ETA])[0], floats(table[LAMBDA])[0]
+        width = (H + L - 1) // L * L * D
+        A = shift(floats(table[SCRATCH]), take_ticket(table, SLOT) * table[SIZE])
+        segment = shift(A, D * L)
+        W = shift(segment, every * D * L)
+        E, F = shift(W, width), shift(W, 2 * width)
+        sums = shift(W, 3 * width)  # dW, dM0, dE, dF, db
         zero = splat(0.0, L)
-        for k in range(0, blocks * size, L):
-            store(dW, k, zero)
-            store(dM0, k, zero)
-            if full:
-                store(dE, k, zero)
-                store(dF, k, zero)
-        for k in range(blocks):
-            store(DB, k * L, zero)
-            pack(W, k * size, w, k * L, L)
-            if full:
-                pack(E, k * size, eta, k * L, L)
-                pack(F, k * size, lam, k * L, L)
-        sum_eta, sum_lam = 0.0, 0.0
-        for row in range(first, last):
+        pack(W, floats(table[WEIGHT]), H, D, L)
+        if full:
+            pack(E, floats(table[ETA]), H, D, L)
+            pack(F, floats(table[LAMBDA]), H, D, L)
+        while True:
+            piece = take_ticket(table, TICKET)
+            if piece >= table[PIECES]:
+                break
+            for k in range(0, 4 * width + width // D, L):
+                store(sums, k, zero)
+            deta, dlam = 0.0, 0.0
+            for row in range(table[B_] * piece // table[PIECES], table[B_] * (piece + 1) // table[PIECES]):
+                for i0 in range(0, H, L):
+                    n = min(L, H - i0)
+                    at = i0 * D
+                    block = Block(
+                        A, shift(W, at), shift(E, at), shift(F, at),
+                        shift(sums, at), shift(sums, width + at), shift(sums, 2 * width + at), shift(sums, 3 * width + at),
+                        shift(sums, 4 * width + i0), segment,
+                    )  # fmt: skip
+                    row_eta, row_lam = zero, zero
+                    for j in range(D):
+                        store(A, j * L, zero)
+                    if table[G_M] != 0:
+                        read(A, floats(table[G_M]), row * D * H + i0, n, H, D, L)
+                    for t0 in range((T - 1) // every * every, -1, -every):
+                        t1 = min(t0 + every, T)
+                        recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full)
+                        for t in range(t1 - 1, t0 - 1, -1):
+                            here = (row * T + t) * H + i0
+                            prefetch(g_hs, here - AHEAD * H, 0, L)
+                            h, g_h = load_part(hs, here, n, L), load_part(g_hs, here, n, L)
+                            x, dx = shift(xs, (row * T + t) * D), shift(floats(table[DXS]), (row * T + t) * D)
+                            M = shift(segment, (t - t0) * D * L)
+                            e, f = adjoint(
+                                block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation, full, input_gradient, i0 == 0
+                            )
+                            row_eta, row_lam = row_eta + e, row_lam + f
+                            if reset[row * T + t]:
+                                for k in range(0, D * L, L):
+                                    store(block.dM0, k, load(block.dM0, k, L) + load(A, k, L))
+                                    store(A, k, zero)
+                    if table[DM_IN] != 0:
+                        write(A, floats(table[DM_IN]), row * D * H + i0, n, H, D, L)
+                    deta += total(row_eta)
+                    dlam += total(row_lam)
             for i0 in range(0, H, L):
                 n = min(L, H - i0)
-                at = i0 * D
-                acc_eta, acc_lam = zero, zero
-                for j in range(D):
-                    store(A, j * L, load_part(g_m, (row * D + j) * H + i0, n, L) if g_m.size > 0 else zero)
-                for t0 in range((T - 1) // every * every, -1, -every):
-                    t1 = min(t0 + every, T)
-                    for j in range(D):
-                        if t0 > 0:
-                            k = ((row * kept.shape[1] + t0 // every - 1) * D + j) * H + i0
-                            store(segment, j * L, load_part(kept, k, n, L))
-                        elif reset[row, 0]:
-                            store(segment, j * L, load_part(m0, j * H + i0, n, L))
-                        else:
-                            store(segment, j * L, load_part(m_in, (row * D + j) * H + i0, n, L))
-                    for t in range(t0 + 1, t1):
-                        s = (t - t0) * size
-                        here = (row * T + t) * H + i0
-                        prefetch(hs, here + AHEAD * H, 0, L)
-                        if reset[row, t]:
-                            for j in range(D):
-                                store(segment, s + j * L, load_part(m0, j * H + i0, n, L))
-                        else:
-                            h = load_part(hs, here - H, n, L)
-                            advance(segment, s, segment, s - size, h, xs, row, t - 1, eta, lam, E, F, at, L, rule, full)
-                    for t in range(t1 - 1, t0 - 1, -1):
-                        here = (row * T + t) * H + i0
-                        s = (t - t0) * size
-                        prefetch(hs, here - AHEAD * H, 0, L)
-                        prefetch(g_hs, here - AHEAD * H, 0, L)
-                        h = load_part(hs, here, n, L)
-                        gh = load_part(g_hs, here, n, L)
-                        post = splat(1.0, L) if rule == PRESYNAPTIC else h
-                        ax, am = zero, zero  # sum_j A pre and sum_j A M_{t-1}
-                        for j in range(D):
-                            pre = np.float32(1.0) if rule == POSTSYNAPTIC else xs[row, t, j]
-                            a = load(A, j * L, L)
-                            if full:
-                                a = a * load(E, at + j * L, L)
-                            ax = ax + a * pre
-                            am = am + a * load(segment, s + j * L, L)
-                        if not full:
-                            acc_eta = acc_eta + post * ax
-                            acc_lam = acc_lam + am
-                            if rule == OJA:
-                                acc_eta = acc_eta - h * h * am
-                            ax = ax * eta[0, 0]
-                            am = am * eta[0, 0]
-                        if rule != PRESYNAPTIC:
-                            gh = gh + ax
-                        if rule == OJA:
-                            gh = gh - (h * am) * 2.0
-                        gu = through(gh, h, activation)
-                        store(DB, i0, load(DB, i0, L) + gu)
-                        gain = post * eta[0, 0]
-                        decay = splat(lam[0, 0], L)
-                        if rule == OJA:
-                            decay = decay - gain * h
-                        for j in range(D):
-                            x = xs[row, t, j]
-                            a = load(A, j * L, L)
-                            m = load(segment, s + j * L, L)
-                            wj = load(W, at + j * L, L)
-                            k = at + j * L
-                            if full:
-                                pre = np.float32(1.0) if rule == POSTSYNAPTIC else x
-                                gain = post * load(E, k, L)
-                                decay = load(F, k, L)
-                                change = post * pre
-                                if rule == OJA:
-                                    decay = decay - gain * h
-                                    change = change - h * h * m
-                                store(dE, k, load(dE, k, L) + a * change)
-                                store(dF, k, load(dF, k, L) + a * m)
-                            gx = gu * x
-                            store(dW, k, load(dW, k, L) + (gx if additive else gx * (m + 1.0)))
-                            store(A, j * L, decay * a + (gx if additive else gx * wj))
-                            if input_gradient:
-                                v = gu * (wj + m if additive else wj * m + wj)
-                                if rule != POSTSYNAPTIC:
-                                    v = v + a * gain
-                                dxs[row, t, j] += total(v)
-                        if reset[row, t]:
-                            for j in range(D):
-                                k = at + j * L
-                                store(dM0, k, load(dM0, k, L) + load(A, j * L, L))
-                                store(A, j * L, zero)
-                if dm_in.size > 0:
-                    for j in range(D):
-                        store_part(dm_in, (row * D + j) * H + i0, load(A, j * L, L), n)
-                sum_eta += total(acc_eta)
-                sum_lam += total(acc_lam)
-        for i0 in range(0, H, L):
-            n = min(L, H - i0)
-            store_part(db, g * H + i0, load(DB, i0, L), n)
-            for j in range(D):
-                k = (g * D + j) * H + i0
-                b = i0 * D + j * L
-                store_part(dw, k, load(dW, b, L), n)
-                if dm0.size > 0:
-                    store_part(dm0, k, load(dM0, b, L), n)
+                k = piece * D * H + i0
+                store_part(floats(table[DB]), piece * H + i0, load(sums, 4 * width + i0, L), n)
+                write(shift(sums, i0 * D), floats(table[DW]), k, n, H, D, L)
+                if table[DM0] != 0:
+                    write(shift(sums, width + i0 * D), floats(table[DM0]), k, n, H, D, L)
                 if full:
-                    store_part(deta, k, load(dE, b, L), n)
-                    store_part(dlam, k, load(dF, b, L), n)
-        if not full:
-            deta[g, 0, 0] = sum_eta
-            dlam[g, 0, 0] = sum_lam
+                    write(shift(sums, 2 * width + i0 * D), floats(table[DETA]), k, n, H, D, L)
+                    write(shift(sums, 3 * width + i0 * D), floats(table[DLAMBDA]), k, n, H, D, L)
+            if not full:
+                floats(table[DETA])[piece] = deta
+                floats(table[DLAMBDA])[piece] = dlam
 
     return _compiled(backward)
-
-
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Numba's dispatcher for a kernel, cached on disk where a directory can be written."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no writable cache directory: compile in every process
-        return numba.njit(nogil=True)(function)
 
 
 # --- the torch side -------------------------------------------------------------------------------------------------------
 
 
 class _Announce(event.Listener):
-    """Say once that a kernel is being compiled: the first call then takes seconds."""
+    """Say once that kernels are being compiled, which takes seconds."""
 
     said = False
 
     def on_start(self, happening: event.Event) -> None:
         if not _Announce.said:
             _Announce.said = True
-            print(
-                "mpn: compiling the fused CPU kernels, once per machine (a few seconds) ...",
-                file=sys.stderr,
-                flush=True,
-            )
+            print("compiling the fused MPN kernels (a few seconds, once per machine) ...", file=sys.stderr, flush=True)
 
     def on_end(self, happening: event.Event) -> None:
         pass
 
 
-_ready: set[Any] = set()
+_LANES_VERSION = hashlib.sha256(Path(mpn_lanes.__file__).read_bytes()).hexdigest()[:8]
+
+
+def _compiled(function: Callable[..., None]) -> Callable[[int], None]:
+    """The kernel as a C function of the table's address, from the disk cache where there is one."""
+    function.__qualname__ += f"_{_LANES_VERSION}"  # Numba's cache looks at this file only: tell it about mpn_lanes too
+    signature = numba.void(numba.types.CPointer(numba.int64))
+    with event.install_listener("numba:run_pass", _Announce()):
+        try:
+            kernel = numba.cfunc(signature, cache=True)(function)
+        except RuntimeError:  # no directory to cache in can be written
+            kernel = numba.cfunc(signature)(function)
+    _keep_alive.append(kernel)
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel.address)
+
+
+_keep_alive: list[Any] = []
 _local = threading.local()
-_pools: dict[int, ThreadPoolExecutor] = {}
-os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
 
 
-def _scratch(floats: int) -> np.ndarray:
-    """This thread's own buffer; torch aligns it to cache lines."""
-    buffer = getattr(_local, "buffer", None)
-    if buffer is None or buffer.size < floats:
-        buffer = _local.buffer = torch.empty(floats).numpy()
-    return buffer
+@functools.cache
+def _openmp() -> Any:
+    """GOMP_parallel(function, data, threads, flags) of the very OpenMP runtime that torch uses, or None without one."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        parallel = ctypes.CDLL(str(library)).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel
 
 
-def _launch(
-    kernel: Callable[..., None], arguments: Sequence[Any], floats: int, pieces: list[tuple[int, ...]], work: int
-) -> None:
-    """Run the kernel on every piece, on as many threads as torch may use if the work is worth it."""
-    if kernel not in _ready:
-        types = [numba.typeof(a) for a in arguments] + [numba.typeof(_scratch(1))] + [numba.intp] * len(pieces[0])
-        with event.install_listener("numba:compile", _Announce()):
-            kernel.compile(tuple(types))
-        _ready.add(kernel)
-    threads = min(torch.get_num_threads(), len(pieces)) if work >= PARALLEL_WORK else 1
-
-    def run(k: int) -> None:
-        scratch = _scratch(floats)
-        for piece in pieces[k::threads]:
-            kernel(*arguments, scratch, *piece)
-
+def _launch(kernel: Any, work: int, pieces: int, size: int, every: int, sizes: tuple[int, ...], tensors: list[Any]) -> None:
+    """Fill the table and run the kernel on it, with threads if the work is worth it; `size`: floats of scratch per thread."""
+    threads = min(torch.get_num_threads(), pieces) if work >= PARALLEL_WORK and _openmp() else 1
+    scratch = getattr(_local, "scratch", None)
+    if scratch is None or scratch.numel() < threads * size:
+        scratch = _local.scratch = torch.empty(threads * size)  # on a cache line's boundary
+    addresses = [0 if a is None else a.data_ptr() for a in tensors]
+    table = array.array("q", [0, 0, pieces, scratch.data_ptr(), size, every, *sizes, *addresses])
     if threads == 1:
-        return run(0)
-    pool = _pools.get(threads)
-    if pool is None:
-        pool = _pools[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="mpn")
-    others = [pool.submit(run, k) for k in range(1, threads)]
-    run(0)
-    for other in others:
-        other.result()
+        kernel(table.buffer_info()[0])
+    else:
+        _openmp()(kernel, table.buffer_info()[0], threads, 0)
 
 
-def _lanes(hidden_dim: int) -> int:
-    return 64 if hidden_dim > 32 else 32 if hidden_dim > 16 else 16
+def _layout(T: int, D: int, H: int) -> tuple[int, int, int]:
+    """Lanes, blocks of hidden units, and steps between checkpoints: at least sqrt(T), more if their M fit into the cache."""
+    L = 64 if H > 32 else 32 if H > 16 else 16
+    steps = max(math.isqrt(T - 1) + 1, SEGMENT_BYTES // (4 * D * L))
+    segments = -(-T // steps)
+    return L, -(-H // L), -(-T // segments)
 
 
-def _cut(n: int, parts: int) -> list[tuple[int, int]]:
-    return [(n * k // parts, n * (k + 1) // parts) for k in range(parts)]
-
-
-def _segment(T: int, D: int, L: int) -> int:
-    """Steps between checkpoints: at least sqrt(T), more if they fit into the cache."""
-    at_least_steps = max(math.isqrt(T - 1) + 1, SEGMENT_BYTES // (4 * D * L))
-    segments = -(-T // at_least_steps)
-    return -(-T // segments)
-
-
-def _forward(variant, xs, weight, bias, m_in, eta, lam, m0, reset, keep):
-    """hs, M_T and the checkpoints; the latter only if `keep`. All M are (B, D, H) here."""
-    additive, rule, activation = variant
+def _forward(variant, xs, weight, bias, eta, lam, m_in, m0, reset, keep):
+    """hs, M_T and, if `keep`, the checkpoints of M. All M are (B, D, H) here."""
     (B, T, D), H = xs.shape, weight.shape[0]
-    L, full = _lanes(H), eta.numel() > 1
-    every = _segment(T, D, L)
+    L, blocks, every = _layout(T, D, H)
     hs, m_out = xs.new_empty(B, T, H), xs.new_empty(B, D, H)
-    kept = xs.new_empty(B, (T - 1) // every if keep else 0, D, H)
-    kernel = forward_kernel(L, additive, rule, activation, full)
-    tensors = (xs, weight, bias, eta, lam, reset, m0, m_in, hs, m_out, kept)
-    blocks = -(-H // L)
-    work = B * T * D * H
-    pieces = _cut(B, min(B, torch.get_num_threads())) if work >= PARALLEL_WORK else [(0, B)]
-    _launch(kernel, [a.numpy() for a in tensors] + [every], (1 + 3 * blocks) * D * L, pieces, work)
+    kept = xs.new_empty(B, (T - 1) // every, D, H) if keep else None
+    kernel = forward_kernel(L, *variant, eta.numel() > 1)
+    tensors = [xs, weight, bias, eta, lam, reset, m0, m_in, hs, kept, m_out]
+    size = (1 + 3 * (blocks + 1)) * D * L
+    _launch(kernel, B * T * D * H, min(B, MAX_PIECES), size, every, (B, T, D, H), tensors)
     return hs, m_out, kept
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, variant, xs, weight, bias, m_in, eta, lam, m0, reset):
-        hs, m_out, kept = _forward(variant, xs, weight, bias, m_in, eta, lam, m0, reset, keep=True)
+    def forward(ctx, variant, xs, weight, bias, eta, lam, m_in, m0, reset):
+        hs, m_out, kept = _forward(variant, xs, weight, bias, eta, lam, m_in, m0, reset, keep=True)
         ctx.variant = variant
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(xs, weight, m_in, eta, lam, m0, reset, hs, kept)
+        ctx.save_for_backward(xs, weight, eta, lam, m_in, m0, reset, hs, kept)
         return hs, m_out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g_hs, g_m):
-        xs, weight, m_in, eta, lam, m0, reset, hs, kept = ctx.saved_tensors
-        additive, rule, activation = ctx.variant
-        (B, T, D), H = xs.shape, weight.shape[0]
-        L, full = _lanes(H), eta.numel() > 1
-        every, blocks, G = _segment(T, D, L), -(-H // L), min(B, GROUPS)
-        _, need_xs, need_w, need_b, need_m, need_eta, need_lam, need_m0, _ = ctx.needs_input_grad
+        xs, weight, eta, lam, m_in, m0, reset, hs, kept = ctx.saved_tensors
+        (B, T, D), H, P, full = xs.shape, weight.shape[0], min(len(xs), MAX_PIECES), eta.numel() > 1
+        L, blocks, every = _layout(T, D, H)
+        need = dict(zip(("xs", "weight", "bias", "eta", "lam", "m_in", "m0"), ctx.needs_input_grad[1:], strict=False))
         g_hs = torch.zeros_like(hs) if g_hs is None else g_hs.contiguous()
-        g_m = xs.new_empty(0, 0, 0) if g_m is None else g_m.contiguous()
-        dxs = torch.zeros_like(xs) if need_xs else xs.new_empty(0, 0, 0)
-        dm_in = torch.empty_like(m_in) if need_m else xs.new_empty(0, 0, 0)
-        dw, db = xs.new_empty(G, D, H), xs.new_empty(G, H)
-        dm0 = xs.new_empty(G, D, H) if need_m0 else xs.new_empty(0, 0, 0)
-        deta, dlam = (xs.new_empty(G, D, H) if full else xs.new_empty(G, 1, 1) for _ in range(2))
-        kernel = backward_kernel(L, additive, rule, activation, full, need_xs)
-        inputs = [a.numpy() for a in (xs, weight, eta, lam, reset, m0, m_in, hs, kept)]
-        outputs = [a.numpy() for a in (g_hs, g_m, dxs, dw, db, deta, dlam, dm_in, dm0)]
-        floats = (1 + every + 7 * blocks) * D * L + blocks * L
-        pieces = [(g, *rows) for g, rows in enumerate(_cut(B, G))]
-        _launch(kernel, [*inputs, every, *outputs], floats, pieces, 3 * B * T * D * H)
-        return (
-            None,
-            dxs if need_xs else None,
-            dw.sum(0).t() if need_w else None,
-            db.sum(0) if need_b else None,
-            dm_in if need_m else None,
-            deta.sum(0).t() if need_eta else None,
-            dlam.sum(0).t() if need_lam else None,
-            dm0.sum(0) if need_m0 else None,
-            None,
-        )
-
-
-_RULES = {"associative": ASSOCIATIVE, "presynaptic": PRESYNAPTIC, "postsynaptic": POSTSYNAPTIC, "oja": OJA}
-_ACTIVATIONS = {"tanh": TANH, "relu": RELU, "sigmoid": SIGMOID, "linear": LINEAR}
+        g_m = None if g_m is None else g_m.contiguous()
+        dxs = torch.empty_like(xs) if need["xs"] else None
+        dm_in = torch.empty_like(m_in) if need["m_in"] else None
+        dm0 = xs.new_empty(P, D, H) if need["m0"] else None
+        dw, db = xs.new_empty(P, D, H), xs.new_empty(P, H)
+        deta, dlam = (xs.new_empty((P, D, H) if full else (P, 1, 1)) for _ in range(2))
+        kernel = backward_kernel(L, *ctx.variant, full, need["xs"])
+        tensors = [xs, weight, None, eta, lam, reset, m0, m_in, hs, kept, None, g_hs, g_m, dxs, dw, db, deta, dlam, dm_in, dm0]
+        size = (1 + every + 7 * blocks) * D * L + blocks * L
+        _launch(kernel, 3 * B * T * D * H, P, size, every, (B, T, D, H), tensors)
+        gradients = {"xs": dxs, "m_in": dm_in, "bias": db.sum(0), "weight": dw.sum(0).t(), "eta": deta.sum(0).t(), "lam": dlam.sum(0).t()}
+        gradients["m0"] = dm0.sum(0) if need["m0"] else None
+        return None, *(gradients[name] if need[name] else None for name in need), None
 
 
 def scan(
@@ -459,28 +466,18 @@ def scan(
     rule: str,
     activation: str,
 ) -> tuple[Tensor, Tensor]:
-    """`mpn_kernels.mpn_scan` for float32 on the CPU. M_T is a (B, H, D) view of (B, D, H) memory: passed on as it is, it costs no copy."""
+    """`mpn_kernels.mpn_scan` for float32 on the CPU."""
     (B, T, D), H = xs.shape, weight.shape[0]
     if eta.numel() > 1 or lambda_decay.numel() > 1:
         eta, lambda_decay = eta.expand(H, D).contiguous(), lambda_decay.expand(H, D).contiguous()
-    else:
-        eta, lambda_decay = eta.reshape(1, 1), lambda_decay.reshape(1, 1)
     m_in = modulation.transpose(1, 2).contiguous()
     m0 = xs.new_zeros(D, H) if modulation0 is None else modulation0.t().contiguous()
     reset = torch.zeros(B, T, dtype=torch.bool) if reset is None else reset.contiguous()
-    inputs = (
-        xs.contiguous(),
-        weight.contiguous(),
-        weight.new_zeros(H) if bias is None else bias,
-        m_in,
-        eta,
-        lambda_decay,
-        m0,
-    )
-    variant = (form == "additive", _RULES[rule], _ACTIVATIONS[activation])
+    bias = xs.new_zeros(H) if bias is None else bias.contiguous()
+    inputs = (xs.contiguous(), weight.contiguous(), bias, eta, lambda_decay, m_in, m0)
+    variant = (form == "additive", RULES[rule], ACTIVATIONS[activation])
     if torch.is_grad_enabled() and any(a.requires_grad for a in inputs):
         hs, m_out = _Scan.apply(variant, *inputs, reset)
     else:
-        inputs = tuple(a.detach() for a in inputs)
         hs, m_out, _ = _forward(variant, *inputs, reset, keep=False)
     return hs, m_out.transpose(1, 2)

@@ -46,18 +46,19 @@ class MPNLayer(nn.Module):
         self.m0 = nn.Parameter(m0, requires_grad=options.train_m0 and not frozen)
 
     def init_state(self, batch_size: int) -> Tensor:
-        """M(0) for every row: (B, H, D)."""
+        """M(0) for every row: (B, H, D); a trained M(0) gets its gradient through it."""
         return self.m0.expand(batch_size, *self.m0.shape).clone()
 
     def unroll(self, xs: Tensor, modulation: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, T, D), (B, H, D), (B, T) -> h (B, T, H), M (B, H, D)."""
+        # The options, not requires_grad, tell what is trained: a target network is a copy without gradients.
         options = self.options
         if options.freeze_plasticity:
             return ACTIVATIONS[options.activation](nn.functional.linear(xs, self.weight, self.bias)), modulation
-        if self.lambda_decay.requires_grad:
+        if options.train_lambda:
             # Projected gradient: the stored value is in range whenever it is used, and never stuck at the edge.
-            with torch.no_grad():
-                self.lambda_decay.clamp_(0.0, options.lambda_max)
+            # By .data, since within one graph only the first use can change it, and autograd may save it before.
+            self.lambda_decay.data.clamp_(0.0, options.lambda_max)
         return mpn_scan(
             xs,
             self.weight,
@@ -66,7 +67,7 @@ class MPNLayer(nn.Module):
             self.eta,
             self.lambda_decay,
             reset=reset,
-            modulation0=self.m0 if self.m0.requires_grad else None,
+            modulation0=self.m0 if options.train_m0 else None,
             form=options.form,
             rule=options.rule,
             activation=options.activation,
@@ -101,6 +102,7 @@ class MPN(nn.Module):
     Defaults and ranges are those of `config.MPNConfig`.
 
     Raises: ConfigError (a ValueError) for a value out of range or an unknown name.
+    Source: Aitken & Mihalas 2023, eLife 12:e83035; the additive form: Miconi et al. 2018 (arXiv 1804.02464).
     """
 
     def __init__(self, input_dim: int, hidden_dim: int, num_layers: int = 1, **options) -> None:
@@ -111,7 +113,7 @@ class MPN(nn.Module):
         self.input_dim, self.hidden_dim = input_dim, hidden_dim
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> Tensor | tuple[Tensor, ...]:
-        """M(0): (B, H, D), or a tuple with one per layer."""
+        """M(0): (B, H, D), or a tuple with one per layer; on the parameters' device unless another is named."""
         states = tuple(layer.init_state(batch_size).to(device) for layer in self.layers)  # type: ignore[operator]
         return states if len(states) > 1 else states[0]
 
@@ -153,9 +155,8 @@ def main() -> None:
     frozen = MPN(4, 8, freeze_plasticity=True)
     print(f"unroll: xs {tuple(xs.shape)} -> hs {tuple(hs.shape)}, M {tuple(state.shape)}")
     print(f"unroll against stepping: largest difference {float((h - hs[:, -1]).abs().max()):.1e}")
-    print(
-        f"|M| {float(state.norm()):.3f}; after 10 silent steps {float(silent.norm()):.3f}, lambda^10 = {0.85**10:.3f} of it"
-    )
+    share = float(silent.norm() / state.norm())
+    print(f"|M| after 10 silent steps: {share:.3f} of what it was; lambda^10 = {0.85**10:.3f}")
     print(f"frozen: |M| {float(frozen.unroll(xs, frozen.init_state(2))[1].norm()):.1f}")
 
 

@@ -203,6 +203,16 @@ class NeuroGymWrapper(gymnasium.Wrapper):
         return {name: (step_at(task.start_t[name]), step_at(end_t)) for name, end_t in task.end_t.items()}
 
     @property
+    def channel_names(self) -> list[str]:
+        """A name per observation entry, as far as the task tells: fixation, stimulus 1, stimulus 2, ..."""
+        names = [f"obs_{index}" for index in range(self.obs_dim)]
+        for name, places in (getattr(self.env.observation_space, "name", None) or {}).items():
+            indices = np.atleast_1d(np.asarray(places, dtype=int)).tolist()
+            for order, index in enumerate(indices, start=1):
+                names[index] = name if len(indices) == 1 else f"{name} {order}"
+        return names
+
+    @property
     def at_decision(self) -> bool:
         """Whether the observation shown lies in the period in which the task scores the choice."""
         return self._layout[self._index][2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,11 @@ class RecurrentCore(nn.Module):
 
     The state is h (B, layers, H), and for the LSTM (h, c): the batch comes first, unlike in torch.nn, so
     that rows can be stored, reset and replayed alike for every core.
+
+    Args:
+        kind: rnn, gru or lstm.
+        input_dim, hidden_dim, num_layers: D, H and the stacked layers, all of H units.
+    Source: torch.nn.RNN, GRU, LSTM, whose documentation has the equations.
     """
 
     def __init__(self, kind: str, input_dim: int, hidden_dim: int, num_layers: int = 1) -> None:
@@ -23,7 +30,8 @@ class RecurrentCore(nn.Module):
         self.net = KINDS[kind](input_dim, hidden_dim, num_layers, batch_first=True)
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None):
-        zeros = torch.zeros(batch_size, self.num_layers, self.hidden_dim, device=device)
+        """Zeros in the parameters' dtype, and on their device unless another is named."""
+        zeros = next(self.parameters()).new_zeros(batch_size, self.num_layers, self.hidden_dim, device=device)
         return (zeros, zeros.clone()) if self.kind == "lstm" else zeros
 
     def forward(self, x: Tensor, state):
@@ -42,9 +50,8 @@ class RecurrentCore(nn.Module):
         edges = sorted({0, *cuts, xs.shape[1]})
         pieces = []
         for start, stop in zip(edges[:-1], edges[1:], strict=True):
-            keep = (~reset[:, start]).to(xs.dtype)[:, None, None]
-            state = tuple(part * keep for part in state) if isinstance(state, tuple) else state * keep
-            hs, state = self._run(xs[:, start:stop], state)
+            fresh = functools.partial(torch.masked_fill, mask=reset[:, start, None, None], value=0.0)
+            hs, state = self._run(xs[:, start:stop], _each(fresh, state))
             pieces.append(hs)
         return torch.cat(pieces, 1), state
 
@@ -54,20 +61,22 @@ class RecurrentCore(nn.Module):
         return {name: part.flatten(1) for name, part in zip(("h", "c"), parts, strict=False)}
 
     def _run(self, xs: Tensor, state):
-        inner = _layers_first(state)
-        hs, inner = self.net(xs, inner)
-        return hs, _layers_first(inner)
+        hs, inner = self.net(xs, _each(_layers_first, state))
+        return hs, _each(_layers_first, inner)
 
 
-def _layers_first(state):
+def _each(function, state):
+    """`function` of every tensor of a state."""
+    return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
+
+
+def _layers_first(part: Tensor) -> Tensor:
     """(B, layers, H) <-> (layers, B, H)."""
-    if isinstance(state, tuple):
-        return tuple(part.transpose(0, 1).contiguous() for part in state)
-    return state.transpose(0, 1).contiguous()
+    return part.transpose(0, 1).contiguous()
 
 
 class MLPCore(nn.Module):
-    """A memoryless multilayer perceptron; its state is empty, (B, 0)."""
+    """A memoryless multilayer perceptron, h = f(W_L ... f(W_1 x + b_1) ... + b_L); its state is empty, (B, 0)."""
 
     def __init__(self, input_dim: int, hidden_dim: int, num_layers: int = 1, activation: str = "tanh") -> None:
         super().__init__()
@@ -76,7 +85,8 @@ class MLPCore(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(sizes[i], hidden_dim) for i in range(num_layers))
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> Tensor:
-        return torch.zeros(batch_size, 0, device=device)
+        """Nothing: (B, 0)."""
+        return next(self.parameters()).new_zeros(batch_size, 0, device=device)
 
     def forward(self, x: Tensor, state: Tensor):
         """x (..., D) -> h (..., H); the state passes through."""
@@ -85,7 +95,9 @@ class MLPCore(nn.Module):
         return x, state
 
     def unroll(self, xs: Tensor, state: Tensor, reset: Tensor | None = None):
+        """xs (B, T, D) -> hs (B, T, H); with no memory there is nothing to reset."""
         return self.forward(xs, state)
 
     def state_arrays(self, state: Tensor) -> dict[str, Tensor]:
+        """Nothing to name."""
         return {}

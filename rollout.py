@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from config import ConfigError
-from trial_replay import Steps, map_state
-
+from trial_replay import Steps, map_state, state_parts
 
 # Episode seeds come from ranges that never meet: training, the choice of best_model.pt, and eval.
 SEED_RANGES = {"train": (0, 2**30), "select": (2**30, 3 * 2**29), "eval": (3 * 2**29, 2**31 - 1)}
@@ -48,7 +47,7 @@ class Lanes:
         self.envs, self.next_seed = list(envs), next_seed
         lanes = len(self.envs)
         space = self.envs[0].observation_space
-        self.obs = np.zeros((lanes, *space.shape), np.float32)  # type: ignore[misc]
+        self.obs = np.zeros((lanes, *(space.shape or ())), np.float32)
         self.seeds = [0] * lanes
         self.actions: list[list[int]] = [[] for _ in range(lanes)]
         self.rewards = np.zeros(lanes)
@@ -88,12 +87,13 @@ class Lanes:
             "seeds": list(self.seeds),
             "actions": [np.array(actions, np.int64) for actions in self.actions],
             "obs": self.obs.copy(),
+            "rewards": self.rewards.copy(),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Replay every lane's episode up to where it was.
 
-        Raises: ConfigError when the task does not come back to the same observation.
+        Raises: ConfigError when the task does not come back to the same observation and rewards.
         """
         for lane, (seed, actions) in enumerate(zip(saved["seeds"], saved["actions"], strict=True)):
             self.seeds[lane] = seed
@@ -105,9 +105,14 @@ class Lanes:
                 if info.get("new_trial"):
                     self.scores[lane].append(info["performance"])
             self.obs[lane] = obs
-            if not np.array_equal(self.obs[lane], saved["obs"][lane]):
-                name = getattr(self.envs[lane].unwrapped, "spec", None) or type(self.envs[lane].unwrapped).__name__
-                raise ConfigError(f"--resume: {name} does not reproduce an episode from its seed and actions")
+            same = np.array_equal(self.obs[lane], saved["obs"][lane], equal_nan=True)
+            if not same or self.rewards[lane] != saved["rewards"][lane]:
+                task = self.envs[lane].unwrapped
+                name = task.spec.id if task.spec else type(task).__name__
+                raise ConfigError(
+                    f"--resume: {name} does not reproduce an episode from its seed and actions, so this run "
+                    "cannot go on exactly; seed the task's own randomness, or start anew with --overwrite"
+                )
 
 
 def reset_rows(network, state, rows: np.ndarray):
@@ -115,10 +120,9 @@ def reset_rows(network, state, rows: np.ndarray):
     if not rows.any():
         return state
     index = torch.from_numpy(np.flatnonzero(rows))
-    fresh = network.init_state(len(index))
-    parts = state if isinstance(state, tuple) else (state,)
-    with torch.no_grad():
-        for part, new in zip(parts, fresh if isinstance(fresh, tuple) else (fresh,), strict=True):
+    with torch.no_grad():  # a trained M(0) must not tie acting to a graph
+        fresh = network.init_state(len(index))
+        for part, new in zip(state_parts(state), state_parts(fresh), strict=True):
             part[index.to(part.device)] = new
     return state
 
@@ -206,7 +210,7 @@ def evaluate(
         if over.any():
             keep = np.flatnonzero(~over)
             index = torch.from_numpy(keep).to(device)
-            state, obs = map_state(lambda part: part[index], state), obs[keep]
+            state, obs = map_state(lambda part, index=index: part[index], state), obs[keep]
             envs, episode = [envs[i] for i in keep], [episode[i] for i in keep]
     return tally.result()
 
@@ -254,7 +258,7 @@ def record_episodes(
         over = False
         while not over:
             if frames:
-                log.add(frames=env.render())
+                log.add(frames=_frame(env))
             h, state = network.features(torch.from_numpy(obs[None]).to(device), state)
             q_values = network.head(h)
             action = int(q_values.argmax())
@@ -264,7 +268,7 @@ def record_episodes(
             log.add(observations=obs.copy(), actions=action, q_values=q_values[0].cpu().numpy())
             log.add(hidden=h[0].cpu().numpy())
             log.add(**{f"state_{name}": part[0].cpu().numpy().astype(precision) for name, part in arrays.items()})
-            conditions = getattr(env, "conditions", {})
+            conditions = env.conditions
             obs, reward, terminated, truncated, info = env.step(action)
             log.add(rewards=np.float32(reward), episode=episode, step=len(log))
             log.add_trial(info, conditions)
@@ -274,11 +278,36 @@ def record_episodes(
         yield log.arrays()
 
 
+def _frame(env: gymnasium.Env) -> np.ndarray:
+    frame = env.render()
+    if not isinstance(frame, np.ndarray):
+        task = env.unwrapped
+        raise ConfigError(f"--env-name {task.spec.id if task.spec else type(task).__name__} cannot be rendered")
+    return frame
+
+
+def join_episodes(episodes: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of `record_episodes` end to end; a condition that an episode never had is nan or "" there."""
+    joined = {}
+    for name in dict.fromkeys(name for episode in episodes for name in episode):
+        parts = [episode.get(name) for episode in episodes]
+        text = any(part is not None and part.dtype.kind == "U" for part in parts)
+        for i, part in enumerate(parts):
+            if part is None:
+                part = np.full(len(episodes[i]["rewards"]), "" if text else np.nan)
+            elif text and part.dtype.kind != "U":
+                part = np.array(["" if value != value else str(value) for value in part.tolist()])
+            parts[i] = part
+        joined[name] = np.concatenate([part for part in parts if part is not None])
+    return joined
+
+
 class _Log:
     """Columns that grow by one entry per step."""
 
     def __init__(self) -> None:
         self.columns: dict[str, list] = {}
+        self.conditions: list[dict[str, Any]] = []  # of each step; trials may differ in which they have
         self.trial_start = 0
 
     def __len__(self) -> int:
@@ -295,11 +324,21 @@ class _Log:
             return
         self.add(trial=info["trial_number"], new_trial=info["new_trial"], ground_truth=info["gt"])
         self.add(period=info["period"], correct=np.nan)
-        self.add(**{f"condition_{name}": value for name, value in conditions.items()})
+        self.conditions.append(conditions)
         if info["new_trial"]:
             score = info["performance"]
             self.columns["correct"][self.trial_start :] = [score] * (len(self) - self.trial_start)
             self.trial_start = len(self)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {name: np.array(column) for name, column in self.columns.items() if len(column) == len(self)}
+        columns = {name: np.array(column) for name, column in self.columns.items()}
+        for name in dict.fromkeys(name for conditions in self.conditions for name in conditions):
+            columns[f"condition_{name}"] = _condition([conditions.get(name) for conditions in self.conditions])
+        return columns
+
+
+def _condition(values: list[Any]) -> np.ndarray:
+    """A trial condition of every step, nan or "" where the trial has none (None)."""
+    if any(isinstance(value, str) for value in values):
+        return np.array(["" if value is None else str(value) for value in values])
+    return np.array([np.nan if value is None else value for value in values])

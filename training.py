@@ -24,17 +24,21 @@ class DivergedError(RuntimeError):
 class Run:
     """One training run, advanced one vector step at a time, so that the caller may draw, print or stop.
 
-    Building it touches no file. `start` or `resume` binds it to an experiment; then call `advance` until
-    `done`, and `finish`. `save` may be called between any two steps: a run that is saved and resumed equals
-    the uninterrupted one, bit for bit, on the same kind of CPU and the same number of threads.
+    Building it touches no file. `start` binds it to an experiment, `Run.resume` builds it from one; then call
+    `advance` until `done`, and `finish`. `save` may be called between any two steps: a run that is saved and
+    resumed equals the uninterrupted one, bit for bit, on the same kind of CPU and number of threads.
+
+    Args:
+        config: the whole configuration.
+        num_lanes: lanes, where a run that is resumed towards another end had another number; None: by `config`.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, num_lanes: int | None = None) -> None:
         self.config = config
         run = config.run
         torch.set_num_threads(run.threads)
         self.device = build.make_device(run.device)
-        lanes = run.num_envs if run.total_steps else min(run.num_envs, run.num_episodes)
+        lanes = num_lanes or (run.num_envs if run.total_steps else min(run.num_envs, run.num_episodes))
         if run.total_steps is not None and run.total_steps < lanes:
             raise ConfigError(f"--total-steps must be at least --num-envs = {lanes}, got {run.total_steps}")
         _seed_globals(run.seed)  # for tasks that draw from Python's or NumPy's own generator
@@ -51,9 +55,11 @@ class Run:
         self.step, self.episodes, self.trials = 0, 0, 0
         self.updates_due = 0.0
         self.losses: list[torch.Tensor] = []  # since the last logged episode
+        self.loss_steps: list[int] = []  # when they were made
         self.last_loss: float | None = None
         self.best_score: float | None = None
         self.evaluated_at = -1
+        self.finished = False
         self.experiment: Experiment | None = None
         self._eval_envs: list | None = None
 
@@ -95,6 +101,8 @@ class Run:
         self._learn()
         rows = []
         for end in ended:
+            if self.config.run.total_steps is None and self.done:
+                break  # lanes that end together count only up to --num-episodes
             self.episodes += 1
             self.trials += end.trials
             rows.append(self._episode_row(end))
@@ -120,20 +128,36 @@ class Run:
             self.updates_due -= 1.0
             batch = self.replay.sample(batch_size, self.replay_rng)
             self.losses.append(self.learner.update(batch)["loss"])
+            self.loss_steps.append(self.step)
             if self.learner.priorities is not None:
                 self.replay.update_priorities(batch.index, self.learner.priorities.cpu().numpy())
 
     def _mean_loss(self) -> float | None:
         """Mean loss since it was last asked for: the one place that reads losses back from the device."""
         if self.losses:
-            self.last_loss = float(torch.stack(self.losses).mean())
+            losses = torch.stack(self.losses).double().cpu()
+            self._check_finite("loss", losses, self.loss_steps)
+            self.last_loss = float(losses.mean())
             self.losses.clear()
-            if not np.isfinite(self.last_loss):
-                raise DivergedError(
-                    f"the loss became {self.last_loss} by step {self.step}; the checkpoints before it are kept: "
-                    "try a smaller --learning-rate or --grad-clip"
-                )
+            self.loss_steps.clear()
         return self.last_loss
+
+    def _check_finite(self, what: str, values: torch.Tensor, steps: list[int]) -> None:
+        bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
+        if not bad:
+            return
+        kept = [name for name in ("best", "last") if self.experiment and self.experiment.checkpoint(name).is_file()]
+        raise DivergedError(
+            f"the {what} became {float(values[bad[0]])} at step {steps[bad[0]]:,}; "
+            + (f"{' and '.join(kept)} from before are kept" if kept else "no checkpoint was written before")
+            + "; try a smaller --learning-rate or --grad-clip"
+        )
+
+    def _check_weights(self) -> None:
+        """A finite loss may still have had a gradient that was not: no checkpoint of such a network."""
+        weights = [part for net in (self.network, self.learner.policy) for part in net.parameters()]
+        largest = torch.stack([part.detach().abs().max() for part in weights if part.numel()]).max()
+        self._check_finite("largest weight", largest[None].cpu(), [self.step])
 
     # --- logging ----------------------------------------------------------------------------------------
 
@@ -152,7 +176,7 @@ class Run:
 
     def _evaluate(self) -> dict[str, Any]:
         """Greedy episodes on a fixed set of seeds, which chooses best_model.pt."""
-        self._mean_loss()  # no checkpoint of a network that has diverged
+        self._check_losses()
         run = self.config.run
         seeds = EpisodeSeeds("select", run.seed)
         chosen = [seeds() for _ in range(run.eval_episodes)]
@@ -162,7 +186,7 @@ class Run:
         result = evaluate(self.learner.policy, self._eval_envs, chosen, run.reset_state_on_trial)
         score = float(result.returns.mean())
         self.evaluated_at = self.step
-        best = self.best_score is None or score > self.best_score
+        best = self.best_score is None or score >= self.best_score  # of equals, the one trained longer
         if best:
             self.best_score = score
             self._save_model("best")
@@ -186,6 +210,7 @@ class Run:
         rows = [] if self.evaluated_at == self.step else [self._evaluate()]
         self._log(rows)
         self._save_model("final")
+        self.finished = True
         self.save()
         return rows
 
@@ -194,26 +219,42 @@ class Run:
     def start(self, experiment: Experiment) -> None:
         self.experiment = experiment
 
-    def resume(self, experiment: Experiment) -> None:
-        """Continue from last.pt; metrics.jsonl is cut to where that was written, so no line is doubled."""
-        saved = load_checkpoint(experiment.checkpoint("last"))
+    @classmethod
+    def resume(cls, config: Config, experiment: Experiment) -> Run:
+        """The run that last.pt holds. Once it is back, metrics.jsonl is cut to where that file was written.
+
+        Raises: ConfigError, with nothing changed, where last.pt is damaged or belongs to another run, or where
+            the task does not reproduce the episodes that were under way.
+        """
+        path = experiment.checkpoint("last")
+        saved = load_checkpoint(path)
         if "learner" not in saved:
-            raise ConfigError(f"--resume: {experiment.checkpoint('last')} holds a model, not a run")
-        self._load(saved)
-        experiment.truncate_metrics(saved["metrics_size"])
-        self.experiment = experiment
+            raise ConfigError(f"--resume: {path} holds a model, not a run")
+        try:
+            run = cls(config, len(saved["lanes"]["seeds"]))
+            run._load(saved)
+            size = int(saved["metrics_size"])
+        except ConfigError:
+            raise
+        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"--resume: {path} does not fit {experiment.config_path} ({reason})") from error
+        experiment.truncate_metrics(size)
+        run.experiment = experiment
+        return run
 
     def save(self) -> None:
         """Write last.pt, everything that resume needs, and training_history.json."""
         assert self.experiment is not None
-        self._mean_loss_kept()
+        self._check_losses()
         write_json(self.experiment.history_path, history(self.experiment.read_metrics()))
         save_checkpoint(self.experiment.checkpoint("last"), self._state())
 
-    def _mean_loss_kept(self) -> None:
-        """Raise on a loss that is not finite, without losing what the next row will average."""
-        if self.losses and not bool(torch.isfinite(torch.stack(self.losses)).all()):
-            self._mean_loss()
+    def _check_losses(self) -> None:
+        """Raise on a loss or weight that is not finite, without losing what the next row will average."""
+        if self.losses:
+            self._check_finite("loss", torch.stack(self.losses).cpu(), self.loss_steps)
+        self._check_weights()
 
     def _save_model(self, name: str) -> None:
         """best_model.pt or final_model.pt: the policy's weights alone."""
@@ -221,7 +262,7 @@ class Run:
         payload = {"network": self.learner.policy.state_dict(), "step": self.step, "score": self.best_score}
         save_checkpoint(self.experiment.checkpoint(name), payload)
 
-    _COUNTERS = ("step", "episodes", "trials", "updates_due", "last_loss", "best_score", "evaluated_at")
+    _COUNTERS = ("step", "episodes", "trials", "updates_due", "last_loss", "best_score", "evaluated_at", "finished")
 
     def _state(self) -> dict[str, Any]:
         assert self.experiment is not None
@@ -232,6 +273,7 @@ class Run:
             "lanes": self.lanes.state_dict(),
             "state": self.state,
             "losses": torch.stack(self.losses) if self.losses else None,
+            "loss_steps": list(self.loss_steps),
             "counters": {name: getattr(self, name) for name in self._COUNTERS},
             "rng": {
                 "episodes": self.seeds.rng.bit_generator.state,
@@ -248,9 +290,11 @@ class Run:
         self.replay.load_state_dict(saved["replay"])
         self.lanes.load_state_dict(saved["lanes"])
         self.state = map_state(lambda part: part.to(self.device), saved["state"])
-        self.losses = [] if saved["losses"] is None else list(saved["losses"].unbind())
+        self.losses = [] if saved["losses"] is None else list(saved["losses"].to(self.device).unbind())
+        self.loss_steps = list(saved["loss_steps"])
         for name in self._COUNTERS:
             setattr(self, name, saved["counters"][name])
+        self.finished = self.finished and self.done
         rng = saved["rng"]
         self.seeds.rng.bit_generator.state = rng["episodes"]
         self.replay_rng.bit_generator.state = rng["replay"]

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from config import ConfigError
+
 
 class Batch(NamedTuple):
     """What a learner learns from; B rows, T steps, observations of dimension D.
@@ -33,10 +35,11 @@ class Batch(NamedTuple):
     state0: Any  # the core's state before obs[:, 0]
     burn_in: int  # leading steps that only warm up the state
     weight: Tensor  # (B,) importance-sampling weights, 1 when sampling is uniform
-    index: np.ndarray  # (B,) the segments' places, for `update_priorities`
+    index: np.ndarray  # type: ignore[assignment]  # (B,) the segments' places, for `update_priorities`
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {
+        """The batch with every tensor on `device`."""
+        moved: dict[str, Any] = {
             name: value.to(device)
             for name, value in self._asdict().items()
             if isinstance(value, Tensor) and name != "state0"
@@ -78,7 +81,14 @@ class ReplayBuffer:
         open_states: states per lane of segments that have begun and not ended.
         state_shapes: the core's state tensors, each without the batch axis.
         burn_in, replay_state, reset_state_on_trial: as the options of those names.
-        priority_exponent, importance_exponent: of prioritised sampling (Schaul et al. 2016); None: uniform.
+        priority_exponent, importance_exponent: a and b of prioritised sampling (Schaul et al. 2016),
+
+                P(i) = p_i^a / sum_k p_k^a        weight_i = (N P(i))^-b / the largest of the batch
+
+            p_i from `update_priorities`, for a new segment the largest so far. None: uniform.
+        action_shape, action_dtype: one action; () and int64 unless actions are continuous.
+
+    Everything is allocated here, and `nbytes` says how much.
     """
 
     def __init__(
@@ -110,7 +120,7 @@ class ReplayBuffer:
         shape = (num_lanes, self.ring)
         self.obs = np.zeros((*shape, obs_dim), np.float32)
         self.next_obs = np.zeros((*shape, obs_dim), np.float32)
-        self.action = np.zeros((*shape, *action_shape), action_dtype)
+        self.action: np.ndarray = np.zeros((*shape, *action_shape), action_dtype)
         self.reward = np.zeros(shape, np.float32)
         self.terminated = np.zeros(shape, np.float32)
         self.reset_after = np.zeros(shape, bool)
@@ -167,7 +177,7 @@ class ReplayBuffer:
         lanes, place = self._begins()
         if len(lanes):
             for kept, part in zip(self.begun, state_parts(state), strict=True):
-                kept[lanes, place] = part[torch.from_numpy(lanes)].cpu().numpy()
+                kept[lanes, place] = part[torch.from_numpy(lanes)].detach().cpu().numpy()
 
     def _begins(self) -> tuple[np.ndarray, np.ndarray]:
         """The lanes where the coming step opens a segment that needs its state, and the places in `begun`."""
@@ -193,7 +203,12 @@ class ReplayBuffer:
     # --- reading ----------------------------------------------------------------------------------------
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> Batch:
-        """A batch of segments, drawn with replacement; only the batch is copied."""
+        """A batch of segments, drawn with replacement; only the batch is copied.
+
+        Raises: ValueError while there is no segment yet.
+        """
+        if not len(self):
+            raise ValueError("the replay memory holds no segment yet")
         places, weight = self._draw(batch_size, rng)
         lane, start, padding, steps, anew, row = self.segments[places].T
         length = self._batch_steps(padding + steps)
@@ -263,7 +278,7 @@ class ReplayBuffer:
     _COUNTERS = ("head", "states_written", "first", "last", "max_priority")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, as arrays and numbers."""
+        """Everything that a resumed run needs, as arrays (the buffer's own, not copies) and numbers."""
         counters = {name: getattr(self, name) for name in self._COUNTERS}
         return {"arrays": self._arrays(), "counters": counters}
 
@@ -279,19 +294,33 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     At an episode's start there is nothing to burn in: the segment is padded in front and its state starts
     anew, so that the first steps are learned and a trained M(0) gets its gradient. The last sequence of an
-    episode may be shorter. Burn-in 0, length 1 and stride 1 is the replay of single transitions.
+    episode may be shorter.
+
+    Transition replay is burn-in 0, length 1 and stride 1, with the state stored beside every transition, an
+    episode's first included. It is the plain baseline: eta and lambda act on a step only through the steps
+    before it, and M(0) is part of the stored state, so eta, lambda and M(0) get no gradient at all.
+
+    Args:
+        capacity: steps kept over all lanes. Lanes move together, so the oldest steps go num_lanes at a time.
+        length, stride: learned steps per sequence, and from one's start to the next; stride <= length.
+        options: those of `ReplayBuffer`.
+    Raises: ConfigError where not even one sequence per lane fits.
     """
 
     def __init__(self, num_lanes: int, obs_dim: int, *, capacity: int, length: int, stride: int, **options) -> None:
         burn_in = options.get("burn_in", 0)
         self.length, self.stride = length, stride
-        lane_steps = max(math.ceil(capacity / num_lanes), burn_in + length)
+        lane_steps = math.ceil(capacity / num_lanes)
+        if lane_steps < burn_in + length:
+            raise ConfigError(
+                f"--buffer-size must hold one sequence of {burn_in + length} steps (burn-in included) for each of "
+                f"--num-envs {num_lanes} lanes, {num_lanes * (burn_in + length)} steps or more, got {capacity}"
+            )
         super().__init__(
             num_lanes,
             obs_dim,
             lane_steps=lane_steps,
-            # Every episode adds one short sequence at its end, so short episodes have more than 1/stride.
-            max_segments=num_lanes * (lane_steps // min(stride, 8) + 2),
+            max_segments=capacity,  # reached by episodes of one step, and by transitions
             segment_steps=burn_in + length,
             max_states=num_lanes * ((lane_steps + burn_in + length) // stride + 2),
             open_states=(burn_in + length) // stride + 2,
@@ -301,18 +330,15 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def _begins(self) -> tuple[np.ndarray, np.ndarray]:
         learned = self.t + self.burn_in
-        lanes = np.flatnonzero((self.t > 0) & (learned % self.stride == 0))
+        lanes = np.flatnonzero(((self.t > 0) | (self.segment_steps == 1)) & (learned % self.stride == 0))
         return lanes, learned[lanes] // self.stride % self.open_states
 
     def _emit(self, ended: np.ndarray, new_trial: np.ndarray) -> None:
         self.t += 1
         full = (self.t >= self.length) & ((self.t - self.length) % self.stride == 0)
-        for lane in np.flatnonzero(full):
-            self._append_learned(lane, self.t[lane] - self.length)
-        for lane in np.flatnonzero(ended & ~full):
-            # The earliest start whose sequence would run past the end covers what is left.
-            left = max(0, -(-(self.t[lane] - self.length) // self.stride)) * self.stride
-            self._append_learned(lane, left)
+        for lane in np.flatnonzero(full | ended):
+            # The earliest sequence that reaches this step; where it is not full, it is what the episode has left.
+            self._append_learned(lane, max(0, -(-(self.t[lane] - self.length) // self.stride)) * self.stride)
         self.t[ended] = 0
 
     def _append_learned(self, lane: int, learned: int) -> None:
@@ -321,7 +347,9 @@ class SequenceReplayBuffer(ReplayBuffer):
         start = max(0, learned - self.burn_in)
         padding = self.burn_in - (learned - start)
         steps = min(self.t[lane] - start, self.segment_steps - padding)
-        anew = start == 0 or self.replay_state == "zero"
+        # A trial's start under --reset-state-on-trial is one as well.
+        fresh = start == 0 or self.reset_after[lane, (origin + start - 1) % self.ring]
+        anew = self.replay_state == "zero" or (fresh and self.segment_steps > 1)
         begun = learned // self.stride % max(self.open_states, 1)
         self._append(lane, origin + start, padding, steps, anew, begun)
 
@@ -334,7 +362,17 @@ class SequenceReplayBuffer(ReplayBuffer):
 
 
 class TrialReplayBuffer(ReplayBuffer):
-    """Whole trials; where a task has none, whole episodes. `capacity` trials of at most `max_steps` steps."""
+    """Whole trials; where a task has none, whole episodes.
+
+    A trial's state begins as stored, or at M(0) with replay_state="zero", in an episode's first trial and with
+    `reset_state_on_trial`. There is no burn-in: "burn-in" is "stored".
+
+    Args:
+        capacity: trials kept, over all lanes.
+        max_steps: the longest trial.
+        options: those of `ReplayBuffer`.
+    Raises: ValueError, from `add`, for a trial of more steps.
+    """
 
     def __init__(self, num_lanes: int, obs_dim: int, *, capacity: int, max_steps: int, **options) -> None:
         options["burn_in"] = 0
@@ -357,6 +395,8 @@ class TrialReplayBuffer(ReplayBuffer):
 
     def _emit(self, ended: np.ndarray, new_trial: np.ndarray) -> None:
         self.t += 1
+        if self.t.max() > self.segment_steps:
+            raise ValueError(f"a trial has more than max_steps = {self.segment_steps} steps")
         over = ended | new_trial
         for lane in np.flatnonzero(over):
             anew = self.opens_episode[lane] or self.reset_state_on_trial or self.replay_state == "zero"

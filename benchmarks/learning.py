@@ -88,7 +88,7 @@ def train_command(row: Row) -> list[str]:
 
 
 def eval_command(row: Row) -> list[str]:
-    enough = ["--num-eval-trials", "4000"] if row.task in NEUROGYM else ["--num-eval-episodes", "100"]
+    enough = ["--num-eval-trials", "10000"] if row.task in NEUROGYM else ["--num-eval-episodes", "100"]
     return ["eval", *enough, "--seed", "1000", "--json"]
 
 

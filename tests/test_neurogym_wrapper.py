@@ -417,3 +417,9 @@ def test_observations_of_box_discrete_and_dict_are_flattened():
 def test_neurogym_is_imported_only_when_a_task_is_made():
     script = "import sys, neurogym_wrapper; sys.exit('neurogym' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": "."}, check=True)
+
+
+def test_observation_channels_have_the_tasks_own_names():
+    env = ng.make_neurogym("PerceptualDecisionMaking-v0", {}, 150)
+    assert env.channel_names == ["fixation", "stimulus 1", "stimulus 2"]
+    assert ng.make_neurogym("Bandit-v0", {}, 150).channel_names == ["obs_0"]

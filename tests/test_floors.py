@@ -1,0 +1,119 @@
+"""A module imports only from floors below its own, and heavy packages only where they belong (README, the code)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    "main": 6,
+    "commands": 5, "sweep": 5,
+    "training": 4, "probes": 4,
+    "build": 3, "rollout": 3,
+    "mpn_dqn": 2, "actor_critic": 2, "td3": 2,
+    "mpn_module": 1, "rnn_module": 1, "backpropamine": 1, "neuroplastic_expansion": 1, "trial_replay": 1,
+    "neurogym_wrapper": 1, "gymnasium_env": 1, "grid_maze": 1, "cue_reward": 1, "model_utils": 1, "cli": 1,
+    "config": 0, "returns": 0, "visualize": 0, "pca_analysis": 0,
+}  # fmt: skip
+# Parts of floor 0 that lean on each other: the kernels are one thing in several files, and every module may
+# raise the ConfigError that config.py defines.
+KERNELS = ("mpn_kernels", "mpn_lanes")
+STDLIB_ONLY = ("config", "cli", "main")
+MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
+
+
+def floor(module: str) -> int:
+    return 0 if module.startswith(KERNELS) else FLOORS[module]
+
+
+def imports(module: str) -> Iterator[tuple[str, bool]]:
+    """(top-level package, whether it is imported when the module is) for every import statement."""
+    tree = ast.parse((ROOT / f"{module}.py").read_text())
+    late = {
+        inner
+        for outer in ast.walk(tree)
+        if isinstance(outer, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for inner in ast.walk(outer)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.partition(".")[0], node not in late) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            yield str(node.module).partition(".")[0], node not in late
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+            name = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
+            yield str(name).partition(".")[0], node not in late
+
+
+def importers(package: str) -> set[str]:
+    return {module for module in MODULES for name, _ in imports(module) if name == package}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_has_a_floor(module: str) -> None:
+    assert module in FLOORS or module.startswith(KERNELS), f"give {module} a floor here and in the README"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_arrow_points_up_or_sideways(module: str) -> None:
+    for name, _ in imports(module):
+        if name not in MODULES:
+            continue
+        allowed = floor(name) < floor(module)
+        if floor(module) == 0:
+            allowed = name == "config" or (module.startswith(KERNELS) and name.startswith(KERNELS))
+        assert allowed, f"{module} (floor {floor(module)}) imports {name} (floor {floor(name)})"
+
+
+def test_config_imports_nothing_of_the_toolkit() -> None:
+    assert not [name for name, _ in imports("config") if name in MODULES]
+
+
+@pytest.mark.parametrize("module", STDLIB_ONLY)
+def test_what_help_needs_is_the_standard_library(module: str) -> None:
+    outside = {name for name, at_import in imports(module) if at_import} - set(sys.stdlib_module_names)
+    assert outside <= {"config", "cli"}
+
+
+def test_neurogym_is_imported_in_its_wrapper_alone() -> None:
+    assert importers("neurogym") == {"neurogym_wrapper"}
+
+
+def test_matplotlib_is_imported_in_visualize_alone() -> None:
+    assert importers("matplotlib") == {"visualize"}
+
+
+@pytest.mark.parametrize("module", ["visualize", "pca_analysis"])
+def test_figures_and_pca_know_no_torch(module: str) -> None:
+    assert "torch" not in {name for name, _ in imports(module)}
+
+
+def test_learners_and_cores_know_no_environment_experiment_or_command_line() -> None:
+    outer = {"argparse", "gymnasium", "neurogym", "model_utils", "cli", "matplotlib", "rollout"}
+    for module in MODULES:
+        if floor(module) == 2 or module in ("mpn_module", "rnn_module", "backpropamine", "returns"):
+            assert not outer & {name for name, _ in imports(module)}, module
+
+
+def test_nothing_imports_main_and_only_main_imports_commands() -> None:
+    assert importers("main") == set()
+    assert importers("commands") == {"main"}
+
+
+LIGHT = "import sys\nimport {module}\nheavy = {heavy!r} & set(sys.modules)\nassert not heavy, heavy\n"
+
+
+def test_no_torch_comes_along_unasked() -> None:
+    """Said by the interpreter, not only by the import statements: what a module imports imports more."""
+    heavy = {"torch", "neurogym", "gymnasium", "numba", "numpy", "matplotlib", "rich"}
+    script = "".join(LIGHT.format(module=module, heavy=heavy) for module in STDLIB_ONLY)
+    script += LIGHT.format(module="pca_analysis", heavy={"torch", "neurogym", "matplotlib"})
+    script += LIGHT.format(module="visualize", heavy={"torch", "neurogym"})
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)
