@@ -1,25 +1,26 @@
-r"""The scan of a multi-plasticity network (MPN) over time: the plain reference and the fused kernels behind one function.
+r"""The scan of a multi-plasticity network (MPN) over time: the plain reference, and the fused kernels behind it.
 
-With W, M of shape (H, D), x_t of size D, h_t of size H, one batch row at a time (Aitken & Mihalas 2023, eLife 12:e83035):
+With W, M of shape (H, D), x_t of size D, h_t of size H, for every batch row (Aitken & Mihalas 2023, eLife 12:e83035):
 
-    E_t = W * (M_{t-1} + 1)   or, additive,   W + M_{t-1}                     u_t = b + E_t x_t        h_t = f(u_t)
-    M_t = lambda M_{t-1} + eta S_t      S_t = h x^T | 1 x^T | h 1^T | h x^T - h^2 M_{t-1}     (associative, presynaptic,
-                                                                                    postsynaptic, Oja-like)
+    E_t = W * (M_{t-1} + 1)   or, additive,   W + M_{t-1}                 u_t = b + E_t x_t            h_t = f(u_t)
+    M_t = lambda M_{t-1} + eta S_t        S_t = h x^T   |    1 x^T    |    h 1^T     |   h x^T - h^2 M_{t-1}
+                                            associative   presynaptic   postsynaptic   Oja-like
+
 The adjoint runs from T to 1 with A_t = dL/dM_t, starting at A_T = dL/dM_T. For the multiplicative associative scan:
 
     g_h  = dL/dh_t + sum_j eta A_ij x_j             g_u = g_h f'(u_t), a function of h_t alone
     dW  += g_u x^T * (M_{t-1} + 1)                  db += g_u
-    dx_j = sum_i g_u E_ij + sum_i eta A_ij h_i      deta += A * S_t         dlambda += A * M_{t-1}
+    dx_j = sum_i g_u E_ij + sum_i eta A_ij h_i      deta += A * S_t          dlambda += A * M_{t-1}
     A_{t-1} = lambda A_t + (g_u x^T) * W
 
-Additive: dW += g_u x^T and A_{t-1} = lambda A_t + g_u x^T. The other rules replace h x^T by their own S_t; Oja adds
+Additive: dW += g_u x^T and A_{t-1} = lambda A_t + g_u x^T. The other rules put their own S_t for h x^T; Oja's adds
 -2 h_i sum_j eta A_ij M_ij to g_h and -eta h_i^2 A_ij to A_{t-1}. A reset before step t makes M_{t-1} = M(0): what
-A_{t-1} has gathered then goes to dM(0), and A starts again from zero. eta and lambda may be numbers, one per input,
-one per hidden unit or full matrices; their gradients are summed accordingly.
+A_{t-1} has gathered goes to dM(0), and A starts again from zero. eta and lambda may be numbers, one per input, one per
+hidden unit or full matrices; their gradients are summed accordingly.
 
 Row i of M needs only h_i and x, so every (batch row, hidden unit) runs through time alone, with its M in cache or
-registers. M is kept every ~sqrt(T) steps only and computed again in the backward pass; inverting the update to get M_{t-1}
-from M_t would be cheaper still, but its error grows as lambda^-T. Memory: O(B T (D + H)) + O(sqrt(T)) copies of M.
+registers. M is kept every ~sqrt(T) steps only and computed again in the backward pass; inverting the update to get
+M_{t-1} back would cost less, but its error grows as lambda^-T. Memory: O(B T (D + H)) and O(sqrt(T)) copies of M.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def mpn_scan(
             "reference" is the plain loop; "auto" takes the fused one where it exists and else the reference:
             other dtypes and devices, a missing Numba or Triton, or inputs too wide for a GPU's registers.
     Returns: hs (B, T, H) and the final M (B, H, D). On the CPU, fused, M is a transposed view of
-        (B, D, H) memory; handed to the next call as it is, it costs no copy. Gradients flow to every tensor but `reset`;
-        the fused kernels have first derivatives only.
+        (B, D, H) memory; handed to the next call as it is, it costs no copy. Gradients flow to every tensor
+        but `reset`; the fused kernels have first derivatives only.
     Raises: ConfigError if kernel="fused" cannot be had.
     """
     fused = _fused_scan(xs, weight, eta, lambda_decay, modulation, kernel) if kernel != "reference" else None

@@ -1,14 +1,14 @@
 """The MPN scan on the CPU: Numba kernels (the maths stands in `mpn_kernels`) and the torch function around them.
 
-Hidden units never exchange anything within a layer, so a kernel takes one batch row and one block of L hidden units at a time, lays
-their M out as (D, L) in a scratch buffer that stays in the cache, and walks through all of time. The backward pass walks
-segments of time from the last to the first: each segment's M are computed again from its checkpoint, then
-the adjoint runs back through them.
+Hidden units never exchange anything within a layer, so a kernel takes one batch row and one block of L hidden units at
+a time, lays their M out as (D, L) in a scratch buffer that stays in the cache, and walks through all of time. The
+backward pass walks segments of time from the last to the first: each segment's M are computed again from its
+checkpoint, then the adjoint runs back through them.
 
-A kernel is a C function of one table of integers: sizes, and addresses of tensors. Several threads may run it on one table: each takes
-pieces (ranges of rows) until none is left. They are torch's own OpenMP threads, so no second pool fights for the
-cores. Rows are cut into a fixed number of pieces, and their weight gradients are added in a fixed order: results
-do not depend on the number of threads.
+A kernel is a C function of one table of integers: sizes, and addresses of tensors. Several threads may run it on one
+table: each takes pieces (ranges of rows) until none is left. They are torch's own OpenMP threads, so no second pool
+fights for the cores. Rows are cut into a fixed number of pieces, whose weight gradients are added in a fixed order:
+results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -16,29 +16,42 @@ from __future__ import annotations
 import array
 import ctypes
 import functools
-import hashlib
 import math
-import sys
 import threading
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mpn_lanes
 import numba
 import numpy as np
 import torch
-from mpn_lanes import at_least, at_most, flags, floats, load, load_part, prefetch, shift, splat, store, store_part
-from mpn_lanes import take_ticket, total, where_positive
-from numba.core import event
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TANH, RELU, SIGMOID, LINEAR = range(4)
+from mpn_lanes import (
+    ACTIVATIONS,
+    activate,
+    compiled,
+    flags,
+    floats,
+    load,
+    load_part,
+    pack,
+    prefetch,
+    read,
+    shift,
+    splat,
+    store,
+    store_part,
+    take_ticket,
+    through,
+    total,
+    write,
+)
+
 ASSOCIATIVE, PRESYNAPTIC, POSTSYNAPTIC, OJA = range(4)
 RULES = {"associative": ASSOCIATIVE, "presynaptic": PRESYNAPTIC, "postsynaptic": POSTSYNAPTIC, "oja": OJA}
-ACTIVATIONS = {"tanh": TANH, "relu": RELU, "sigmoid": SIGMOID, "linear": LINEAR}
 
 # The table that a kernel works from: two counters, sizes, addresses (0: absent).
 (SLOT, TICKET, PIECES, SCRATCH, SIZE, EVERY, B_, T_, D_, H_, XS, WEIGHT, BIAS, ETA, LAMBDA, RESET, M0, M_IN, HS, KEPT,
@@ -46,74 +59,38 @@ ACTIVATIONS = {"tanh": TANH, "relu": RELU, "sigmoid": SIGMOID, "linear": LINEAR}
 
 AHEAD = 8  # steps: how early the cache is asked for h and its gradient
 MAX_PIECES = 16  # of the batch, at most, in the backward pass, each with weight gradients of its own
-SEGMENT_BYTES = 256 * 1024  # of M in one segment: a share of a core's second-level cache
+SEGMENT_BYTES = 512 * 1024  # of M in one segment: a share of a core's second-level cache
 PARALLEL_WORK = 2_000_000  # B T D H from which a second thread pays for waking it up
 
 
-# --- one block of hidden units ------------------------------------------------------------------------------------------------
+# --- one block of hidden units: matrices of (D, L) -------------------------------------------------------------------
 
 
 @numba.njit(inline="always")
-def tanh(u):
-    """u P(u^2) / Q(u^2) on |u| < 8, a minimax fit of degree 4/4; within 4e-7 of the value."""
-    u = at_most(at_least(u, -8.0), 8.0)
-    z = u * u
-    p = z * 1.5230969991344216e-08 + 2.1895065567696637e-05
-    p = p * z + 0.003571622814459778
-    p = p * z + 0.1344451895655767
-    p = p * z + 0.9999999935856142
-    q = z * 8.522674082435644e-07 + 0.0003411332364409541
-    q = q * z + 0.026164537559397925
-    q = q * z + 0.46777846287604596
-    q = q * z + 1.0
-    return at_most(at_least(u * p / q, -1.0), 1.0)
+def is_reset(table, k):
+    return table[RESET] != 0 and flags(table[RESET])[k] != 0
 
 
 @numba.njit(inline="always")
-def activate(u, activation):
-    """h = f(u)."""
-    if activation == TANH:
-        return tanh(u)
-    if activation == RELU:
-        return at_least(u, 0.0)
-    if activation == SIGMOID:
-        return tanh(u * 0.5) * 0.5 + 0.5
-    return u
-
-
-@numba.njit(inline="always")
-def through(g, h, activation):
-    """g f'(u), where f' is a function of h = f(u)."""
-    if activation == TANH:
-        return g * (1.0 - h * h)
-    if activation == RELU:
-        return where_positive(h, g)
-    if activation == SIGMOID:
-        return g * (h * (1.0 - h))
-    return g
-
-
-@numba.njit
-def pack(block, matrix, H, D, L):
-    """Lay an (H, D) matrix out as blocks of (D, L), zeros beyond H."""
-    for i0 in range(0, H, L):
-        for i in range(i0, i0 + L):
-            for j in range(D):
-                block[i0 * D + j * L + i - i0] = matrix[i * D + j] if i < H else np.float32(0.0)
-
-
-@numba.njit(inline="always")
-def read(block, source, offset, n, H, D, L):
-    """Columns offset.. of a (D, H) matrix into a (D, L) block."""
+def restart(block, table, i0, n, H, D, L):
+    """M(0), zeros if there is none."""
     for j in range(D):
-        store(block, j * L, load_part(source, offset + j * H, n, L))
+        store(block, j * L, load_part(floats(table[M0]), i0 + j * H, n, L) if table[M0] != 0 else splat(0.0, L))
 
 
 @numba.njit(inline="always")
-def write(block, target, offset, n, H, D, L):
-    """A (D, L) block into columns offset.. of a (D, H) matrix."""
-    for j in range(D):
-        store_part(target, offset + j * H, load(block, j * L, L), n)
+def readout(W, M, x, D, L, additive):
+    """[W * (M + 1)] x or [W + M] x, in two chains of additions: one alone would wait for each sum to finish."""
+    u, v = splat(0.0, L), splat(0.0, L)
+    for j in range(0, D - 1, 2):
+        w, m = load(W, j * L, L), load(M, j * L, L)
+        u = u + (w + m if additive else w * m + w) * x[j]
+        w, m = load(W, (j + 1) * L, L), load(M, (j + 1) * L, L)
+        v = v + (w + m if additive else w * m + w) * x[j + 1]
+    if D % 2:
+        w, m = load(W, (D - 1) * L, L), load(M, (D - 1) * L, L)
+        u = u + (w + m if additive else w * m + w) * x[D - 1]
+    return u + v
 
 
 @numba.njit(inline="always")
@@ -147,7 +124,7 @@ def forward_kernel(L: int, additive: bool, rule: int, activation: int, full: boo
 
     def forward(table):
         T, D, H, every, keep = table[T_], table[D_], table[H_], table[EVERY], table[KEPT] != 0
-        xs, hs, bias, kept, reset = floats(table[XS]), floats(table[HS]), floats(table[BIAS]), floats(table[KEPT]), flags(table[RESET])
+        xs, hs, kept = floats(table[XS]), floats(table[HS]), floats(table[KEPT])
         eta, lam = floats(table[ETA])[0], floats(table[LAMBDA])[0]
         M = shift(floats(table[SCRATCH]), take_ticket(table, SLOT) * table[SIZE])
         W, E, F = shift(M, D * L), shift(M, D * (L + H + L)), shift(M, D * (L + 2 * (H + L)))
@@ -163,27 +140,23 @@ def forward_kernel(L: int, additive: bool, rule: int, activation: int, full: boo
                 for i0 in range(0, H, L):
                     n = min(L, H - i0)
                     Wi, Ei, Fi = shift(W, i0 * D), shift(E, i0 * D), shift(F, i0 * D)
-                    b = load_part(bias, i0, n, L)
+                    b = load_part(floats(table[BIAS]), i0, n, L) if table[BIAS] != 0 else splat(0.0, L)
                     read(M, floats(table[M_IN]), row * D * H + i0, n, H, D, L)
                     for t in range(T):
                         here = (row * T + t) * H + i0
                         prefetch(hs, here + AHEAD * H, 1, L)
-                        if reset[row * T + t]:
-                            read(M, floats(table[M0]), i0, n, H, D, L)
+                        if is_reset(table, row * T + t):
+                            restart(M, table, i0, n, H, D, L)
                         if keep and t > 0 and t % every == 0:
                             slot = row * ((T - 1) // every) + t // every - 1
                             write(M, kept, slot * D * H + i0, n, H, D, L)
                         x = shift(xs, (row * T + t) * D)
-                        u = b
-                        for j in range(D):
-                            w, m = load(Wi, j * L, L), load(M, j * L, L)
-                            u = u + (w + m if additive else w * m + w) * x[j]
-                        h = activate(u, activation)
+                        h = activate(b + readout(Wi, M, x, D, L, additive), activation)
                         store_part(hs, here, h, n)
                         advance(M, M, h, x, eta, lam, Ei, Fi, D, L, rule, full)
                     write(M, floats(table[M_OUT]), row * D * H + i0, n, H, D, L)
 
-    return _compiled(forward)
+    return compiled(forward)
 
 
 Block = namedtuple("Block", "A W E F dW dM0 dE dF db segment")  # scratch of one block of hidden units: (D, L) each
@@ -193,14 +166,14 @@ Block = namedtuple("Block", "A W E F dW dM0 dE dF db segment")  # scratch of one
 def recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full):
     """M before every step of t0..t1, from the checkpoint at t0, into block.segment."""
     T, D, H, every = table[T_], table[D_], table[H_], table[EVERY]
-    xs, hs, reset = floats(table[XS]), floats(table[HS]), flags(table[RESET])
+    xs, hs = floats(table[XS]), floats(table[HS])
     n = min(L, H - i0)
     for t in range(t0, t1):
         here = (row * T + t) * H + i0
         M = shift(block.segment, (t - t0) * D * L)
         prefetch(hs, here + AHEAD * H, 0, L)
-        if reset[row * T + t]:
-            read(M, floats(table[M0]), i0, n, H, D, L)
+        if is_reset(table, row * T + t):
+            restart(M, table, i0, n, H, D, L)
         elif t == 0:
             read(M, floats(table[M_IN]), row * D * H + i0, n, H, D, L)
         elif t == t0:
@@ -256,6 +229,40 @@ def adjoint(block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation,
     return post * ax, am
 
 
+@numba.njit(inline="always")
+def walk_back(table, block, row, i0, L, additive, rule, activation, full, input_gradient):
+    """The whole adjoint of one row and block; returns its deta and dlambda."""
+    T, D, H, every = table[T_], table[D_], table[H_], table[EVERY]
+    xs, dxs, hs, g_hs = floats(table[XS]), floats(table[DXS]), floats(table[HS]), floats(table[G_HS])
+    eta, lam = floats(table[ETA])[0], floats(table[LAMBDA])[0]
+    n = min(L, H - i0)
+    deta, dlam = splat(0.0, L), splat(0.0, L)
+    for k in range(0, D * L, L):
+        store(block.A, k, splat(0.0, L))
+    if table[G_M] != 0:
+        read(block.A, floats(table[G_M]), row * D * H + i0, n, H, D, L)
+    for t0 in range((T - 1) // every * every, -1, -every):
+        t1 = min(t0 + every, T)
+        recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full)
+        for t in range(t1 - 1, t0 - 1, -1):
+            here = (row * T + t) * H + i0
+            prefetch(g_hs, here - AHEAD * H, 0, L)
+            h, g_h = load_part(hs, here, n, L), load_part(g_hs, here, n, L)
+            x, dx = shift(xs, (row * T + t) * D), shift(dxs, (row * T + t) * D)
+            M = shift(block.segment, (t - t0) * D * L)
+            e, f = adjoint(
+                block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation, full, input_gradient, i0 == 0
+            )
+            deta, dlam = deta + e, dlam + f
+            if is_reset(table, row * T + t):
+                for k in range(0, D * L, L):
+                    store(block.dM0, k, load(block.dM0, k, L) + load(block.A, k, L))
+                    store(block.A, k, splat(0.0, L))
+    if table[DM_IN] != 0:
+        write(block.A, floats(table[DM_IN]), row * D * H + i0, n, H, D, L)
+    return total(deta), total(dlam)
+
+
 @functools.cache
 def backward_kernel(
     L: int, additive: bool, rule: int, activation: int, full: bool, input_gradient: bool
@@ -263,16 +270,14 @@ def backward_kernel(
     """The adjoint of `forward_kernel`; each piece of rows has weight gradients of its own."""
 
     def backward(table):
-        T, D, H, every = table[T_], table[D_], table[H_], table[EVERY]
-        xs, hs, g_hs, reset, dm0 = floats(table[XS]), floats(table[HS]), floats(table[G_HS]), flags(table[RESET]), floats(table[DM0])
-        eta, lam = floats(table[ETA])[0], floats(table[LAMBDA])[0]
+        D, H, every = table[D_], table[H_], table[EVERY]
         width = (H + L - 1) // L * L * D
         A = shift(floats(table[SCRATCH]), take_ticket(table, SLOT) * table[SIZE])
         segment = shift(A, D * L)
         W = shift(segment, every * D * L)
         E, F = shift(W, width), shift(W, 2 * width)
-        sums = shift(W, 3 * width)  # dW, dM0, dE, dF, db
-        zero = splat(0.0, L)
+        dW, dM0, dE = shift(W, 3 * width), shift(W, 4 * width), shift(W, 5 * width)
+        dF, db = shift(W, 6 * width), shift(W, 7 * width)
         pack(W, floats(table[WEIGHT]), H, D, L)
         if full:
             pack(E, floats(table[ETA]), H, D, L)
@@ -282,94 +287,36 @@ def backward_kernel(
             if piece >= table[PIECES]:
                 break
             for k in range(0, 4 * width + width // D, L):
-                store(sums, k, zero)
+                store(dW, k, splat(0.0, L))
             deta, dlam = 0.0, 0.0
             for row in range(table[B_] * piece // table[PIECES], table[B_] * (piece + 1) // table[PIECES]):
                 for i0 in range(0, H, L):
-                    n = min(L, H - i0)
                     at = i0 * D
                     block = Block(
-                        A, shift(W, at), shift(E, at), shift(F, at),
-                        shift(sums, at), shift(sums, width + at), shift(sums, 2 * width + at), shift(sums, 3 * width + at),
-                        shift(sums, 4 * width + i0), segment,
+                        A, shift(W, at), shift(E, at), shift(F, at), shift(dW, at), shift(dM0, at), shift(dE, at),
+                        shift(dF, at), shift(db, i0), segment,
                     )  # fmt: skip
-                    row_eta, row_lam = zero, zero
-                    for j in range(D):
-                        store(A, j * L, zero)
-                    if table[G_M] != 0:
-                        read(A, floats(table[G_M]), row * D * H + i0, n, H, D, L)
-                    for t0 in range((T - 1) // every * every, -1, -every):
-                        t1 = min(t0 + every, T)
-                        recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full)
-                        for t in range(t1 - 1, t0 - 1, -1):
-                            here = (row * T + t) * H + i0
-                            prefetch(g_hs, here - AHEAD * H, 0, L)
-                            h, g_h = load_part(hs, here, n, L), load_part(g_hs, here, n, L)
-                            x, dx = shift(xs, (row * T + t) * D), shift(floats(table[DXS]), (row * T + t) * D)
-                            M = shift(segment, (t - t0) * D * L)
-                            e, f = adjoint(
-                                block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation, full, input_gradient, i0 == 0
-                            )
-                            row_eta, row_lam = row_eta + e, row_lam + f
-                            if reset[row * T + t]:
-                                for k in range(0, D * L, L):
-                                    store(block.dM0, k, load(block.dM0, k, L) + load(A, k, L))
-                                    store(A, k, zero)
-                    if table[DM_IN] != 0:
-                        write(A, floats(table[DM_IN]), row * D * H + i0, n, H, D, L)
-                    deta += total(row_eta)
-                    dlam += total(row_lam)
+                    e, f = walk_back(table, block, row, i0, L, additive, rule, activation, full, input_gradient)
+                    deta, dlam = deta + e, dlam + f
             for i0 in range(0, H, L):
-                n = min(L, H - i0)
-                k = piece * D * H + i0
-                store_part(floats(table[DB]), piece * H + i0, load(sums, 4 * width + i0, L), n)
-                write(shift(sums, i0 * D), floats(table[DW]), k, n, H, D, L)
+                n, at, to = min(L, H - i0), i0 * D, piece * D * H + i0
+                store_part(floats(table[DB]), piece * H + i0, load(db, i0, L), n)
+                write(shift(dW, at), floats(table[DW]), to, n, H, D, L)
                 if table[DM0] != 0:
-                    write(shift(sums, width + i0 * D), floats(table[DM0]), k, n, H, D, L)
+                    write(shift(dM0, at), floats(table[DM0]), to, n, H, D, L)
                 if full:
-                    write(shift(sums, 2 * width + i0 * D), floats(table[DETA]), k, n, H, D, L)
-                    write(shift(sums, 3 * width + i0 * D), floats(table[DLAMBDA]), k, n, H, D, L)
+                    write(shift(dE, at), floats(table[DETA]), to, n, H, D, L)
+                    write(shift(dF, at), floats(table[DLAMBDA]), to, n, H, D, L)
             if not full:
                 floats(table[DETA])[piece] = deta
                 floats(table[DLAMBDA])[piece] = dlam
 
-    return _compiled(backward)
+    return compiled(backward)
 
 
-# --- the torch side -------------------------------------------------------------------------------------------------------
+# --- the torch side ---------------------------------------------------------------------------------------------------
 
 
-class _Announce(event.Listener):
-    """Say once that kernels are being compiled, which takes seconds."""
-
-    said = False
-
-    def on_start(self, happening: event.Event) -> None:
-        if not _Announce.said:
-            _Announce.said = True
-            print("compiling the fused MPN kernels (a few seconds, once per machine) ...", file=sys.stderr, flush=True)
-
-    def on_end(self, happening: event.Event) -> None:
-        pass
-
-
-_LANES_VERSION = hashlib.sha256(Path(mpn_lanes.__file__).read_bytes()).hexdigest()[:8]
-
-
-def _compiled(function: Callable[..., None]) -> Callable[[int], None]:
-    """The kernel as a C function of the table's address, from the disk cache where there is one."""
-    function.__qualname__ += f"_{_LANES_VERSION}"  # Numba's cache looks at this file only: tell it about mpn_lanes too
-    signature = numba.void(numba.types.CPointer(numba.int64))
-    with event.install_listener("numba:run_pass", _Announce()):
-        try:
-            kernel = numba.cfunc(signature, cache=True)(function)
-        except RuntimeError:  # no directory to cache in can be written
-            kernel = numba.cfunc(signature)(function)
-    _keep_alive.append(kernel)
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel.address)
-
-
-_keep_alive: list[Any] = []
 _local = threading.local()
 
 
@@ -386,8 +333,8 @@ def _openmp() -> Any:
     return parallel
 
 
-def _launch(kernel: Any, work: int, pieces: int, size: int, every: int, sizes: tuple[int, ...], tensors: list[Any]) -> None:
-    """Fill the table and run the kernel on it, with threads if the work is worth it; `size`: floats of scratch per thread."""
+def _launch(kernel, work: int, pieces: int, size: int, every: int, sizes: tuple[int, ...], tensors: list) -> None:
+    """Run the kernel on a table of these values, on threads if the work is worth it; `size`: floats of scratch each."""
     threads = min(torch.get_num_threads(), pieces) if work >= PARALLEL_WORK and _openmp() else 1
     scratch = getattr(_local, "scratch", None)
     if scratch is None or scratch.numel() < threads * size:
@@ -401,8 +348,8 @@ def _launch(kernel: Any, work: int, pieces: int, size: int, every: int, sizes: t
 
 
 def _layout(T: int, D: int, H: int) -> tuple[int, int, int]:
-    """Lanes, blocks of hidden units, and steps between checkpoints: at least sqrt(T), more if their M fit into the cache."""
-    L = 64 if H > 32 else 32 if H > 16 else 16
+    """Lanes, blocks of hidden units, and steps between checkpoints: sqrt(T), or more if their M fit into the cache."""
+    L = 16 if H <= 16 else 32 if H <= 32 or D > 64 else 64  # W, A and dW of a block share the first-level cache
     steps = max(math.isqrt(T - 1) + 1, SEGMENT_BYTES // (4 * D * L))
     segments = -(-T // steps)
     return L, -(-H // L), -(-T // segments)
@@ -436,7 +383,8 @@ class _Scan(torch.autograd.Function):
         xs, weight, eta, lam, m_in, m0, reset, hs, kept = ctx.saved_tensors
         (B, T, D), H, P, full = xs.shape, weight.shape[0], min(len(xs), MAX_PIECES), eta.numel() > 1
         L, blocks, every = _layout(T, D, H)
-        need = dict(zip(("xs", "weight", "bias", "eta", "lam", "m_in", "m0"), ctx.needs_input_grad[1:], strict=False))
+        names = ("xs", "weight", "bias", "eta", "lam", "m_in", "m0")
+        need = dict(zip(names, ctx.needs_input_grad[1:-1], strict=True))
         g_hs = torch.zeros_like(hs) if g_hs is None else g_hs.contiguous()
         g_m = None if g_m is None else g_m.contiguous()
         dxs = torch.empty_like(xs) if need["xs"] else None
@@ -445,12 +393,13 @@ class _Scan(torch.autograd.Function):
         dw, db = xs.new_empty(P, D, H), xs.new_empty(P, H)
         deta, dlam = (xs.new_empty((P, D, H) if full else (P, 1, 1)) for _ in range(2))
         kernel = backward_kernel(L, *ctx.variant, full, need["xs"])
-        tensors = [xs, weight, None, eta, lam, reset, m0, m_in, hs, kept, None, g_hs, g_m, dxs, dw, db, deta, dlam, dm_in, dm0]
+        inputs = [xs, weight, None, eta, lam, reset, m0, m_in, hs, kept, None, g_hs, g_m]
+        outputs = [dxs, dw, db, deta, dlam, dm_in, dm0]
         size = (1 + every + 7 * blocks) * D * L + blocks * L
-        _launch(kernel, 3 * B * T * D * H, P, size, every, (B, T, D, H), tensors)
-        gradients = {"xs": dxs, "m_in": dm_in, "bias": db.sum(0), "weight": dw.sum(0).t(), "eta": deta.sum(0).t(), "lam": dlam.sum(0).t()}
-        gradients["m0"] = dm0.sum(0) if need["m0"] else None
-        return None, *(gradients[name] if need[name] else None for name in need), None
+        _launch(kernel, 3 * B * T * D * H, P, size, every, (B, T, D, H), inputs + outputs)
+        dm0 = None if dm0 is None else dm0.sum(0)
+        gradients = dxs, dw.sum(0).t(), db.sum(0), deta.sum(0).t(), dlam.sum(0).t(), dm_in, dm0
+        return None, *(g if needed else None for g, needed in zip(gradients, need.values(), strict=True)), None
 
 
 def scan(
@@ -467,16 +416,18 @@ def scan(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     """`mpn_kernels.mpn_scan` for float32 on the CPU."""
-    (B, T, D), H = xs.shape, weight.shape[0]
+    H, D = weight.shape
     if eta.numel() > 1 or lambda_decay.numel() > 1:
         eta, lambda_decay = eta.expand(H, D).contiguous(), lambda_decay.expand(H, D).contiguous()
+    elif eta.dim() != 2 or lambda_decay.dim() != 2:
+        eta, lambda_decay = eta.reshape(1, 1), lambda_decay.reshape(1, 1)
     m_in = modulation.transpose(1, 2).contiguous()
-    m0 = xs.new_zeros(D, H) if modulation0 is None else modulation0.t().contiguous()
-    reset = torch.zeros(B, T, dtype=torch.bool) if reset is None else reset.contiguous()
-    bias = xs.new_zeros(H) if bias is None else bias.contiguous()
+    m0 = None if modulation0 is None or reset is None else modulation0.t().contiguous()
+    reset = None if reset is None else reset.contiguous()
+    bias = None if bias is None else bias.contiguous()
     inputs = (xs.contiguous(), weight.contiguous(), bias, eta, lambda_decay, m_in, m0)
     variant = (form == "additive", RULES[rule], ACTIVATIONS[activation])
-    if torch.is_grad_enabled() and any(a.requires_grad for a in inputs):
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in inputs):
         hs, m_out = _Scan.apply(variant, *inputs, reset)
     else:
         hs, m_out, _ = _forward(variant, *inputs, reset, keep=False)

@@ -1,22 +1,33 @@
-"""SIMD vectors for Numba: `Lanes`, a fixed number of float32 that add, multiply and move as one value.
+"""SIMD for Numba: `Lanes`, a fixed number of float32 that add, multiply and move as one value, and `compiled` kernels.
 
-LLVM maps them onto whatever the processor has (64 lanes are 4 AVX-512 registers, 8 AVX2, 16 NEON or SSE ones), so the kernels say
-what is done to a block of hidden units and leave the instructions to the compiler. A product that feeds a sum becomes
-one fused multiply-add. Memory is a plain float32 pointer and an offset; nothing is bounds-checked.
+LLVM maps them onto whatever the processor has (64 lanes are 4 AVX-512 registers, 8 AVX2, 16 NEON or SSE ones), so the
+kernels say what is done to a block of hidden units and leave the instructions to the compiler. A product that feeds
+a sum becomes one fused multiply-add. Memory is a pointer to float32 and an offset; nothing is bounds-checked.
 """
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import operator
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, event
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 FLAGS = ("contract", "nsz")  # NaN and infinity stay themselves, so a diverged network still shows
 _INT32 = ir.IntType(32)
+
+TANH, RELU, SIGMOID, LINEAR = range(4)
+ACTIVATIONS = {"tanh": TANH, "relu": RELU, "sigmoid": SIGMOID, "linear": LINEAR}
 
 
 class Lanes(types.Type):
@@ -267,3 +278,97 @@ def prefetch(typingctx, p, offset, write, width):
         return context.get_dummy_value()
 
     return signature(types.void, p, types.intp, write, width), codegen
+
+
+@numba.njit(inline="always")
+def tanh(u):
+    """u P(u^2) / Q(u^2) on |u| < 8, a minimax fit of degree 4/4; within 4e-7 of the value."""
+    u = at_most(at_least(u, -8.0), 8.0)
+    z = u * u
+    p = z * 1.5230969991344216e-08 + 2.1895065567696637e-05
+    p = p * z + 0.003571622814459778
+    p = p * z + 0.1344451895655767
+    p = p * z + 0.9999999935856142
+    q = z * 8.522674082435644e-07 + 0.0003411332364409541
+    q = q * z + 0.026164537559397925
+    q = q * z + 0.46777846287604596
+    q = q * z + 1.0
+    return at_most(at_least(u * p / q, -1.0), 1.0)
+
+
+@numba.njit(inline="always")
+def activate(u, activation):
+    """h = f(u)."""
+    if activation == TANH:
+        return tanh(u)
+    if activation == RELU:
+        return at_least(u, 0.0)
+    if activation == SIGMOID:
+        return tanh(u * 0.5) * 0.5 + 0.5
+    return u
+
+
+@numba.njit(inline="always")
+def through(g, h, activation):
+    """g f'(u), where f' is a function of h = f(u)."""
+    if activation == TANH:
+        return g * (1.0 - h * h)
+    if activation == RELU:
+        return where_positive(h, g)
+    if activation == SIGMOID:
+        return g * (h * (1.0 - h))
+    return g
+
+
+@numba.njit
+def pack(block, matrix, H, D, L):
+    """Lay an (H, D) matrix out as blocks of (D, L), zeros beyond H."""
+    for i0 in range(0, H, L):
+        for i in range(i0, i0 + L):
+            for j in range(D):
+                block[i0 * D + j * L + i - i0] = matrix[i * D + j] if i < H else np.float32(0.0)
+
+
+@numba.njit(inline="always")
+def read(block, source, offset, n, H, D, L):
+    """Columns offset.. of a (D, H) matrix into a (D, L) block."""
+    for j in range(D):
+        store(block, j * L, load_part(source, offset + j * H, n, L))
+
+
+@numba.njit(inline="always")
+def write(block, target, offset, n, H, D, L):
+    """A (D, L) block into columns offset.. of a (D, H) matrix."""
+    for j in range(D):
+        store_part(target, offset + j * H, load(block, j * L, L), n)
+
+
+class _Announce(event.Listener):
+    """Say once that kernels are being compiled, which takes seconds."""
+
+    said = False
+
+    def on_start(self, happening: event.Event) -> None:
+        if not _Announce.said:
+            _Announce.said = True
+            print("Compiling the fused MPN kernels: a few seconds, once per machine.", file=sys.stderr, flush=True)
+
+    def on_end(self, happening: event.Event) -> None:
+        pass
+
+
+_VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+_compiled: list[Any] = []  # keeps the machine code alive
+
+
+def compiled(function: Callable[..., None]) -> Callable[[int], None]:
+    """A kernel as a C function of its table's address; from Numba's disk cache if a directory can be written to."""
+    function.__qualname__ += f"_{_VERSION}"  # the cache watches the file of `function` only, not this one
+    kernel_type = types.void(types.CPointer(types.int64))
+    with event.install_listener("numba:run_pass", _Announce()):
+        try:
+            kernel = numba.cfunc(kernel_type, cache=True)(function)
+        except RuntimeError:
+            kernel = numba.cfunc(kernel_type)(function)
+    _compiled.append(kernel)
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel.address)
