@@ -336,6 +336,8 @@ COMMAND_DEFAULTS: dict[str, dict[str, Any]] = {
         "learner": "dqn",
         "gamma": 0.99,
         "learning_rate": 1e-3,
+        "n_step": 4,
+        "buffer_size": 100_000,  # with only its latest, good steps in memory a balancer forgets how not to fall
         "total_steps": 150_000,  # episodes of control tasks grow a hundredfold while they are learned
         "eval_freq": 5_000,
         "eval_episodes": 50,

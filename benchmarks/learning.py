@@ -121,7 +121,9 @@ def call(arguments: list[str]) -> str:
         [sys.executable, "main.py", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     if done.returncode != 0:
-        raise RuntimeError(f"python main.py {' '.join(arguments)} exited {done.returncode}: {done.stderr.strip()[-500:]}")
+        raise RuntimeError(
+            f"python main.py {' '.join(arguments)} exited {done.returncode}: {done.stderr.strip()[-500:]}"
+        )
     return done.stdout
 
 
@@ -129,15 +131,21 @@ def load_results() -> list[dict[str, Any]]:
     return json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
 
 
-def store_results(rows: list[dict[str, Any]]) -> None:
-    import torch
+def machine() -> dict[str, Any]:
+    """What the figures depend on besides the code."""
+    from model_utils import versions
 
-    from model_utils import git_commit, write_json
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return {"cpu": cpu, "cores": os.cpu_count(), **versions()}
+
+
+def store_results(rows: list[dict[str, Any]]) -> None:
+    from model_utils import write_json
 
     order = {row: place for place, row in enumerate(all_rows(list(range(100))))}
     rows = sorted(rows, key=lambda row: order.get(Row(row["task"], row["core"], row["seed"]), 0))
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
-    write_json(RESULTS, {"machine": machine, "git_commit": git_commit(ROOT), "rows": rows})
+    write_json(RESULTS, {"machine": machine(), "rows": rows})
 
 
 def print_table(rows: list[dict[str, Any]]) -> bool:
