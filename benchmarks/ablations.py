@@ -67,7 +67,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         scores = [row["score"] for row in rows if (row["command"], row["options"]) == (command, options)]
         mean = sum(scores) / len(scores)
         print(
-            f"{command:15} {options or 'defaults':95} {mean:8.3f}  [{min(scores):.3f}, {max(scores):.3f}] n={len(scores)}"
+            f"{command:15} {options or 'defaults':85} {mean:8.3f} [{min(scores):.3f}, {max(scores):.3f}] n={len(scores)}"
         )
 
 
