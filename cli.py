@@ -59,7 +59,7 @@ def _options_of(parser: Parser, command: str) -> list[argparse.Action]:
 
 
 def _add_training(parser: Parser, command: str) -> None:
-    parser.usage = f"main.py {command} [--experiment-name NAME] [--config FILE] [any option below]"
+    parser.usage = f"main.py {command} [--experiment-name NAME] [--config FILE] [OPTIONS]"
     run = parser.add_argument_group("experiment")
     run.add_argument("--experiment-name", metavar="NAME", help="folder in experiments/ (default: a random name)")
     run.add_argument("--config", metavar="FILE", help="start from the options in this JSON file; flags override it")

@@ -664,10 +664,13 @@ def _plot(args: argparse.Namespace) -> None:
     spectra = {name: (fit.explained_variance_ratio, fit.participation_ratio) for name, fit in fits.items()}
     written = [visualize.save_figure(visualize.pca_variance_figure(spectra, title=title), folder / "pca_variance.png")]
     trials = pca_analysis.split_trials(activity)
+    if max(map(len, trials)) == 1:  # a trial of one step is no path: follow the episode
+        activity = {**activity, "trial": np.zeros_like(activity["trial"])}
+        trials = pca_analysis.split_trials(activity)
     clock, time_label = pca_analysis.trial_time(activity)
     groups = pca_analysis.group_trials(colour, trials)
     for name, fit in fits.items():
-        if fit.projected.shape[1] < 2:
+        if fit.projected.shape[1] < 2 or max(map(len, trials)) < 2:
             continue
         means = None if groups is None else pca_analysis.condition_means(fit.projected, trials, groups)
         figure = visualize.trajectory_figure(

@@ -23,6 +23,9 @@ VELOCITIES: dict[str, tuple[int, ...]] = {
 }
 
 
+vars(np).setdefault("float_", np.float64)  # Gymnasium 0.29's Acrobot asks for it; NumPy 2 has dropped the name
+
+
 class FlatObservation(gymnasium.ObservationWrapper):
     """Box, Discrete (one-hot) and Dict observations as one float32 vector, without the entries `hidden`.
 
@@ -98,6 +101,7 @@ def _arguments(spec: Any, env_args: dict[str, Any] | None) -> str:
     """'; its arguments are ...' when the user gave some."""
     if not env_args:
         return ""
-    creator = gymnasium.envs.registration.load_env_creator(spec.entry_point)
+    entry: Any = spec.entry_point
+    creator = entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)
     names = [name for name in inspect.signature(creator).parameters if name not in ("self", "render_mode")]
     return f"; it takes {', '.join(names) or 'none'}"

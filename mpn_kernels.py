@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -70,15 +71,17 @@ def mpn_scan(
     Returns: hs (B, T, H) and the final M (B, H, D). On the CPU, fused, M is a transposed view of
         (B, D, H) memory; handed to the next call as it is, it costs no copy. Gradients flow to every tensor
         but `reset`; the fused kernels have first derivatives only.
-    Raises: ConfigError if kernel="fused" cannot be had.
+    Raises: ConfigError if kernel="fused" cannot be had; ValueError for shapes that do not fit together.
     """
-    fused = _fused_scan(xs, weight, eta, lambda_decay, modulation, kernel) if kernel != "reference" else None
+    tensors = (xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0)
+    _check(*tensors)
+    fused = None if kernel == "reference" else _fused_scan(tensors, kernel)
     options = {"form": form, "rule": rule, "activation": activation}
     if fused is None or xs.shape[0] * xs.shape[1] == 0:
         return mpn_scan_reference(
             xs, weight, bias, modulation, eta, lambda_decay, reset=reset, modulation0=modulation0, **options
         )
-    return fused(xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0, **options)
+    return fused(*tensors, **options)
 
 
 def mpn_scan_reference(
@@ -121,25 +124,53 @@ def mpn_scan_reference(
     return torch.stack(hs, dim=1) if hs else xs.new_zeros(xs.shape[0], 0, weight.shape[0]), m
 
 
+def _check(xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0) -> None:
+    """The fused kernels work on addresses: a wrong shape must never get that far."""
+    (B, T, D), H = xs.shape, weight.shape[0]
+    if (
+        weight.shape != (H, D)
+        or modulation.shape != (B, H, D)
+        or (bias is not None and bias.shape != (H,))
+        or (reset is not None and (reset.shape != (B, T) or reset.dtype != torch.bool))
+        or (modulation0 is not None and modulation0.shape != (H, D))
+    ):
+        named = {"weight": weight, "bias": bias, "modulation": modulation, "reset": reset, "modulation0": modulation0}
+        shapes = ", ".join(f"{name} {tuple(a.shape)}" for name, a in named.items() if a is not None)
+        raise ValueError(
+            f"xs {(B, T, D)} needs weight (H, D), bias (H,), modulation (B, H, D), a boolean reset (B, T) and "
+            f"modulation0 (H, D), got {shapes}"
+        )
+
+
 @functools.cache
 def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _fused_scan(xs: Tensor, weight: Tensor, eta: Tensor, lambda_decay: Tensor, modulation: Tensor, kernel: str):
+def _fused_scan(tensors: tuple[Tensor | None, ...], kernel: str) -> Callable[..., tuple[Tensor, Tensor]] | None:
     """The fused scan for these tensors, or None where there is none and kernel="auto" allows that."""
     if kernel not in KERNELS:
         raise ConfigError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    if any(a.dtype != torch.float32 for a in (xs, weight, eta, lambda_decay, modulation)):
-        problem = f"needs float32, got {xs.dtype}"
-    elif xs.device.type == "cpu" and not _installed("numba"):
-        problem = "needs Numba on the CPU: pip install numba"
-    elif xs.device.type == "cpu":
+    xs, *others = (a for a in tensors if a is not None)
+    package = {"cpu": "numba", "cuda": "triton"}.get(xs.device.type)
+    if package is None:
+        problem = f"exists for cpu and cuda, not for {xs.device.type}"
+    elif any(a.device != xs.device for a in others):
+        problem = "needs all tensors on one device"
+    elif any(a.dtype not in (torch.float32, torch.bool) for a in (xs, *others)):
+        problem = f"needs float32, got {xs.dtype} and {others[0].dtype}"
+    elif not _installed(package):
+        problem = f"needs {package} on {xs.device.type}: pip install {package}"
+    elif package == "numba":
         import mpn_kernels_cpu
 
         return mpn_kernels_cpu.scan
     else:
-        problem = f"exists for CPU and CUDA, not for {xs.device.type}"
+        import mpn_kernels_cuda
+
+        if xs.shape[2] <= mpn_kernels_cuda.MAX_INPUTS:
+            return mpn_kernels_cuda.scan
+        problem = f"takes at most {mpn_kernels_cuda.MAX_INPUTS} inputs on cuda, got {xs.shape[2]}"
     if kernel == "fused":
         raise ConfigError(f"kernel 'fused' {problem}; use kernel 'auto' or 'reference'")
     return None

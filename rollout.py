@@ -279,7 +279,10 @@ def record_episodes(
 
 
 def _frame(env: gymnasium.Env) -> np.ndarray:
-    frame = env.render()
+    try:
+        frame: Any = env.render()
+    except NotImplementedError:
+        frame = None
     if not isinstance(frame, np.ndarray):
         task = env.unwrapped
         raise ConfigError(f"--env-name {task.spec.id if task.spec else type(task).__name__} cannot be rendered")

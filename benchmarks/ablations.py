@@ -65,10 +65,8 @@ def run(command: str, options: str, seed: int) -> dict[str, Any]:
 def print_table(rows: list[dict[str, Any]]) -> None:
     for command, options in dict.fromkeys((row["command"], row["options"]) for row in rows):
         scores = [row["score"] for row in rows if (row["command"], row["options"]) == (command, options)]
-        mean = sum(scores) / len(scores)
-        print(
-            f"{command:15} {options or 'defaults':85} {mean:8.3f} [{min(scores):.3f}, {max(scores):.3f}] n={len(scores)}"
-        )
+        spread = f"[{min(scores):.3f}, {max(scores):.3f}] n={len(scores)}"
+        print(f"{command:15} {options or 'defaults':85} {sum(scores) / len(scores):8.3f} {spread}")
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ import main
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2", "--max-episode-steps", "30", "--eval-episodes", "2",
-        "--learning-starts", "50", "--buffer-size", "400", "--kernel", "reference"]  # fmt: skip
+        "--learning-starts", "50", "--buffer-size", "400", "--sequence-length", "8", "--sequence-stride", "8",
+        "--batch-size", "4", "--kernel", "reference"]  # fmt: skip
 PATIENCE = 60  # seconds
 
 
@@ -32,38 +34,50 @@ def train(name: str, *more: str) -> list[str]:
     return ["train", "--experiment-name", name, *TINY, "--no-plot-training", *more]
 
 
-def wait_for_training(process: subprocess.Popen, metrics: Path) -> None:
-    """Until the process has logged an episode."""
+def wait_for(process: subprocess.Popen, file: Path) -> None:
+    """Until the process has written something there."""
     deadline = time.monotonic() + PATIENCE
-    while not (metrics.exists() and metrics.stat().st_size):
+    while not (file.exists() and file.stat().st_size):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
-def test_an_interrupted_a_terminated_and_a_killed_run_end_as_the_undisturbed_one(tmp_path: Path) -> None:
+@pytest.fixture
+def processes() -> Iterator[dict[str, subprocess.Popen]]:
+    """The processes that a test started by name, none of which outlives it."""
+    started: dict[str, subprocess.Popen] = {}
+    yield started
+    for process in started.values():
+        process.kill()
+        process.communicate()
+
+
+def test_an_interrupted_a_terminated_and_a_killed_run_end_as_the_undisturbed_one(
+    tmp_path: Path, processes: dict[str, subprocess.Popen]
+) -> None:
     """SIGINT: 130, SIGTERM: 143, both with last.pt; SIGKILL falls back to the last checkpoint. Then all resume."""
     ends = {"int": (signal.SIGINT, 130), "term": (signal.SIGTERM, 143), "kill": (signal.SIGKILL, -9)}
-    options = ["--num-episodes", "400", "--eval-freq", "2000", "--checkpoint-freq", "300"]
-    running = {name: start(tmp_path, *train(name, *options)) for name in ("whole", *ends)}
-    for name, (number, status) in ends.items():
+    options = ["--num-episodes", "800", "--eval-freq", "4000", "--checkpoint-freq", "1000"]
+    for name in ("whole", *ends):
+        processes[name] = start(tmp_path, *train(name, *options))
+    for name, (number, _) in ends.items():
         folder = tmp_path / "experiments" / name
-        wait_for_training(
-            running[name], folder / "checkpoints" / "last.pt" if name == "kill" else folder / "metrics.jsonl"
-        )
-        running[name].send_signal(number)
-        _, err = running[name].communicate(timeout=PATIENCE)
-        assert running[name].returncode == status, err
+        wait_for(processes[name], folder / ("checkpoints/last.pt" if name == "kill" else "metrics.jsonl"))
+        processes[name].send_signal(number)
+    for name, (_, status) in ends.items():
+        folder = tmp_path / "experiments" / name
+        _, err = processes[name].communicate(timeout=PATIENCE)
+        assert processes[name].returncode == status, err
         assert b"Traceback" not in err
         assert (folder / "checkpoints" / "last.pt").is_file()
         assert not (folder / "checkpoints" / "final_model.pt").exists(), "ended before the signal came"
-        if name != "kill":
-            assert f"continue with --experiment-name {name} --resume".encode() in err
-    running["whole"].communicate(timeout=PATIENCE)
-    again = [start(tmp_path, "train", "--experiment-name", name, "--resume") for name in ends]
-    for process in again:
-        out, err = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, err
-        assert b"continues at step" in out
+        assert name == "kill" or f"continue with --experiment-name {name} --resume".encode() in err
+    for name in ends:
+        processes[name] = start(tmp_path, "train", "--experiment-name", name, "--resume")
+    for name in ("whole", *ends):
+        out, err = processes[name].communicate(timeout=PATIENCE)
+        assert processes[name].returncode == 0, err
+        assert name == "whole" or b"continues at step" in out
     whole = tmp_path / "experiments" / "whole"
     for name in ends:
         for file in ("metrics.jsonl", "training_history.json"):
