@@ -1,4 +1,4 @@
-"""One function per subcommand, and the only place that prints: results to stdout, progress to stderr."""
+"""One function per subcommand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,29 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import Progress
 
 import build
 import cli
 import config as cfg
 from config import Config, ConfigError
-from model_utils import Experiment, load_checkpoint, versions, write_json
-from neurogym_wrapper import REFERENCE_POLICIES, REFERENCES, list_tasks, normalised_score
-from rollout import EpisodeSeeds, Evaluation, evaluate, join_episodes, record_episodes, run_scripted
-from training import DivergedError, Run, history
+from model_utils import Experiment, atomic_file, load_checkpoint, versions, write_json
+from reporting import Reporter, check_tensorboard, draw_training_curves, print_scores, print_tasks, stderr, stdout
+from rollout import EpisodeSeeds, join_episodes, record_episodes
+from scoring import score, summarise
+from training import DivergedError, Run
 
-EVAL_LANES = 64
-# Rows of eval's table by the prefix of their scores; the last two are known accuracies, not episodes.
-POLICY_NAMES = {
-    "": "agent",
-    "random": "random",
-    "never_act": "never acting",
-    "ground_truth": "ground truth",
-    "guessing": "guessing",
-    "ideal": "ideal observer",
-}
 # Options that a resumed run may change: they do not touch what is learned so far.
 RESUMABLE = {
     "num_episodes",
@@ -52,25 +40,14 @@ RESUMABLE = {
 }
 
 
-class Output(Console):
-    """A console whose reader may leave, as `| head` does: the work goes on, and what is said goes nowhere."""
-
-    def on_broken_pipe(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
-
-
-# No markup: the square brackets of a name or a path are its own.
-stdout = Output(highlight=False, soft_wrap=True, markup=False, emoji=False)
-stderr = Output(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
-
-
 # --- train ----------------------------------------------------------------------------------------------
 
 
 def train(args: argparse.Namespace) -> int:
     """train and train-neurogym: one handler, two sets of defaults."""
     if getattr(args, "list_envs", False):
-        return _list_envs()
+        print_tasks()
+        return 0
     resuming = args.resume == "yes" or (args.resume == "auto" and _has_run(args))
     if resuming:
         return _resume(args)
@@ -79,7 +56,7 @@ def train(args: argparse.Namespace) -> int:
     name = Experiment.check_new(args.experiment_name, args.experiments_dir, overwrite)
     config = _config(args)
     run = Run(config)  # every mistake shows here, before anything is written
-    _check_tensorboard(config)
+    check_tensorboard(config)
     record = {**config.to_dict(), "versions": versions()}
     experiment = Experiment.create(name, args.experiments_dir, record, overwrite=overwrite)
     with experiment.lock():
@@ -97,7 +74,7 @@ def _resume(args: argparse.Namespace) -> int:
     with experiment.lock():
         stored = _stored_config(experiment)
         config = _resumed_config(args, experiment, stored)
-        _check_tensorboard(config)
+        check_tensorboard(config)
         run = Run.resume(config, experiment)
         if run.finished:
             stdout.print(
@@ -206,171 +183,6 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-class Reporter:
-    """The progress bar, the printed lines and the TensorBoard events of one run."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.config = run, run.config
-        assert run.experiment is not None
-        self.experiment = run.experiment
-        self.recent: list[dict[str, Any]] = []
-        self.begun, self.first_step = time.monotonic(), run.step
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=stderr,
-            redirect_stdout=sys.stdout.isatty(),  # else lines meant for a file would go to the screen instead
-            redirect_stderr=False,
-        )
-        total = self.config.run.total_steps or self.config.run.num_episodes
-        self.task = self.bar.add_task(self.experiment.name, total=total, completed=self._completed(), note="")
-        self.writer = self._tensorboard() if self.config.run.tensorboard else None
-
-    def _completed(self) -> int:
-        return self.run.step if self.config.run.total_steps else self.run.episodes
-
-    def _tensorboard(self) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
-        # A resumed run makes the events after its checkpoint again.
-        purge_step = self.run.step + 1 if self.run.step else None
-        return SummaryWriter(str(self.experiment.path / "tensorboard"), purge_step=purge_step)
-
-    def __enter__(self) -> Reporter:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.bar.stop()
-        if self.writer is not None:
-            self.writer.close()
-
-    def opening(self) -> None:
-        run, config = self.run, self.config
-        weights = sum(parameter.numel() for parameter in run.network.parameters())
-        env = config.env.env_name  # type: ignore[attr-defined]
-        core = config.core.name
-        where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
-        stdout.print(f"{env}: {core}, {weights:,} weights on {run.device}, {run.num_lanes} lanes; {where}")
-        stdout.print(f"replay: {config.learner.replay}, {run.replay.nbytes / 2**20:,.0f} MiB when full")  # type: ignore[attr-defined]
-        limit = config.env.max_episode_steps  # type: ignore[attr-defined]
-        longest: int = run.lanes.envs[0].trial_steps
-        if limit is not None and longest > limit:
-            stderr.print(
-                f"note: a trial of {env} takes {longest} steps and an episode ends after {limit}, so no trial is "
-                "completed, or hardly any: raise --max-episode-steps"
-            )
-
-    def rows(self, rows: list[dict[str, Any]]) -> None:
-        """Show what one vector step logged."""
-        for row in rows:
-            if row["kind"] == "episode":
-                self.recent.append(row)
-                every = self.config.run.print_freq
-                if every and row["episode"] % every == 0:
-                    stdout.print(self._line(row))
-                    self.recent.clear()
-            elif row["kind"] == "eval":
-                shown = row["return_mean"] if row["accuracy"] is None else row["accuracy"]
-                name = "return" if row["accuracy"] is None else "accuracy"
-                self.bar.update(self.task, note=f"greedy {name} {shown:.3f}")
-            elif row["kind"] == "checkpoint" and self.config.run.plot_training:
-                draw_training_curves(self.experiment, self.config)
-            self._events(row)
-        self.bar.update(self.task, completed=self._completed())
-
-    def _line(self, row: dict[str, Any]) -> str:
-        """Ep 100/1000 | Reward 0.45 | Acc 0.87 | ..., means over the episodes since the last line."""
-
-        def mean(key: str) -> float | None:
-            values = [recent[key] for recent in self.recent if recent[key] is not None]
-            return float(np.mean(values)) if values else None
-
-        total = "" if self.config.run.total_steps else f"/{self.config.run.num_episodes}"
-        accuracy, loss = mean("accuracy"), mean("loss")
-        parts = [
-            f"Ep {row['episode']}{total}",
-            f"Reward {mean('reward'):.2f}",
-            *([f"Acc {accuracy:.2f}"] if accuracy is not None else []),
-            f"Len {mean('length'):.0f}",
-            *([f"Loss {loss:.4f}"] if loss is not None else []),
-            f"eps {row['epsilon']:.3f}",
-            *([f"Trials {row['trials']}"] if row["trials"] else []),
-            f"{self._speed():,.0f} steps/s",
-        ]
-        return " | ".join(parts)
-
-    def _speed(self) -> float:
-        return (self.run.step - self.first_step) / max(time.monotonic() - self.begun, 1e-9)
-
-    def _events(self, row: dict[str, Any]) -> None:
-        if self.writer is None:
-            return
-        for key, value in row.items():
-            if key not in ("kind", "step") and value is not None:
-                self.writer.add_scalar(f"{row['kind']}/{key}", float(value), row["step"])
-
-    def closing(self) -> None:
-        run = self.run
-        spent = time.monotonic() - self.begun
-        stdout.print(
-            f"done: {run.step:,} steps, {run.episodes:,} episodes in {spent:.0f} s ({self._speed():,.0f} steps/s)"
-        )
-        best = max(
-            (row for row in self.experiment.read_metrics() if row["kind"] == "eval"), key=lambda row: row["return_mean"]
-        )
-        accuracy = "" if best["accuracy"] is None else f", accuracy {best['accuracy']:.3f}"
-        stdout.print(f"best_model.pt: step {best['step']:,}, greedy return {best['return_mean']:.2f}{accuracy}")
-        stdout.print(f"next: python main.py eval --experiment-name {self.experiment.name}")
-
-
-def _check_tensorboard(config: Config) -> None:
-    if config.run.tensorboard:
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError as error:
-            raise ConfigError("--tensorboard needs the extra: pip install -e '.[tensorboard]'") from error
-
-
-def draw_training_curves(experiment: Experiment, config: Config) -> Path:
-    """plots/training_curves.png from metrics.jsonl."""
-    import visualize
-
-    rows = experiment.read_metrics()
-    evaluations = [row for row in rows if row["kind"] == "eval"]
-    columns = history(rows)
-    keys = {"step": "steps", "reward": "episode_rewards", "length": "episode_lengths", "loss": "losses"}
-    keys |= {"accuracy": "accuracies", "epsilon": "epsilons"}
-    figure = visualize.plot_training_curves(
-        {name: columns[key] for name, key in keys.items()},
-        evaluations,
-        references=REFERENCES.get(config.env.env_name),  # type: ignore[attr-defined]
-        title=f"{config.env.env_name}, {config.core.name}",  # type: ignore[attr-defined]
-    )
-    return visualize.save_figure(figure, experiment.plots_dir / "training_curves.png")
-
-
-def _list_envs() -> int:
-    tasks = list_tasks()
-    wide = max(len(task.name) for task in tasks)
-    lines = [f"{'task':{wide}} {'obs':>4} {'actions':>7} {'dt (ms)':>7} {'trial':>5}  trainable"]
-    for task in tasks:
-        sizes = f"{task.obs_dim:4} {task.n_actions:7} {task.dt_ms:7g} {task.trial_steps:5}"
-        lines.append(f"{task.name:{wide}} {sizes}  {'yes' if task.trainable else 'no'}")
-    lines.append(f"{len(tasks)} tasks; 'trial' is the mean length of a trial in steps. Not trainable:")
-    lines += [f"  {task.name}: {task.why_not}" for task in tasks if not task.trainable]
-    stdout.print("\n".join(lines))
-    return 0
-
-
 # --- a finished experiment --------------------------------------------------------------------------------
 
 
@@ -405,151 +217,25 @@ def load_policy(args: argparse.Namespace) -> tuple[Experiment, Config, Any]:
 
 def evaluate_command(args: argparse.Namespace) -> int:
     experiment, config, network = load_policy(args)
-    result, scripted, seeds = _evaluate(args, config, network)
+    result, scripted, seeds = score(config, network, args.seed, args.num_eval_episodes, args.num_eval_trials)
     scores = summarise(config, result, scripted)
     file = experiment.eval_dir / f"{Path(args.checkpoint).stem}_seed{args.seed}.json"
     write_json(file, {**scores, "checkpoint": args.checkpoint, "seed": args.seed, "episode_seeds": seeds})
+    if isinstance(config.env, cfg.NeuroGymConfig) and scores["trials"] == 0:
+        stderr.print(
+            f"note: no trial was completed: one takes {build.make_env(config.env).trial_steps} steps, and an episode "
+            f"ends after {config.env.max_episode_steps} (--max-episode-steps of the training)"
+        )
     if args.json:
         stdout.print(json.dumps(scores, allow_nan=False))
     else:
-        _print_scores(config, scores)
+        print_scores(config, scores)
         stdout.print(f"written to {file}")
     return 0
 
 
-def _evaluate(
-    args: argparse.Namespace, config: Config, network: Any
-) -> tuple[Evaluation, dict[str, Evaluation], list[int]]:
-    """The agent's greedy episodes, and the reference policies' on the same seeds."""
-    source = EpisodeSeeds("eval", args.seed)
-    neurogym = isinstance(config.env, cfg.NeuroGymConfig)
-    if args.num_eval_trials and not neurogym:
-        raise ConfigError("--num-eval-trials counts NeuroGym trials; this task has none: take --num-eval-episodes")
-    count = args.num_eval_episodes
-    envs = [build.make_env(config.env) for _ in range(min(EVAL_LANES, args.num_eval_trials or count))]
-    seeds = [source() for _ in range(count if not args.num_eval_trials else len(envs))]
-    reset = config.run.reset_state_on_trial
-    result = evaluate(network, envs, seeds, reset)
-    while args.num_eval_trials and len(result.performance) < args.num_eval_trials:
-        if len(result.performance) == 0:
-            raise ConfigError("--num-eval-trials: no trial is completed in an episode; take --num-eval-episodes")
-        missing = args.num_eval_trials - len(result.performance)
-        more = [source() for _ in range(int(np.ceil(missing * len(seeds) / len(result.performance))))]
-        seeds += more
-        result = Evaluation(*map(np.concatenate, zip(result, evaluate(network, envs, more, reset), strict=True)))
-    policies = REFERENCE_POLICIES if neurogym else {"random": REFERENCE_POLICIES["random"]}
-    scripted = {name: run_scripted(policy, envs[0], seeds) for name, policy in policies.items()}
-    if neurogym and not envs[0].has_ground_truth:
-        del scripted["ground_truth"]
-    if neurogym and len(result.performance) == 0:
-        longest: int = envs[0].trial_steps
-        stderr.print(
-            f"note: no trial was completed: one takes {longest} steps, and an episode ends after "
-            f"{config.env.max_episode_steps} (--max-episode-steps of the training)"  # type: ignore[attr-defined]
-        )
-    return result, scripted, seeds
-
-
-def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation]) -> dict[str, Any]:
-    """The numbers of an evaluation, for JSON and the table."""
-    low, high = bootstrap_interval(result.returns)
-    scores: dict[str, Any] = {
-        "return_mean": float(result.returns.mean()),
-        "return_std": float(result.returns.std()),
-        "return_ci95": [low, high],
-        "length_mean": float(result.lengths.mean()),
-        "length_std": float(result.lengths.std()),
-        "length_ci95": list(bootstrap_interval(result.lengths)),
-        "episodes": len(result.returns),
-    }
-    for name, other in scripted.items():
-        scores[f"{name}_return_mean"] = float(other.returns.mean())
-    if not isinstance(config.env, cfg.NeuroGymConfig):
-        return scores
-    per_trial = {name: _mean(other.trial_returns) for name, other in scripted.items()}
-    score = np.nan
-    if "ground_truth" in scripted:
-        score = normalised_score(_mean(result.trial_returns), per_trial["random"], per_trial["ground_truth"])
-    scores |= {
-        "trials": len(result.performance),
-        "accuracy": _json_number(_mean(result.performance)),
-        "accuracy_ci95": list(bootstrap_interval(result.performance)),
-        "decision_accuracy": _json_number(_mean(result.decision_correct)),
-        "aborts": int(result.aborted.sum()),
-        "trial_return_mean": _json_number(_mean(result.trial_returns)),
-        "normalised_score": _json_number(score),
-    }
-    for name in REFERENCE_POLICIES:  # null where a task knows no right actions
-        known = scripted.get(name)
-        scores[f"{name}_return_mean"] = float(known.returns.mean()) if known else None
-        scores[f"{name}_accuracy"] = _json_number(_mean(known.performance)) if known else None
-        scores[f"{name}_trial_return_mean"] = _json_number(per_trial[name]) if known else None
-    for name, value in REFERENCES.get(config.env.env_name, {}).items():
-        scores[f"{name}_accuracy"] = value
-    return scores
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def _json_number(value: float) -> float | None:
-    return None if np.isnan(value) else value
-
-
-def bootstrap_interval(values: np.ndarray) -> tuple[float | None, float | None]:
-    """95 % bootstrap interval of the mean; the mean itself where all values agree, None where there are none."""
-    from scipy import stats
-
-    if len(values) == 0:
-        return None, None
-    if len(values) < 2 or np.ptp(values.astype(float)) == 0.0:
-        return float(values.mean()), float(values.mean())
-    interval = stats.bootstrap(
-        (values.astype(float),), np.mean, n_resamples=2000, method="percentile", rng=0, batch=100
-    )
-    return float(interval.confidence_interval.low), float(interval.confidence_interval.high)
-
-
-def _print_scores(config: Config, scores: dict[str, Any]) -> None:
-    def text(value: Any, digits: int = 3) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
-    def interval(ends: Any, digits: int = 3) -> str:
-        return "" if ends is None or ends[0] is None else f"[{text(ends[0], digits)}, {text(ends[1], digits)}]"
-
-    neurogym = "trials" in scores
-    title = f"{config.env.env_name}, {config.core.name}, greedy"  # type: ignore[attr-defined]
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("policy", no_wrap=True)
-    for column in ("return", "95 % interval", *(("accuracy", "95 % interval", "per trial") if neurogym else ())):
-        table.add_column(column, justify="right", no_wrap=True)
-    for key, name in POLICY_NAMES.items():
-        prefix = f"{key}_" if key else ""
-        if not any(scores.get(f"{prefix}{what}") is not None for what in ("return_mean", "accuracy")):
-            continue
-        row = [text(scores.get(f"{prefix}return_mean")), interval(scores.get(f"{prefix}return_ci95"))]
-        if neurogym:
-            row += [text(scores.get(f"{prefix}accuracy")), interval(scores.get(f"{prefix}accuracy_ci95"))]
-            row.append(text(scores.get(f"{prefix}trial_return_mean")))
-        table.add_row(name, *row, style="" if key else "bold")
-    stdout.print(table)
-    lines = [
-        f"{scores['episodes']} episodes, standard deviation of the return {text(scores['return_std'])}",
-        f"length {text(scores['length_mean'], 1)} ± {text(scores['length_std'], 1)}, "
-        f"95 % interval {interval(scores['length_ci95'], 1)}",
-    ]
-    if neurogym:
-        lines.append(
-            f"{scores['trials']} trials, {scores['aborts']} aborted; "
-            f"right at decision steps {text(scores['decision_accuracy'])}"
-        )
-        lines.append(f"normalised score {text(scores['normalised_score'])} (random 0, ground truth 1)")
-    stdout.print("\n".join(lines))
-
-
 def render(args: argparse.Namespace) -> int:
-    import visualize
+    import video
 
     _checked_output(args)
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -567,10 +253,10 @@ def render(args: argparse.Namespace) -> int:
     episode = next(record_episodes(network, env, [seed], **options))
     if neurogym:
         episode["dt_ms"] = np.array(float(env.dt_ms))
-        frames = visualize.neurogym_frames(episode, env.channel_names)
+        frames = video.neurogym_frames(episode, env.channel_names)
     else:
-        frames = visualize.gym_frames(episode["frames"], episode["q_values"], episode["actions"], episode["rewards"])
-    visualize.write_video(output, frames, args.fps or (10 if neurogym else 30))
+        frames = video.gym_frames(episode["frames"], episode["q_values"], episode["actions"], episode["rewards"])
+    video.write_video(output, frames, args.fps or (10 if neurogym else 30))
     stdout.print(f"{len(episode['actions'])} steps, return {episode['rewards'].sum():.2f}: {output}")
     return 0
 
@@ -636,8 +322,6 @@ def _collect(args: argparse.Namespace) -> None:
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    from model_utils import atomic_file
-
     with atomic_file(path) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import commands
 import config as cfg
 import main
+import scoring
 from rollout import Evaluation
 
 TINY = ["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2", "--eval-episodes", "2", "--learning-starts", "20",
@@ -188,7 +188,7 @@ def test_scores_are_worked_by_hand() -> None:
 
     nothing = result([0, 0], [0, 0])
     scripted = {"random": nothing, "never_act": nothing, "ground_truth": result([1, 1], [1, 1])}
-    scores = commands.summarise(config, result([1.0, 3.0], [1.0, 0.0]), scripted)
+    scores = scoring.summarise(config, result([1.0, 3.0], [1.0, 0.0]), scripted)
     assert (scores["return_mean"], scores["return_std"], scores["length_mean"]) == (2.0, 1.0, 4.0)
     assert (scores["accuracy"], scores["aborts"], scores["trials"], scores["normalised_score"]) == (0.5, 1, 2, 0.5)
     assert scores["return_ci95"] == [1.0, 3.0]  # of two values, the mean's bootstrap is either, or between
@@ -196,14 +196,14 @@ def test_scores_are_worked_by_hand() -> None:
 
 
 def test_the_bootstrap_interval_of_equal_values_is_the_value() -> None:
-    assert commands.bootstrap_interval(np.full(5, 2.5)) == (2.5, 2.5)
-    assert commands.bootstrap_interval(np.array([7])) == (7.0, 7.0)
-    assert commands.bootstrap_interval(np.array([])) == (None, None)
+    assert scoring.bootstrap_interval(np.full(5, 2.5)) == (2.5, 2.5)
+    assert scoring.bootstrap_interval(np.array([7])) == (7.0, 7.0)
+    assert scoring.bootstrap_interval(np.array([])) == (None, None)
 
 
 def test_the_bootstrap_interval_covers_the_mean_at_the_textbook_width() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
-    low, high = commands.bootstrap_interval(values)
+    low, high = scoring.bootstrap_interval(values)
     half = 1.96 * values.std() / 20
     assert abs(low - (values.mean() - half)) < 0.05 and abs(high - (values.mean() + half)) < 0.05
 

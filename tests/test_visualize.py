@@ -14,6 +14,7 @@ import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
+import video
 import visualize
 from config import ConfigError
 
@@ -61,7 +62,7 @@ def test_drawing_changes_nothing_global():
     before = dict(mpl.rcParams)
     fig, ax = visualize.new_figure()
     visualize.plot_pca_variance({"h": ([0.8, 0.2], 1.5)}, ax)
-    next(visualize.neurogym_frames(recording()))
+    next(video.neurogym_frames(recording()))
     assert dict(mpl.rcParams) == before
 
 
@@ -237,14 +238,14 @@ def test_one_dimension_has_no_trajectory():
     [(), ("state_M",), ("period", "ground_truth", "dt_ms"), ("state_M", "period")],
 )
 def test_neurogym_frames_are_even_rgb_and_differ_whatever_is_recorded(without):
-    frames = list(visualize.neurogym_frames(recording(**dict.fromkeys(without))))
+    frames = list(video.neurogym_frames(recording(**dict.fromkeys(without))))
     assert len(frames) == 24
     assert all(frame.shape == (600, 960, 3) and frame.dtype == np.uint8 for frame in frames)
     assert all((one != other).any() for one, other in pairwise(frames))
 
 
 def test_an_episode_longer_than_the_window_turns_the_page():
-    frames = list(visualize.neurogym_frames(recording(steps=40), window=16))
+    frames = list(video.neurogym_frames(recording(steps=40), window=16))
     assert len(frames) == 40
     tick_labels = np.s_[555:575, 90:580]
     assert (frames[15][tick_labels] == frames[0][tick_labels]).all()
@@ -254,19 +255,19 @@ def test_an_episode_longer_than_the_window_turns_the_page():
 def test_frames_show_the_arrays_that_they_were_given():
     data = recording()
     changed = {**data, "q_values": data["q_values"] + np.linspace(0, 1, 24)[:, None]}
-    other = list(visualize.neurogym_frames(changed))
-    assert all((a != b).any() for a, b in zip(visualize.neurogym_frames(data), other, strict=True))
+    other = list(video.neurogym_frames(changed))
+    assert all((a != b).any() for a, b in zip(video.neurogym_frames(data), other, strict=True))
 
 
 def test_many_channels_and_actions_and_a_zero_modulation_fit_on_the_page():
     data = {**recording(steps=3, channels=41, actions=33), "state_M": np.zeros((3, 12, 5))}
-    assert len(list(visualize.neurogym_frames(data, [f"a rather long channel name {i}" for i in range(41)]))) == 3
+    assert len(list(video.neurogym_frames(data, [f"a rather long channel name {i}" for i in range(41)]))) == 3
 
 
 def test_150_frames_of_a_large_modulation_take_under_20_seconds():
     data = {**recording(steps=150), "state_M": RNG.standard_normal((150, 128, 33)).astype(np.float16)}
     begin = time.perf_counter()
-    assert sum(1 for _ in visualize.neurogym_frames(data)) == 150
+    assert sum(1 for _ in video.neurogym_frames(data)) == 150
     assert time.perf_counter() - begin < 20
 
 
@@ -274,7 +275,7 @@ def test_150_frames_of_a_large_modulation_take_under_20_seconds():
 def test_gym_frames_have_even_size_and_hold_the_rendered_picture(size):
     pictures = np.zeros((3, *size, 3), dtype=np.uint8)
     pictures[:, :, :] = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]])[:, None, None]
-    frames = list(visualize.gym_frames(pictures, RNG.standard_normal((3, 2)), np.array([0, 1, 0]), np.ones(3)))
+    frames = list(video.gym_frames(pictures, RNG.standard_normal((3, 2)), np.array([0, 1, 0]), np.ones(3)))
     assert all(frame.shape[0] % 2 == frame.shape[1] % 2 == 0 and frame.dtype == np.uint8 for frame in frames)
     assert [frame[200, 20].tolist() for frame in frames] == [[0, 0, 0], [255, 0, 0], [0, 255, 0]]
 
@@ -287,7 +288,7 @@ def moving_squares(n=6, size=(40, 60)):
 
 
 def test_gif_has_every_frame_at_its_speed_and_leaves_no_temporary(tmp_path):
-    path = visualize.write_video(tmp_path / "a.gif", iter(moving_squares()), fps=20)
+    path = video.write_video(tmp_path / "a.gif", iter(moving_squares()), fps=20)
     with Image.open(path) as image:
         assert (image.n_frames, image.size, image.info["duration"]) == (6, (60, 40), 50)
         image.seek(3)
@@ -299,7 +300,7 @@ def test_gif_has_every_frame_at_its_speed_and_leaves_no_temporary(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_mp4_has_every_frame_and_leaves_no_temporary(tmp_path):
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
-    path = visualize.write_video(tmp_path / "a.mp4", moving_squares(), fps=10)
+    path = video.write_video(tmp_path / "a.mp4", moving_squares(), fps=10)
     reader = imageio_ffmpeg.read_frames(str(path))
     meta = next(reader)
     frames = [np.frombuffer(frame, np.uint8).reshape(40, 60, 3) for frame in reader]
@@ -311,7 +312,7 @@ def test_mp4_has_every_frame_and_leaves_no_temporary(tmp_path):
 def test_mp4_without_its_extra_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ConfigError, match=r"\[video\]"):
-        visualize.write_video(tmp_path / "a.mp4", moving_squares())
+        video.write_video(tmp_path / "a.mp4", moving_squares())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -324,7 +325,7 @@ def test_a_bad_video_request_is_refused_before_anything_is_written(tmp_path):
         ("none/a.gif", moving_squares(), 10, "no folder"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            visualize.write_video(tmp_path / name, frames, fps)
+            video.write_video(tmp_path / name, frames, fps)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -339,5 +340,5 @@ def test_an_episode_that_fails_midway_leaves_the_old_video_untouched(tmp_path, s
     path = tmp_path / f"a.{suffix}"
     path.write_text("old")
     with pytest.raises(RuntimeError, match="environment broke"):
-        visualize.write_video(path, failing())
+        video.write_video(path, failing())
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,245 @@
+"""What the user sees: the progress bar, lines and tables on the terminal, TensorBoard events, training curves."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from config import Config, ConfigError
+from model_utils import Experiment
+from neurogym_wrapper import REFERENCES, list_tasks
+from training import Run, history
+
+# Rows of eval's table by the prefix of their scores; the last two are known accuracies, not episodes.
+POLICY_NAMES = {
+    "": "agent",
+    "random": "random",
+    "never_act": "never acting",
+    "ground_truth": "ground truth",
+    "guessing": "guessing",
+    "ideal": "ideal observer",
+}
+
+
+class Output(Console):
+    """A console whose reader may leave, as `| head` does: the work goes on, and what is said goes nowhere."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+# No markup: the square brackets of a name or a path are its own.
+stdout = Output(highlight=False, soft_wrap=True, markup=False, emoji=False)
+stderr = Output(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+class Reporter:
+    """The progress bar, the printed lines and the TensorBoard events of one run."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.config = run, run.config
+        assert run.experiment is not None
+        self.experiment = run.experiment
+        self.recent: list[dict[str, Any]] = []
+        self.begun, self.first_step = time.monotonic(), run.step
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=stderr,
+            redirect_stdout=sys.stdout.isatty(),  # else lines meant for a file would go to the screen instead
+            redirect_stderr=False,
+        )
+        total = self.config.run.total_steps or self.config.run.num_episodes
+        self.task = self.bar.add_task(self.experiment.name, total=total, completed=self._completed(), note="")
+        self.writer = self._tensorboard() if self.config.run.tensorboard else None
+
+    def _completed(self) -> int:
+        return self.run.step if self.config.run.total_steps else self.run.episodes
+
+    def _tensorboard(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # A resumed run makes the events after its checkpoint again.
+        purge_step = self.run.step + 1 if self.run.step else None
+        return SummaryWriter(str(self.experiment.path / "tensorboard"), purge_step=purge_step)
+
+    def __enter__(self) -> Reporter:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.bar.stop()
+        if self.writer is not None:
+            self.writer.close()
+
+    def opening(self) -> None:
+        run, config = self.run, self.config
+        weights = sum(part.numel() for part in run.network.parameters() if part.requires_grad)
+        env = config.env.env_name  # type: ignore[attr-defined]
+        core = config.core.name
+        where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
+        stdout.print(f"{env}: {core}, {weights:,} weights on {run.device}, {run.num_lanes} lanes; {where}")
+        stdout.print(f"replay: {config.learner.replay}, {run.replay.nbytes / 2**20:,.0f} MiB when full")  # type: ignore[attr-defined]
+        limit = config.env.max_episode_steps  # type: ignore[attr-defined]
+        longest: int = run.lanes.envs[0].trial_steps
+        if limit is not None and longest > limit:
+            stderr.print(
+                f"note: a trial of {env} takes {longest} steps and an episode ends after {limit}, so no trial is "
+                "completed, or hardly any: raise --max-episode-steps"
+            )
+
+    def rows(self, rows: list[dict[str, Any]]) -> None:
+        """Show what one vector step logged."""
+        for row in rows:
+            if row["kind"] == "episode":
+                self.recent.append(row)
+                every = self.config.run.print_freq
+                if every and row["episode"] % every == 0:
+                    stdout.print(self._line(row))
+                    self.recent.clear()
+            elif row["kind"] == "eval":
+                shown = row["return_mean"] if row["accuracy"] is None else row["accuracy"]
+                name = "return" if row["accuracy"] is None else "accuracy"
+                self.bar.update(self.task, note=f"greedy {name} {shown:.3f}")
+            elif row["kind"] == "checkpoint" and self.config.run.plot_training:
+                draw_training_curves(self.experiment, self.config)
+            self._events(row)
+        self.bar.update(self.task, completed=self._completed())
+
+    def _line(self, row: dict[str, Any]) -> str:
+        """Ep 100/1000 | Reward 0.45 | Acc 0.87 | ..., means over the episodes since the last line."""
+
+        def mean(key: str) -> float | None:
+            values = [recent[key] for recent in self.recent if recent[key] is not None]
+            return float(np.mean(values)) if values else None
+
+        total = "" if self.config.run.total_steps else f"/{self.config.run.num_episodes}"
+        accuracy, loss = mean("accuracy"), mean("loss")
+        parts = [
+            f"Ep {row['episode']}{total}",
+            f"Reward {mean('reward'):.2f}",
+            *([f"Acc {accuracy:.2f}"] if accuracy is not None else []),
+            f"Len {mean('length'):.0f}",
+            *([f"Loss {loss:.4f}"] if loss is not None else []),
+            f"eps {row['epsilon']:.3f}",
+            *([f"Trials {row['trials']}"] if row["trials"] else []),
+            f"{self._speed():,.0f} steps/s",
+        ]
+        return " | ".join(parts)
+
+    def _speed(self) -> float:
+        return (self.run.step - self.first_step) / max(time.monotonic() - self.begun, 1e-9)
+
+    def _events(self, row: dict[str, Any]) -> None:
+        if self.writer is None:
+            return
+        for key, value in row.items():
+            if key not in ("kind", "step") and value is not None:
+                self.writer.add_scalar(f"{row['kind']}/{key}", float(value), row["step"])
+
+    def closing(self) -> None:
+        run = self.run
+        spent = time.monotonic() - self.begun
+        stdout.print(
+            f"done: {run.step:,} steps, {run.episodes:,} episodes in {spent:.0f} s ({self._speed():,.0f} steps/s)"
+        )
+        best = max(
+            (row for row in self.experiment.read_metrics() if row["kind"] == "eval"), key=lambda row: row["return_mean"]
+        )
+        accuracy = "" if best["accuracy"] is None else f", accuracy {best['accuracy']:.3f}"
+        stdout.print(f"best_model.pt: step {best['step']:,}, greedy return {best['return_mean']:.2f}{accuracy}")
+        stdout.print(f"next: python main.py eval --experiment-name {self.experiment.name}")
+
+
+def check_tensorboard(config: Config) -> None:
+    if config.run.tensorboard:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise ConfigError("--tensorboard needs the extra: pip install -e '.[tensorboard]'") from error
+
+
+def draw_training_curves(experiment: Experiment, config: Config) -> Path:
+    """plots/training_curves.png from metrics.jsonl."""
+    import visualize
+
+    rows = experiment.read_metrics()
+    evaluations = [row for row in rows if row["kind"] == "eval"]
+    columns = history(rows)
+    keys = {"step": "steps", "reward": "episode_rewards", "length": "episode_lengths", "loss": "losses"}
+    keys |= {"accuracy": "accuracies", "epsilon": "epsilons"}
+    figure = visualize.plot_training_curves(
+        {name: columns[key] for name, key in keys.items()},
+        evaluations,
+        references=REFERENCES.get(config.env.env_name),  # type: ignore[attr-defined]
+        title=f"{config.env.env_name}, {config.core.name}",  # type: ignore[attr-defined]
+    )
+    return visualize.save_figure(figure, experiment.plots_dir / "training_curves.png")
+
+
+def print_tasks() -> None:
+    """--list-envs: every NeuroGym task with its sizes, and why it cannot be trained if it cannot."""
+    tasks = list_tasks()
+    wide = max(len(task.name) for task in tasks)
+    lines = [f"{'task':{wide}} {'obs':>4} {'actions':>7} {'dt (ms)':>7} {'trial':>5}  trainable"]
+    for task in tasks:
+        sizes = f"{task.obs_dim:4} {task.n_actions:7} {task.dt_ms:7g} {task.trial_steps:5}"
+        lines.append(f"{task.name:{wide}} {sizes}  {'yes' if task.trainable else 'no'}")
+    lines.append(f"{len(tasks)} tasks; 'trial' is the mean length of a trial in steps. Not trainable:")
+    lines += [f"  {task.name}: {task.why_not}" for task in tasks if not task.trainable]
+    stdout.print("\n".join(lines))
+
+
+def print_scores(config: Config, scores: dict[str, Any]) -> None:
+    """eval's table, from the numbers of `scoring.summarise`."""
+
+    def text(value: Any, digits: int = 3) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    def interval(ends: Any, digits: int = 3) -> str:
+        return "" if ends is None or ends[0] is None else f"[{text(ends[0], digits)}, {text(ends[1], digits)}]"
+
+    neurogym = "trials" in scores
+    title = f"{config.env.env_name}, {config.core.name}, greedy"  # type: ignore[attr-defined]
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("policy", no_wrap=True)
+    for column in ("return", "95 % interval", *(("accuracy", "95 % interval", "per trial") if neurogym else ())):
+        table.add_column(column, justify="right", no_wrap=True)
+    for key, name in POLICY_NAMES.items():
+        prefix = f"{key}_" if key else ""
+        if not any(scores.get(f"{prefix}{what}") is not None for what in ("return_mean", "accuracy")):
+            continue
+        row = [text(scores.get(f"{prefix}return_mean")), interval(scores.get(f"{prefix}return_ci95"))]
+        if neurogym:
+            row += [text(scores.get(f"{prefix}accuracy")), interval(scores.get(f"{prefix}accuracy_ci95"))]
+            row.append(text(scores.get(f"{prefix}trial_return_mean")))
+        table.add_row(name, *row, style="" if key else "bold")
+    stdout.print(table)
+    lines = [
+        f"{scores['episodes']} episodes, standard deviation of the return {text(scores['return_std'])}",
+        f"length {text(scores['length_mean'], 1)} ± {text(scores['length_std'], 1)}, "
+        f"95 % interval {interval(scores['length_ci95'], 1)}",
+    ]
+    if neurogym:
+        lines.append(
+            f"{scores['trials']} trials, {scores['aborts']} aborted; "
+            f"right at decision steps {text(scores['decision_accuracy'])}"
+        )
+        lines.append(f"normalised score {text(scores['normalised_score'])} (random 0, ground truth 1)")
+    stdout.print("\n".join(lines))

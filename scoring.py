@@ -1,0 +1,108 @@
+"""What an agent is worth: its greedy episodes beside those of scripted policies on the same seeds, with intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import build
+import config as cfg
+from config import Config, ConfigError
+from neurogym_wrapper import REFERENCE_POLICIES, REFERENCES, normalised_score
+from rollout import EpisodeSeeds, Evaluation, evaluate, run_scripted
+
+EVAL_LANES = 64
+
+
+def score(
+    config: Config, network: Any, seed: int, episodes: int, trials: int | None = None
+) -> tuple[Evaluation, dict[str, Evaluation], list[int]]:
+    """The agent's greedy episodes, and those of the reference policies on the same seeds.
+
+    Args:
+        seed: of the episode seeds, which neither training nor the choice of best_model.pt ever uses.
+        episodes: how many; with `trials`, as many as give so many completed NeuroGym trials instead.
+    Returns: the agent's evaluation, the policies' by name, the episode seeds.
+    """
+    source = EpisodeSeeds("eval", seed)
+    neurogym = isinstance(config.env, cfg.NeuroGymConfig)
+    if trials and not neurogym:
+        raise ConfigError("--num-eval-trials counts NeuroGym trials; this task has none: take --num-eval-episodes")
+    envs = [build.make_env(config.env) for _ in range(min(EVAL_LANES, trials or episodes))]
+    seeds = [source() for _ in range(len(envs) if trials else episodes)]
+    reset = config.run.reset_state_on_trial
+    result = evaluate(network, envs, seeds, reset)
+    while trials and len(result.performance) < trials:
+        if len(result.performance) == 0:
+            raise ConfigError("--num-eval-trials: no trial is completed in an episode; take --num-eval-episodes")
+        missing = trials - len(result.performance)
+        more = [source() for _ in range(int(np.ceil(missing * len(seeds) / len(result.performance))))]
+        seeds += more
+        result = Evaluation(*map(np.concatenate, zip(result, evaluate(network, envs, more, reset), strict=True)))
+    policies = REFERENCE_POLICIES if neurogym else {"random": REFERENCE_POLICIES["random"]}
+    scripted = {name: run_scripted(policy, envs[0], seeds) for name, policy in policies.items()}
+    if neurogym and not envs[0].has_ground_truth:
+        del scripted["ground_truth"]
+    return result, scripted, seeds
+
+
+def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation]) -> dict[str, Any]:
+    """The numbers of an evaluation, for JSON and the table."""
+    low, high = bootstrap_interval(result.returns)
+    scores: dict[str, Any] = {
+        "return_mean": float(result.returns.mean()),
+        "return_std": float(result.returns.std()),
+        "return_ci95": [low, high],
+        "length_mean": float(result.lengths.mean()),
+        "length_std": float(result.lengths.std()),
+        "length_ci95": list(bootstrap_interval(result.lengths)),
+        "episodes": len(result.returns),
+    }
+    for name, other in scripted.items():
+        scores[f"{name}_return_mean"] = float(other.returns.mean())
+    if not isinstance(config.env, cfg.NeuroGymConfig):
+        return scores
+    per_trial = {name: _mean(other.trial_returns) for name, other in scripted.items()}
+    score = np.nan
+    if "ground_truth" in scripted:
+        score = normalised_score(_mean(result.trial_returns), per_trial["random"], per_trial["ground_truth"])
+    scores |= {
+        "trials": len(result.performance),
+        "accuracy": _json_number(_mean(result.performance)),
+        "accuracy_ci95": list(bootstrap_interval(result.performance)),
+        "decision_accuracy": _json_number(_mean(result.decision_correct)),
+        "aborts": int(result.aborted.sum()),
+        "trial_return_mean": _json_number(_mean(result.trial_returns)),
+        "normalised_score": _json_number(score),
+    }
+    for name in REFERENCE_POLICIES:  # null where a task knows no right actions
+        known = scripted.get(name)
+        scores[f"{name}_return_mean"] = float(known.returns.mean()) if known else None
+        scores[f"{name}_accuracy"] = _json_number(_mean(known.performance)) if known else None
+        scores[f"{name}_trial_return_mean"] = _json_number(per_trial[name]) if known else None
+    for name, value in REFERENCES.get(config.env.env_name, {}).items():
+        scores[f"{name}_accuracy"] = value
+    return scores
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _json_number(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def bootstrap_interval(values: np.ndarray) -> tuple[float | None, float | None]:
+    """95 % bootstrap interval of the mean; the mean itself where all values agree, None where there are none."""
+    from scipy import stats
+
+    if len(values) == 0:
+        return None, None
+    if len(values) < 2 or np.ptp(values.astype(float)) == 0.0:
+        return float(values.mean()), float(values.mean())
+    interval = stats.bootstrap(
+        (values.astype(float),), np.mean, n_resamples=2000, method="percentile", rng=0, batch=100
+    )
+    return float(interval.confidence_interval.low), float(interval.confidence_interval.high)
