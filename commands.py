@@ -342,7 +342,7 @@ def _plot(args: argparse.Namespace) -> None:
     states = pca_analysis.states(activity)
     key = args.color_by or default_colour(activity, config)
     colour = pca_analysis.colour_values(activity, key)
-    fits = {name: pca_analysis.fit_pca(array) for name, array in states.items()}
+    fits = {name: pca_analysis.fit_pca(array, 20) for name, array in states.items()}
     folder = experiment.analysis_dir
     title = f"{config.env.env_name}, {config.core.name}"  # type: ignore[attr-defined]
     spectra = {name: (fit.explained_variance_ratio, fit.participation_ratio) for name, fit in fits.items()}

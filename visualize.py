@@ -129,9 +129,14 @@ def _reference_line(ax: Axes, name: str, value: float) -> None:
 
 @house_style()
 def plot_noisy_curve(steps: ArrayLike, values: Any, ax: Axes, *, window: int, colour: str, label: str) -> Axes:
-    """One noisy quantity: raw values thin and pale, their rolling mean thick."""
-    ax.plot(steps, rolling_mean(values, 1), lw=0.6, alpha=0.3, color=colour)
-    ax.plot(steps, rolling_mean(values, window), lw=2, color=colour, label=label)
+    """One noisy quantity: every value a pale dot, their rolling mean a line.
+
+    Lanes that end together share a step: the line goes through the mean as it stands after the last of them.
+    """
+    steps = np.asarray(steps, dtype=float)
+    ax.plot(steps, rolling_mean(values, 1), ".", ms=4, mew=0, alpha=0.3, color=colour)
+    last = np.append(np.diff(steps) != 0, True)[: len(steps)]
+    ax.plot(steps[last], rolling_mean(values, window)[last], lw=2, color=colour, label=label)
     return ax
 
 
