@@ -14,14 +14,11 @@ results do not depend on the number of threads.
 from __future__ import annotations
 
 import array
-import ctypes
 import functools
 import math
 import threading
 from collections import namedtuple
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numba
 import numpy as np
@@ -37,9 +34,9 @@ from mpn_lanes import (
     floats,
     load,
     load_part,
-    pack,
     prefetch,
     read,
+    run,
     shift,
     splat,
     store,
@@ -47,20 +44,26 @@ from mpn_lanes import (
     take_ticket,
     through,
     total,
+    unpack,
     write,
 )
 
 ASSOCIATIVE, PRESYNAPTIC, POSTSYNAPTIC, OJA = range(4)
 RULES = {"associative": ASSOCIATIVE, "presynaptic": PRESYNAPTIC, "postsynaptic": POSTSYNAPTIC, "oja": OJA}
 
-# The table that a kernel works from: two counters, sizes, addresses (0: absent).
-(SLOT, TICKET, PIECES, SCRATCH, SIZE, EVERY, B_, T_, D_, H_, XS, WEIGHT, BIAS, ETA, LAMBDA, RESET, M0, M_IN, HS, KEPT,
- M_OUT, G_HS, G_M, DXS, DW, DB, DETA, DLAMBDA, DM_IN, DM0) = range(30)  # fmt: skip
+# The table that a kernel works from: three counters, sizes and addresses (0: absent), then an address and
+# the strides (of the row, the hidden unit and the input) of each matrix.
+HEADER = ("slot", "ticket", "done", "pieces", "scratch", "size", "sums", "sum_size", "every", "B", "T", "D", "H")
+TENSORS = ("xs", "bias", "reset", "hs", "m_out", "g_hs", "dxs", "dm_in", "dw", "db", "deta", "dlam", "dm0")
+MATRICES = ("weight", "eta", "lam", "m0", "m_in", "kept", "g_m")
+(SLOT, TICKET, DONE, PIECES, SCRATCH, SIZE, SUMS, SUM_SIZE, EVERY, B_, T_, D_, H_,
+ XS, BIAS, RESET, HS, M_OUT, G_HS, DXS, DM_IN, DW, DB, DETA, DLAMBDA, DM0) = range(26)  # fmt: skip
+WEIGHT, ETA, LAMBDA, M0, M_IN, KEPT, G_M = range(26, 26 + 4 * 7, 4)
 
 AHEAD = 8  # steps: how early the cache is asked for h and its gradient
 MAX_PIECES = 16  # of the batch, at most, in the backward pass, each with weight gradients of its own
 SEGMENT_BYTES = 512 * 1024  # of M in one segment: a share of a core's second-level cache
-PARALLEL_WORK = 2_000_000  # B T D H from which a second thread pays for waking it up
+PARALLEL_WORK = 1_000_000  # B T D H from which a second thread pays for waking it up
 
 
 # --- one block of hidden units: matrices of (D, L) -------------------------------------------------------------------
@@ -71,11 +74,24 @@ def is_reset(table, k):
     return table[RESET] != 0 and flags(table[RESET])[k] != 0
 
 
+@numba.njit
+def fetch(block, table, matrix, row, i0, L):
+    """Hidden units i0.. of a row of one of the table's matrices; zeros if it is absent."""
+    numba.literally(L)  # a constant, though this is compiled as a function of its own
+    given, si, sj = table[matrix] != 0, table[matrix + 2], table[matrix + 3]
+    source = floats(table[matrix] + 4 * (row * table[matrix + 1] + i0 * si) if given else 0)
+    read(block, source, si, sj, min(L, table[H_] - i0), table[D_], L)
+
+
 @numba.njit(inline="always")
-def restart(block, table, i0, n, H, D, L):
-    """M(0), zeros if there is none."""
-    for j in range(D):
-        store(block, j * L, load_part(floats(table[M0]), i0 + j * H, n, L) if table[M0] != 0 else splat(0.0, L))
+def fetch_weights(W, E, F, table, L, full):
+    """W and, if they are matrices, eta and lambda, as blocks one behind the other."""
+    for i0 in range(0, table[H_], L):
+        at = i0 * table[D_]
+        fetch(shift(W, at), table, WEIGHT, 0, i0, L)
+        if full:
+            fetch(shift(E, at), table, ETA, 0, i0, L)
+            fetch(shift(F, at), table, LAMBDA, 0, i0, L)
 
 
 @numba.njit(inline="always")
@@ -124,14 +140,12 @@ def forward_kernel(L: int, additive: bool, rule: int, activation: int, full: boo
 
     def forward(table):
         T, D, H, every, keep = table[T_], table[D_], table[H_], table[EVERY], table[KEPT] != 0
-        xs, hs, kept = floats(table[XS]), floats(table[HS]), floats(table[KEPT])
+        xs, hs, kept, m_out = floats(table[XS]), floats(table[HS]), floats(table[KEPT]), floats(table[M_OUT])
         eta, lam = floats(table[ETA])[0], floats(table[LAMBDA])[0]
+        width = (H + L - 1) // L * L * D
         M = shift(floats(table[SCRATCH]), take_ticket(table, SLOT) * table[SIZE])
-        W, E, F = shift(M, D * L), shift(M, D * (L + H + L)), shift(M, D * (L + 2 * (H + L)))
-        pack(W, floats(table[WEIGHT]), H, D, L)
-        if full:
-            pack(E, floats(table[ETA]), H, D, L)
-            pack(F, floats(table[LAMBDA]), H, D, L)
+        W, E, F = shift(M, D * L), shift(M, D * L + width), shift(M, D * L + 2 * width)
+        fetch_weights(W, E, F, table, L, full)
         while True:
             piece = take_ticket(table, TICKET)
             if piece >= table[PIECES]:
@@ -141,20 +155,20 @@ def forward_kernel(L: int, additive: bool, rule: int, activation: int, full: boo
                     n = min(L, H - i0)
                     Wi, Ei, Fi = shift(W, i0 * D), shift(E, i0 * D), shift(F, i0 * D)
                     b = load_part(floats(table[BIAS]), i0, n, L) if table[BIAS] != 0 else splat(0.0, L)
-                    read(M, floats(table[M_IN]), row * D * H + i0, n, H, D, L)
+                    fetch(M, table, M_IN, row, i0, L)
                     for t in range(T):
                         here = (row * T + t) * H + i0
                         prefetch(hs, here + AHEAD * H, 1, L)
                         if is_reset(table, row * T + t):
-                            restart(M, table, i0, n, H, D, L)
+                            fetch(M, table, M0, 0, i0, L)
                         if keep and t > 0 and t % every == 0:
                             slot = row * ((T - 1) // every) + t // every - 1
-                            write(M, kept, slot * D * H + i0, n, H, D, L)
+                            write(M, shift(kept, slot * D * H + i0), H, n, D, L)
                         x = shift(xs, (row * T + t) * D)
                         h = activate(b + readout(Wi, M, x, D, L, additive), activation)
                         store_part(hs, here, h, n)
                         advance(M, M, h, x, eta, lam, Ei, Fi, D, L, rule, full)
-                    write(M, floats(table[M_OUT]), row * D * H + i0, n, H, D, L)
+                    write(M, shift(m_out, row * D * H + i0), H, n, D, L)
 
     return compiled(forward)
 
@@ -173,12 +187,11 @@ def recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full):
         M = shift(block.segment, (t - t0) * D * L)
         prefetch(hs, here + AHEAD * H, 0, L)
         if is_reset(table, row * T + t):
-            restart(M, table, i0, n, H, D, L)
+            fetch(M, table, M0, 0, i0, L)
         elif t == 0:
-            read(M, floats(table[M_IN]), row * D * H + i0, n, H, D, L)
+            fetch(M, table, M_IN, row, i0, L)
         elif t == t0:
-            slot = row * ((T - 1) // every) + t // every - 1
-            read(M, floats(table[KEPT]), slot * D * H + i0, n, H, D, L)
+            fetch(M, table, KEPT, row * ((T - 1) // every) + t // every - 1, i0, L)
         else:
             h = load_part(hs, here - H, n, L)
             x = shift(xs, (row * T + t - 1) * D)
@@ -237,10 +250,7 @@ def walk_back(table, block, row, i0, L, additive, rule, activation, full, input_
     eta, lam = floats(table[ETA])[0], floats(table[LAMBDA])[0]
     n = min(L, H - i0)
     deta, dlam = splat(0.0, L), splat(0.0, L)
-    for k in range(0, D * L, L):
-        store(block.A, k, splat(0.0, L))
-    if table[G_M] != 0:
-        read(block.A, floats(table[G_M]), row * D * H + i0, n, H, D, L)
+    fetch(block.A, table, G_M, row, i0, L)
     for t0 in range((T - 1) // every * every, -1, -every):
         t1 = min(t0 + every, T)
         recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full)
@@ -259,7 +269,7 @@ def walk_back(table, block, row, i0, L, additive, rule, activation, full, input_
                     store(block.dM0, k, load(block.dM0, k, L) + load(block.A, k, L))
                     store(block.A, k, splat(0.0, L))
     if table[DM_IN] != 0:
-        write(block.A, floats(table[DM_IN]), row * D * H + i0, n, H, D, L)
+        write(block.A, shift(floats(table[DM_IN]), row * D * H + i0), H, n, D, L)
     return total(deta), total(dlam)
 
 
@@ -270,26 +280,23 @@ def backward_kernel(
     """The adjoint of `forward_kernel`; each piece of rows has weight gradients of its own."""
 
     def backward(table):
-        D, H, every = table[D_], table[H_], table[EVERY]
+        D, H, pieces = table[D_], table[H_], table[PIECES]
         width = (H + L - 1) // L * L * D
         A = shift(floats(table[SCRATCH]), take_ticket(table, SLOT) * table[SIZE])
-        segment = shift(A, D * L)
-        W = shift(segment, every * D * L)
-        E, F = shift(W, width), shift(W, 2 * width)
-        dW, dM0, dE = shift(W, 3 * width), shift(W, 4 * width), shift(W, 5 * width)
-        dF, db = shift(W, 6 * width), shift(W, 7 * width)
-        pack(W, floats(table[WEIGHT]), H, D, L)
-        if full:
-            pack(E, floats(table[ETA]), H, D, L)
-            pack(F, floats(table[LAMBDA]), H, D, L)
+        W, E, F = shift(A, D * L), shift(A, D * L + width), shift(A, D * L + 2 * width)
+        segment = shift(A, D * L + (3 if full else 1) * width)
+        fetch_weights(W, E, F, table, L, full)
         while True:
             piece = take_ticket(table, TICKET)
-            if piece >= table[PIECES]:
+            if piece >= pieces:
                 break
-            for k in range(0, 4 * width + width // D, L):
-                store(dW, k, splat(0.0, L))
+            sums = shift(floats(table[SUMS]), piece * table[SUM_SIZE])
+            for k in range(0, table[SUM_SIZE], L):
+                store(sums, k, splat(0.0, L))
+            db, dW, dM0 = shift(sums, L), shift(sums, L + width // D), shift(sums, L + width // D + width)
+            dE, dF = shift(dM0, width), shift(dM0, 2 * width)
             deta, dlam = 0.0, 0.0
-            for row in range(table[B_] * piece // table[PIECES], table[B_] * (piece + 1) // table[PIECES]):
+            for row in range(table[B_] * piece // pieces, table[B_] * (piece + 1) // pieces):
                 for i0 in range(0, H, L):
                     at = i0 * D
                     block = Block(
@@ -298,20 +305,32 @@ def backward_kernel(
                     )  # fmt: skip
                     e, f = walk_back(table, block, row, i0, L, additive, rule, activation, full, input_gradient)
                     deta, dlam = deta + e, dlam + f
-            for i0 in range(0, H, L):
-                n, at, to = min(L, H - i0), i0 * D, piece * D * H + i0
-                store_part(floats(table[DB]), piece * H + i0, load(db, i0, L), n)
-                write(shift(dW, at), floats(table[DW]), to, n, H, D, L)
-                if table[DM0] != 0:
-                    write(shift(dM0, at), floats(table[DM0]), to, n, H, D, L)
-                if full:
-                    write(shift(dE, at), floats(table[DETA]), to, n, H, D, L)
-                    write(shift(dF, at), floats(table[DLAMBDA]), to, n, H, D, L)
-            if not full:
-                floats(table[DETA])[piece] = deta
-                floats(table[DLAMBDA])[piece] = dlam
+            sums[0], sums[1] = deta, dlam
+            if take_ticket(table, DONE) == pieces - 1:
+                finish(table, L, full)
 
     return compiled(backward)
+
+
+@numba.njit(inline="always")
+def finish(table, L, full):
+    """Add up what the pieces have gathered, in their order, and hand it out; whoever ends last does it."""
+    D, H, size, sums = table[D_], table[H_], table[SUM_SIZE], floats(table[SUMS])
+    width = (H + L - 1) // L * L * D
+    for k in range(0, size, L):
+        s = load(sums, k, L)
+        for piece in range(1, table[PIECES]):
+            s = s + load(sums, piece * size + k, L)
+        store(sums, k, s)
+    db, dW, dM0 = shift(sums, L), shift(sums, L + width // D), shift(sums, L + width // D + width)
+    unpack(db, floats(table[DB]), H, 1, L)
+    unpack(dW, floats(table[DW]), H, D, L)
+    unpack(dM0, floats(table[DM0]), H, D, L)
+    if full:
+        unpack(shift(dM0, width), floats(table[DETA]), H, D, L)
+        unpack(shift(dM0, 2 * width), floats(table[DLAMBDA]), H, D, L)
+    else:
+        floats(table[DETA])[0], floats(table[DLAMBDA])[0] = sums[0], sums[1]
 
 
 # --- the torch side ---------------------------------------------------------------------------------------------------
@@ -320,52 +339,51 @@ def backward_kernel(
 _local = threading.local()
 
 
-@functools.cache
-def _openmp() -> Any:
-    """GOMP_parallel(function, data, threads, flags) of the very OpenMP runtime that torch uses, or None without one."""
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    try:
-        parallel = ctypes.CDLL(str(library)).GOMP_parallel
-    except (OSError, AttributeError):
-        return None
-    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    parallel.restype = None
-    return parallel
-
-
-def _launch(kernel, work: int, pieces: int, size: int, every: int, sizes: tuple[int, ...], tensors: list) -> None:
-    """Run the kernel on a table of these values, on threads if the work is worth it; `size`: floats of scratch each."""
-    threads = min(torch.get_num_threads(), pieces) if work >= PARALLEL_WORK and _openmp() else 1
-    scratch = getattr(_local, "scratch", None)
-    if scratch is None or scratch.numel() < threads * size:
-        scratch = _local.scratch = torch.empty(threads * size)  # on a cache line's boundary
-    addresses = [0 if a is None else a.data_ptr() for a in tensors]
-    table = array.array("q", [0, 0, pieces, scratch.data_ptr(), size, every, *sizes, *addresses])
-    if threads == 1:
-        kernel(table.buffer_info()[0])
-    else:
-        _openmp()(kernel, table.buffer_info()[0], threads, 0)
-
-
 def _layout(T: int, D: int, H: int) -> tuple[int, int, int]:
-    """Lanes, blocks of hidden units, and steps between checkpoints: sqrt(T), or more if their M fit into the cache."""
+    """Lanes, H rounded up to them, and steps between checkpoints: sqrt(T), or more if their M fit into the cache."""
     L = 16 if H <= 16 else 32 if H <= 32 or D > 64 else 64  # W, A and dW of a block share the first-level cache
     steps = max(math.isqrt(T - 1) + 1, SEGMENT_BYTES // (4 * D * L))
     segments = -(-T // steps)
-    return L, -(-H // L), -(-T // segments)
+    return L, -(-H // L) * L, -(-T // segments)
+
+
+def _launch(kernel, every: int, size: int, sum_size: int, xs: Tensor, weight: Tensor, **tensors: Tensor | None) -> None:
+    """Run the kernel on a table of these tensors, with threads if the work is worth it.
+
+    `size`: floats of scratch for each thread; `sum_size`: for each piece of the batch.
+    """
+    (B, T, D), H = xs.shape, weight.shape[0]
+    tensors |= {"xs": xs, "weight": weight}
+    pieces = min(B, MAX_PIECES)
+    threads = min(torch.get_num_threads(), pieces) if B * T * D * H >= PARALLEL_WORK else 1
+    scratch = getattr(_local, "scratch", None)
+    if scratch is None or scratch.numel() < threads * size + pieces * sum_size:
+        scratch = _local.scratch = torch.empty(threads * size + pieces * sum_size)  # on a cache line's boundary
+    start = scratch.data_ptr()
+    table = array.array("q", [0, 0, 0, pieces, start, size, start + 4 * threads * size, sum_size, every])
+    table.extend((B, T, D, H))
+    given = [tensors.get(name) for name in TENSORS]
+    table.extend([0 if a is None else a.data_ptr() for a in given])
+    for name in MATRICES:
+        a = tensors.get(name)
+        if a is None:
+            table.extend((0, 0, 0, 0))
+        else:
+            table.extend((a.data_ptr(), *((0,) * (3 - a.dim())), *a.stride()))
+    run(kernel, table.buffer_info()[0], threads)
 
 
 def _forward(variant, xs, weight, bias, eta, lam, m_in, m0, reset, keep):
-    """hs, M_T and, if `keep`, the checkpoints of M. All M are (B, D, H) here."""
+    """hs, M_T and, if `keep`, the checkpoints of M; in memory an M is (D, H)."""
     (B, T, D), H = xs.shape, weight.shape[0]
-    L, blocks, every = _layout(T, D, H)
+    L, padded, every = _layout(T, D, H)
     hs, m_out = xs.new_empty(B, T, H), xs.new_empty(B, D, H)
-    kept = xs.new_empty(B, (T - 1) // every, D, H) if keep else None
-    kernel = forward_kernel(L, *variant, eta.numel() > 1)
-    tensors = [xs, weight, bias, eta, lam, reset, m0, m_in, hs, kept, m_out]
-    size = (1 + 3 * (blocks + 1)) * D * L
-    _launch(kernel, B * T * D * H, min(B, MAX_PIECES), size, every, (B, T, D, H), tensors)
-    return hs, m_out, kept
+    kept = xs.new_empty(B * ((T - 1) // every), D, H).transpose(1, 2) if keep else None
+    _launch(
+        forward_kernel(L, *variant, eta.numel() > 1), every, (L + 3 * padded) * D, 0, xs, weight,
+        bias=bias, eta=eta, lam=lam, m_in=m_in, m0=m0, reset=reset, hs=hs, m_out=m_out, kept=kept,
+    )  # fmt: skip
+    return hs, m_out.transpose(1, 2), kept
 
 
 class _Scan(torch.autograd.Function):
@@ -381,25 +399,24 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g_hs, g_m):
         xs, weight, eta, lam, m_in, m0, reset, hs, kept = ctx.saved_tensors
-        (B, T, D), H, P, full = xs.shape, weight.shape[0], min(len(xs), MAX_PIECES), eta.numel() > 1
-        L, blocks, every = _layout(T, D, H)
-        names = ("xs", "weight", "bias", "eta", "lam", "m_in", "m0")
-        need = dict(zip(names, ctx.needs_input_grad[1:-1], strict=True))
+        (B, T, D), H, full = xs.shape, weight.shape[0], eta.numel() > 1
+        L, padded, every = _layout(T, D, H)
+        _, need_xs, need_w, need_b, _, _, need_m, need_m0, _ = ctx.needs_input_grad
         g_hs = torch.zeros_like(hs) if g_hs is None else g_hs.contiguous()
-        g_m = None if g_m is None else g_m.contiguous()
-        dxs = torch.empty_like(xs) if need["xs"] else None
-        dm_in = torch.empty_like(m_in) if need["m_in"] else None
-        dm0 = xs.new_empty(P, D, H) if need["m0"] else None
-        dw, db = xs.new_empty(P, D, H), xs.new_empty(P, H)
-        deta, dlam = (xs.new_empty((P, D, H) if full else (P, 1, 1)) for _ in range(2))
-        kernel = backward_kernel(L, *ctx.variant, full, need["xs"])
-        inputs = [xs, weight, None, eta, lam, reset, m0, m_in, hs, kept, None, g_hs, g_m]
-        outputs = [dxs, dw, db, deta, dlam, dm_in, dm0]
-        size = (1 + every + 7 * blocks) * D * L + blocks * L
-        _launch(kernel, 3 * B * T * D * H, P, size, every, (B, T, D, H), inputs + outputs)
-        dm0 = None if dm0 is None else dm0.sum(0)
-        gradients = dxs, dw.sum(0).t(), db.sum(0), deta.sum(0).t(), dlam.sum(0).t(), dm_in, dm0
-        return None, *(g if needed else None for g, needed in zip(gradients, need.values(), strict=True)), None
+        dxs = torch.empty_like(xs) if need_xs else None
+        dw = xs.new_empty(H, D) if need_w else None
+        db = xs.new_empty(H) if need_b else None
+        deta, dlam = xs.new_empty(eta.shape), xs.new_empty(eta.shape)
+        dm_in = xs.new_empty(B, D, H) if need_m else None
+        dm0 = xs.new_empty(H, D) if need_m0 else None
+        matrices = 4 if full else 2 if reset is not None else 1  # dW, dM(0), deta, dlambda
+        _launch(
+            backward_kernel(L, *ctx.variant, full, need_xs), every,
+            ((1 + every) * L + (3 if full else 1) * padded) * D, L + padded + matrices * padded * D, xs, weight,
+            eta=eta, lam=lam, m_in=m_in, m0=m0, reset=reset, hs=hs, kept=kept, g_hs=g_hs, g_m=g_m,
+            dxs=dxs, dw=dw, db=db, deta=deta, dlam=dlam, dm_in=dm_in, dm0=dm0,
+        )  # fmt: skip
+        return None, dxs, dw, db, deta, dlam, None if dm_in is None else dm_in.transpose(1, 2), dm0, None
 
 
 def scan(
@@ -416,19 +433,13 @@ def scan(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     """`mpn_kernels.mpn_scan` for float32 on the CPU."""
-    H, D = weight.shape
-    if eta.numel() > 1 or lambda_decay.numel() > 1:
-        eta, lambda_decay = eta.expand(H, D).contiguous(), lambda_decay.expand(H, D).contiguous()
-    elif eta.dim() != 2 or lambda_decay.dim() != 2:
-        eta, lambda_decay = eta.reshape(1, 1), lambda_decay.reshape(1, 1)
-    m_in = modulation.transpose(1, 2).contiguous()
-    m0 = None if modulation0 is None or reset is None else modulation0.t().contiguous()
-    reset = None if reset is None else reset.contiguous()
+    if eta.numel() > 1 or lambda_decay.numel() > 1 or eta.dim() != 2 or lambda_decay.dim() != 2:
+        shape = weight.shape if eta.numel() > 1 or lambda_decay.numel() > 1 else (1, 1)
+        eta, lambda_decay = eta.expand(shape), lambda_decay.expand(shape)
+    reset, modulation0 = (None, None) if reset is None else (reset.contiguous(), modulation0)
     bias = None if bias is None else bias.contiguous()
-    inputs = (xs.contiguous(), weight.contiguous(), bias, eta, lambda_decay, m_in, m0)
+    inputs = (xs.contiguous(), weight, bias, eta, lambda_decay, modulation, modulation0)
     variant = (form == "additive", RULES[rule], ACTIVATIONS[activation])
     if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in inputs):
-        hs, m_out = _Scan.apply(variant, *inputs, reset)
-    else:
-        hs, m_out, _ = _forward(variant, *inputs, reset, keep=False)
-    return hs, m_out.transpose(1, 2)
+        return _Scan.apply(variant, *inputs, reset)
+    return _forward(variant, *inputs, reset, keep=False)[:2]

@@ -8,6 +8,7 @@ a sum becomes one fused multiply-add. Memory is a pointer to float32 and an offs
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import operator
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, event
@@ -112,6 +114,16 @@ def floats(typingctx, address):
         return builder.inttoptr(args[0], ir.PointerType(ir.FloatType()))
 
     return signature(FLOATS, types.intp), codegen
+
+
+@intrinsic
+def address(typingctx, p):
+    """The pointer as an integer."""
+
+    def codegen(context, builder, sig, args):
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return signature(types.intp, p), codegen
 
 
 @intrinsic
@@ -320,27 +332,35 @@ def through(g, h, activation):
     return g
 
 
-@numba.njit
-def pack(block, matrix, H, D, L):
-    """Lay an (H, D) matrix out as blocks of (D, L), zeros beyond H."""
-    for i0 in range(0, H, L):
-        for i in range(i0, i0 + L):
+@numba.njit(inline="always")
+def read(block, source, si, sj, n, D, L):
+    """source[i si + j sj] for n hidden units i and D inputs j, as a (D, L) block; zeros beyond n or without source."""
+    if address(source) == 0:
+        for k in range(0, D * L, L):
+            store(block, k, splat(0.0, L))
+    elif si == 1:
+        for j in range(D):
+            store(block, j * L, load_part(source, j * sj, n, L))
+    else:
+        for i in range(L):
             for j in range(D):
-                block[i0 * D + j * L + i - i0] = matrix[i * D + j] if i < H else np.float32(0.0)
+                block[j * L + i] = source[i * si + j * sj] if i < n else np.float32(0.0)
 
 
 @numba.njit(inline="always")
-def read(block, source, offset, n, H, D, L):
-    """Columns offset.. of a (D, H) matrix into a (D, L) block."""
+def write(block, target, sj, n, D, L):
+    """The inverse for si = 1: target[i + j sj] of n hidden units from a (D, L) block."""
     for j in range(D):
-        store(block, j * L, load_part(source, offset + j * H, n, L))
+        store_part(target, j * sj, load(block, j * L, L), n)
 
 
-@numba.njit(inline="always")
-def write(block, target, offset, n, H, D, L):
-    """A (D, L) block into columns offset.. of a (D, H) matrix."""
-    for j in range(D):
-        store_part(target, offset + j * H, load(block, j * L, L), n)
+@numba.njit
+def unpack(blocks, target, H, D, L):
+    """Blocks of (D, L) into an (H, D) matrix, if there is one."""
+    if address(target) != 0:
+        for i in range(H):
+            for j in range(D):
+                target[i * D + j] = blocks[(i - i % L) * D + j * L + i % L]
 
 
 class _Announce(event.Listener):
@@ -372,3 +392,23 @@ def compiled(function: Callable[..., None]) -> Callable[[int], None]:
             kernel = numba.cfunc(kernel_type)(function)
     _compiled.append(kernel)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel.address)
+
+
+@functools.cache
+def _openmp() -> Any:
+    """GOMP_parallel(function, data, threads, flags) of the very OpenMP runtime that torch uses, or None without one."""
+    try:
+        parallel = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel
+
+
+def run(kernel: Callable[[int], None], table: int, threads: int) -> None:
+    """kernel(table) on every one of `threads` threads at once; on this one alone where torch has no GNU OpenMP."""
+    if threads > 1 and _openmp():
+        _openmp()(kernel, table, threads, 0)
+    else:
+        kernel(table)

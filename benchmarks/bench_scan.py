@@ -2,10 +2,12 @@
 
     python benchmarks/bench_scan.py [--threads 1 2] [--seconds 20]
 
-Contenders take turns in one process, so that noise hits all alike; ratios are medians over the rounds. Gradients are
-asked for x, W, b, eta and lambda, or for x and all weights. Peak memory above idle is measured in a process per contender.
-The roofline: the multiply-adds that the maths needs (4 forward, 11 backward for each of B T D H: 2 to compute M again,
-3 for the input's gradient) over the rate at which one core does them from registers, measured in the same run.
+Contenders take turns in one process, so that noise hits all alike; a turn is one pass to warm up and then as many as
+fill 20 ms, and ratios are medians over the rounds. Gradients are asked for x, W, b, eta and lambda, or for x and all
+weights. Peak memory above idle is measured in a process of its own for each contender, on one thread.
+
+The roofline: the multiply-adds that the maths needs (4 forward, 11 backward for each of B T D H: 2 of them to compute M
+again, 3 for the input's gradient) over the rate at which a core does them from registers, measured in the same run.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,10 +27,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch
-from torch import Tensor
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 
-from mpn_kernels import mpn_scan
+from mpn_kernels import mpn_scan  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "scan.json"
 # (B, T, D, H): what is asked of fused against the loop and against the LSTM.
@@ -43,6 +44,7 @@ SHAPES = {
 MEMORY_SHAPE, MEMORY_RATIO = (64, 800, 8, 128), 8
 CONTENDERS = ("fused", "loop", "gru", "lstm")
 MULTIPLY_ADDS = 15
+TURN = 0.02  # seconds
 
 
 def the_loop(xs: Tensor, weight: Tensor, bias: Tensor, modulation: Tensor, eta: Tensor, lam: Tensor) -> Tensor:
@@ -78,14 +80,15 @@ def take_turns(shape: tuple[int, int, int, int], seconds: float) -> dict[str, li
     """Seconds per pass, one number per contender and round: 3 to 30 rounds, as the time allows."""
     passes = {name: contender(name, shape) for name in CONTENDERS}
     taken: dict[str, list[float]] = {name: [] for name in passes}
-    for one_pass in passes.values():
-        one_pass()
     began = time.perf_counter()
     while len(taken["fused"]) < 3 or (len(taken["fused"]) < 30 and time.perf_counter() - began < seconds):
         for name, one_pass in passes.items():
-            start = time.perf_counter()
             one_pass()
-            taken[name].append(time.perf_counter() - start)
+            count, start = 0, time.perf_counter()
+            while (elapsed := time.perf_counter() - start) < TURN or count == 0:
+                one_pass()
+                count += 1
+            taken[name].append(elapsed / count)
     return taken
 
 
@@ -115,12 +118,18 @@ def multiply_adds_per_second() -> float:
     return 256 * 100_000 / best
 
 
+def memory_line(name: str) -> int:
+    """Bytes of VmRSS (now) or VmHWM (the highest so far) of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(text.split()[1]) * 1024 for text in lines if text.startswith(name))
+
+
 def peak_above_idle(name: str) -> int:
     """Bytes that one pass adds to the process, after a small pass has loaded all code; call in a fresh process."""
     contender(name, (1, 2, 8, 128))()
-    idle = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    idle = memory_line("VmRSS")
     contender(name, MEMORY_SHAPE)()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - idle
+    return memory_line("VmHWM") - idle
 
 
 def measure_memory() -> dict[str, int]:

@@ -179,6 +179,15 @@ def test_a_reset_starts_the_row_anew_before_its_step(kernel):
 
 
 @needs_numba
+def test_a_trained_start_without_resets_has_no_gradient_here():
+    tensors, _ = case(2, 6)
+    inputs = {name: a.float().requires_grad_() for name, a in tensors.items()}
+    modulation0 = inputs.pop("modulation0")
+    hs, _ = mpn_scan(*inputs.values(), modulation0=modulation0, kernel="fused")
+    assert torch.autograd.grad(hs.sum(), modulation0, allow_unused=True) == (None,)
+
+
+@needs_numba
 def test_results_repeat_bit_for_bit_on_any_number_of_threads(monkeypatch):
     import mpn_kernels_cpu
 
