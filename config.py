@@ -334,10 +334,10 @@ COMMAND_DEFAULTS: dict[str, dict[str, Any]] = {
         "env": "gymnasium",
         "core": "mpn",
         "learner": "dqn",
-        "gamma": 0.99,
+        "gamma": 0.98,
         "learning_rate": 1e-3,
         "n_step": 4,
-        "buffer_size": 100_000,  # with only its latest, good steps in memory a balancer forgets how not to fall
+        "buffer_size": 150_000,  # the whole run: without its early falls in memory a balancer forgets how not to fall
         "total_steps": 150_000,  # episodes of control tasks grow a hundredfold while they are learned
         "eval_freq": 5_000,
         "eval_episodes": 50,

@@ -202,14 +202,15 @@ def recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full):
 def adjoint(block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation, full, input_gradient, first):
     """One step of the adjoint: A_t becomes A_{t-1}. Returns the step's terms of deta and dlambda, a lane each."""
     post, gain, decay = rates(h, eta, lam, rule, L)
-    ax, am = splat(0.0, L), splat(0.0, L)  # sum_j A pre and sum_j A M_{t-1}, weighted with eta if that is a matrix
+    ax, am = splat(0.0, L), splat(0.0, L)  # sum_j A pre and sum_j A M_{t-1}, for Oja weighted with eta if a matrix
     for j in range(D):
         pre = np.float32(1.0) if rule == POSTSYNAPTIC else x[j]
         a = load(block.A, j * L, L)
         if full:
             a = a * load(block.E, j * L, L)
         ax = ax + a * pre
-        am = am + a * load(M, j * L, L)
+        if rule == OJA:
+            am = am + a * load(M, j * L, L)
     scale = np.float32(1.0) if full else eta
     if rule != PRESYNAPTIC:
         g_h = g_h + ax * scale
@@ -229,6 +230,8 @@ def adjoint(block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation,
                 change = change - h * h * m
             store(block.dE, k, load(block.dE, k, L) + a * change)
             store(block.dF, k, load(block.dF, k, L) + a * m)
+        if rule != OJA:
+            am = am + a * m
         g_ux = g_u * x[j]
         store(block.dW, k, load(block.dW, k, L) + (g_ux if additive else g_ux * (m + 1.0)))
         store(block.A, k, decay * a + (g_ux if additive else g_ux * w))
