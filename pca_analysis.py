@@ -2,7 +2,7 @@
 
 Everything here reads the arrays of one `activity.npz` (`analyze collect`): N steps of all episodes one after
 the other, the core's output `hidden` (N, H) and the named states `state_M` (N, H, D), `state_c` (N, H) and so
-on. `visualize.py` draws what these functions return; `save_numbers` puts the numbers beside the picture.
+on. `visualize.py` draws what these functions return.
 
 Source: Aitken & Mihalas 2023 (eLife 12:e83035) for PCA of h and of M side by side; Gao et al. 2017 (bioRxiv
 214262) for the participation ratio.
@@ -10,14 +10,9 @@ Source: Aitken & Mihalas 2023 (eLife 12:e83035) for PCA of h and of M side by si
 
 from __future__ import annotations
 
-import csv
-import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,41 +82,6 @@ def load_activity(path: str | Path) -> Activity:
     if steps == 0:
         raise ConfigError(f"{path} holds no steps: collect at least one episode")
     return activity
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, of the same suffix, that becomes `path` once all is on the disk."""
-    if not path.parent.is_dir():
-        raise ConfigError(f"cannot write {path}: no folder {path.parent}; make it or choose another path")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save_numbers(path: str | Path, **columns: Any) -> Path:
-    """The numbers of a picture, beside it: arrays of any shape in an NPZ, or columns of a CSV, by suffix.
-
-    A CSV has one column per (n,) array; shorter ones end in empty cells. Written atomically.
-    Raises ConfigError for another suffix.
-    """
-    path = Path(path)
-    if path.suffix not in (".npz", ".csv"):
-        raise ConfigError(f"numbers are saved as .npz or .csv, got {path.name!r}")
-    with _atomic(path) as temporary:
-        if path.suffix == ".npz":
-            np.savez_compressed(temporary, **columns)
-        else:
-            with open(temporary, "w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(columns)
-                writer.writerows(zip_longest(*(np.asarray(column).tolist() for column in columns.values())))
-    return path
 
 
 # --- principal components -----------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ def test_many_numbers_are_grouped_at_quantiles_and_unknown_ones_stay_unknown():
 
 def test_activity_is_read_back_as_it_was_saved(tmp_path):
     activity = make_activity()
-    pca_analysis.save_numbers(tmp_path / "activity.npz", **activity)
+    np.savez_compressed(tmp_path / "activity.npz", **activity)
     read = pca_analysis.load_activity(tmp_path / "activity.npz")
     assert set(read) == set(activity)
     for name, array in activity.items():
@@ -279,7 +279,7 @@ def broken_files(folder):
     """(name, what the message says) of files that are no activity."""
     activity = make_activity()
     path = folder / "activity.npz"
-    pca_analysis.save_numbers(path, **activity)
+    np.savez_compressed(path, **activity)
     data = path.read_bytes()
     (folder / "truncated.npz").write_bytes(data[: len(data) // 2])
     (folder / "flipped.npz").write_bytes(data[:300] + bytes(200) + data[500:])
@@ -302,21 +302,6 @@ def test_broken_activity_files_give_one_line_each(tmp_path):
         with pytest.raises(ConfigError, match=message) as caught:
             pca_analysis.load_activity(tmp_path / f"{name}.npz")
         assert "\n" not in str(caught.value)
-
-
-def test_csv_has_a_column_per_array_and_empty_cells_after_the_shorter(tmp_path):
-    pca_analysis.save_numbers(tmp_path / "variance.csv", component=[1, 2], h=np.array([0.75, 0.25]), M=["x"])
-    assert (tmp_path / "variance.csv").read_text().splitlines() == ["component,h,M", "1,0.75,x", "2,0.25,"]
-
-
-def test_numbers_need_a_known_suffix_and_a_folder_and_leave_nothing_behind(tmp_path):
-    with pytest.raises(ConfigError, match=r"npz or .csv"):
-        pca_analysis.save_numbers(tmp_path / "x.txt", a=[1])
-    with pytest.raises(ConfigError, match="no folder"):
-        pca_analysis.save_numbers(tmp_path / "none" / "x.csv", a=[1])
-    with pytest.raises(TypeError):
-        pca_analysis.save_numbers(tmp_path / "x.csv", a=3)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_states_are_known_by_their_short_names():
