@@ -334,9 +334,11 @@ COMMAND_DEFAULTS: dict[str, dict[str, Any]] = {
         "env": "gymnasium",
         "core": "mpn",
         "learner": "dqn",
-        "gamma": 0.98,
+        "gamma": 0.99,
         "learning_rate": 1e-3,
         "n_step": 4,
+        "update_every": 10,
+        "target_tau": 0.005,  # returns of 100 are learned in peace only by following slowly
         "buffer_size": 150_000,  # the whole run: without its early falls in memory a balancer forgets how not to fall
         "total_steps": 150_000,  # episodes of control tasks grow a hundredfold while they are learned
         "eval_freq": 5_000,

@@ -3,8 +3,8 @@
     python benchmarks/bench.py [SECTION ...]        sections: update acting shares run accuracy startup
 
 Contenders take turns in one process, so that noise hits all alike; figures are medians, with the quartiles beside
-them. "The loop" is the same work through the plain PyTorch scan under autograd (--kernel reference). One thread.
-Results are kept by section in benchmarks/results/bench.json.
+them, and what is asked of them. "The loop" is the same work through the plain PyTorch scan under autograd (--kernel
+reference). One thread. Results are kept by section in benchmarks/results/bench.json.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ def take_turns(contenders: dict[str, Callable[[], Any]], rounds: int = 15, calls
             for _ in range(calls):
                 call()
             times[name].append((time.perf_counter() - begun) / calls * 1e6)
-    return {name: [float(q) for q in np.quantile(values, (0.25, 0.5, 0.75))] for name, values in times.items()}
+    return {name: quartiles(values) for name, values in times.items()}
+
+
+def quartiles(values: list[float]) -> list[float]:
+    return [float(q) for q in np.quantile(values, (0.25, 0.5, 0.75))]
 
 
 @contextmanager
@@ -119,21 +123,26 @@ def bench_shares() -> dict[str, Any]:
     contexts = {name: a_run(kernel=kernel) for name, kernel in (("fused", "auto"), ("loop", "reference"))}
     runs = {name: warmed(context.__enter__(), 1_500) for name, context in contexts.items()}
     spent = {name: timed(run) for name, run in runs.items()}
-    total = dict.fromkeys(runs, 0.0)
-    steps = dict.fromkeys(runs, 0)
+    total, steps = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0)
+    own: dict[str, list[float]] = {name: [] for name in runs}  # policy + learner, a figure a turn
     for _ in range(12):  # in turns: 12 x 1,000 steps fused, 12 x 200 through the loop
         for name, run in runs.items():
-            begun, first = time.perf_counter(), run.step
+            before, begun, first = dict(spent[name]), time.perf_counter(), run.step
             warmed(run, first + (1_000 if name == "fused" else 200))
             total[name] += time.perf_counter() - begun
             steps[name] += run.step - first
+            taken = sum(spent[name][part] - before[part] for part in ("acting", "learning"))
+            own[name].append(taken / (run.step - first) * 1e6)
     for name, seconds in spent.items():
         rest = total[name] - sum(seconds.values())
         found[name] = {part: value / steps[name] * 1e6 for part, value in {**seconds, "rest": rest}.items()}
         contexts[name].__exit__(None, None, None)
-    ratio = sum(found["loop"][part] for part in ("acting", "learning"))
-    ratio /= sum(found["fused"][part] for part in ("acting", "learning"))
-    return {"microseconds_per_step": found, "policy_and_learner_loop_over_fused": ratio}
+    spread = {name: quartiles(values) for name, values in own.items()}
+    return {
+        "microseconds_per_step": found,
+        "policy_and_learner": spread,
+        "policy_and_learner_loop_over_fused": spread["loop"][1] / spread["fused"][1],
+    }
 
 
 def timed(run: Any) -> dict[str, float]:
@@ -165,15 +174,21 @@ def train_process(folder: str, *options: str) -> subprocess.Popen:
     return subprocess.Popen([*command, "--experiment-name", "bench", *options], cwd=ROOT, env=ENVIRONMENT, **quiet)
 
 
+def wait_for(process: subprocess.Popen) -> None:
+    """Let a run end. Raises: RuntimeError if it failed: a crash is not a slow run."""
+    if process.wait() != 0:
+        raise RuntimeError(f"{' '.join(map(str, process.args))} exited {process.returncode}")  # type: ignore[arg-type]
+
+
 def bench_run() -> dict[str, Any]:
     """`python main.py train-neurogym --total-steps 20000`, the whole process."""
     seconds = []
     for _ in range(3):
         with tempfile.TemporaryDirectory() as folder:
             begun = time.perf_counter()
-            assert train_process(folder, "--total-steps", "20000").wait() == 0
+            wait_for(train_process(folder, "--total-steps", "20000"))
             seconds.append(time.perf_counter() - begun)
-    return {"seconds": seconds, "median": float(np.median(seconds))}
+    return {"seconds": quartiles(seconds)}
 
 
 def bench_accuracy(threshold: float = 0.90) -> dict[str, Any]:
@@ -197,6 +212,7 @@ def seconds_to(threshold: float, seed: int) -> dict[str, Any]:
                     process.wait()
                     return {"seed": seed, "seconds": seconds, "steps": row["step"], "accuracy": row["accuracy"]}
             if over:
+                wait_for(process)
                 return {"seed": seed, "seconds": float("inf"), "steps": None, "accuracy": None}
             time.sleep(0.05)
 
@@ -211,7 +227,7 @@ def bench_startup() -> dict[str, Any]:
             begun = time.perf_counter()
             subprocess.run(call, cwd=ROOT, capture_output=True, check=True)
             seconds.append(time.perf_counter() - begun)
-        found[f"{command} --help".strip()] = float(np.median(seconds))
+        found[f"{command} --help".strip()] = quartiles(seconds)
     return {"seconds": found}
 
 
@@ -223,11 +239,12 @@ SECTIONS = {
     "accuracy": bench_accuracy,
     "startup": bench_startup,
 }
-TARGETS = {
-    "shares": "policy + learner: at least 10x the loop",
-    "accuracy": "median below 30 s",
-    "startup": "below 0.3 s",
-    "acting": "the policy costs less than the environment",
+# What is asked: (section, end of the figure's name) -> (comparison, a number or another figure of the section).
+TARGETS: dict[tuple[str, str], tuple[str, float | str]] = {
+    ("acting", " lanes fused"): ("<", "microseconds_per_lane environment"),
+    ("shares", "policy_and_learner_loop_over_fused"): (">=", 10.0),
+    ("accuracy", "median_seconds"): ("<", 30.0),
+    ("startup", "--help"): ("<", 0.3),
 }
 
 
@@ -247,21 +264,47 @@ def main() -> int:
         results[name] = SECTIONS[name]()
         results["machine"] = learning.machine()
         write_json(RESULTS, results)
-        print(f"{name}: {SECTIONS[name].__doc__}  (asked: {TARGETS.get(name, '-')})")
-        show(results[name])
+        show(name, results[name])
     return 0
 
 
-def show(value: Any, indent: str = "  ") -> None:
-    """Nested results, a figure a line; three numbers are quartiles, shown as median [lower, upper]."""
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        if isinstance(inner, list) and len(inner) == 3 and all(isinstance(q, float) for q in inner):
-            print(f"{indent}{key}: {inner[1]:,.1f} [{inner[0]:,.1f}, {inner[2]:,.1f}]")
-        elif isinstance(inner, dict | list):
-            print(f"{indent}{key}")
-            show(inner, indent + "  ")
-        else:
-            print(f"{indent}{key}: {inner:,.3f}" if isinstance(inner, float) else f"{indent}{key}: {inner}")
+def show(section: str, result: dict[str, Any]) -> None:
+    """The section's table in the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    figures = dict(figures_of(result))
+    table = Table("figure", box=None, title=SECTIONS[section].__doc__, title_justify="left")
+    for heading in ("median", "quartiles", "asked"):
+        table.add_column(heading, justify="right")
+    for name, (low, median, high) in figures.items():
+        spread = f"{low:,.4g} to {high:,.4g}" if low < high else ""
+        table.add_row(name, f"{median:,.4g}", spread, asked(section, name, median, figures))
+    Console(width=120).print(table, "")
+
+
+def asked(section: str, name: str, median: float, figures: dict[str, list[float]]) -> str:
+    """The target of a figure, and whether it is missed; nothing where there is none."""
+    for (owner, ending), (sign, bound) in TARGETS.items():
+        if owner == section and name.endswith(ending):
+            limit = figures[bound][1] if isinstance(bound, str) else bound
+            met = median < limit if sign == "<" else median >= limit
+            return f"{sign} {limit:,.4g}" + ("" if met else "  MISSED")
+    return ""
+
+
+def figures_of(result: Any, path: str = "") -> Iterator[tuple[str, list[float]]]:
+    """(name, quartiles) of every figure in nested results; a single number is its own quartiles."""
+    if isinstance(result, dict):
+        for key, inner in result.items():
+            yield from figures_of(inner, f"{path} {key}".strip())
+    elif isinstance(result, list) and len(result) == 3 and all(isinstance(q, float) for q in result):
+        yield path, result
+    elif isinstance(result, list):
+        for place, inner in enumerate(result):
+            yield from figures_of(inner, f"{path} {place}")
+    elif isinstance(result, int | float):
+        yield path, [float(result)] * 3
 
 
 if __name__ == "__main__":
