@@ -199,7 +199,9 @@ def make_venv() -> None:
     subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     pip += ["-c", str(ROOT / "constraints.txt")]
-    subprocess.run([*pip, "torch"], check=True)  # first and alone: it is not to be replaced by another build
+    index = os.environ.get("TORCH_INDEX")  # as for make install
+    # First and alone: the index that has PyTorch's builds does not have the rest.
+    subprocess.run([*pip, *(["--no-deps", "--index-url", index] if index else []), "torch"], check=True)
     subprocess.run([*pip, *PEERS], check=True)
     (VENV / ".installed").touch()
 
