@@ -26,7 +26,7 @@ demo := --experiment-name demo
 .PHONY: demo
 demo: install ## train on ContextDecisionMaking-v0, evaluate, render and analyse: a few minutes
 	$(python) main.py train-neurogym $(demo) --total-steps $(DEMO_STEPS) --plot-training --overwrite
-	$(python) main.py eval $(demo)
+	$(python) main.py eval $(demo) --num-eval-trials 2000
 	$(python) main.py render $(demo)
 	$(python) main.py analyze $(demo)
 	@printf '\nThe agent and all that it left behind:\n'
