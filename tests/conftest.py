@@ -12,6 +12,8 @@ import pytest
 # are fastest on one thread. Commands started by tests inherit this.
 os.environ.update(MPLBACKEND="Agg", SDL_VIDEODRIVER="dummy", SDL_AUDIODRIVER="dummy", PYGAME_HIDE_SUPPORT_PROMPT="1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Triton decides when it is imported, and torch's optimisers import it: without a GPU its kernels are interpreted.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)
