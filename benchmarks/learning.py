@@ -177,15 +177,20 @@ def draw(rows: list[dict[str, Any]]) -> None:
     from neurogym_wrapper import REFERENCES
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure, axes = visualize.new_figure(4.6 * len(tasks), 3.8, columns=len(tasks))
-    for ax, task in zip([axes] if len(tasks) == 1 else list(axes), tasks, strict=True):
+    columns = min(3, len(tasks))
+    lines = -(-len(tasks) // columns)
+    figure, axes = visualize.new_figure(4.6 * columns, 3.9 * lines, rows=lines, columns=columns)
+    panels = [axes] if len(tasks) == 1 else list(axes.flat)
+    for ax in panels[len(tasks) :]:
+        ax.set_axis_off()
+    for ax, task in zip(panels, tasks, strict=False):
         runs: dict[str, list] = {}
         for row in rows:
             if row["task"] == task:
                 runs.setdefault(row["core"], []).append(tuple(row["curve"]))
         label = "greedy accuracy" if task in NEUROGYM else "greedy return"
         visualize.plot_learning_comparison(runs, ax, ylabel=label, references=REFERENCES.get(task))
-        ax.set_title(task, pad=42)
+        ax.set_title(task, pad=54)
     visualize.save_figure(figure, RESULTS.with_suffix(".png"))
 
 
