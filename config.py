@@ -244,7 +244,7 @@ class ReplayConfig(Section):
     replay_state: Literal["zero", "stored", "burn-in"] = option(
         "burn-in", "where a replayed sequence's state starts: anew, as stored, or stored and then --burn-in steps"
     )
-    buffer_size: int = option(50_000, "capacity: steps, or trials with --replay trial", low=1)
+    buffer_size: int = option(50_000, "capacity in steps; with --replay trial in trials, 500 unless given", low=1)
     batch_size: int = option(32, "transitions or sequences per update", low=1)
     trial_batch_size: int = option(4, "trials per update, with --replay trial", low=1)
     burn_in: int = option(10, "steps that only warm up the state, with --replay-state burn-in", low=0)
@@ -327,6 +327,8 @@ KINDS: dict[str, tuple[str, type]] = {
 FIXED: dict[str, type] = {"encoder": EncoderConfig, "run": RunConfig}
 PARTS = ("env", "core", "encoder", "learner", "run")
 
+TRIAL_BUFFER_SIZE = 500  # trials; tens of thousands of whole trials would take gigabytes
+
 # Where a training command starts from something else than the fields' own defaults.
 COMMAND_DEFAULTS: dict[str, dict[str, Any]] = {
     "train-neurogym": {"env": "neurogym", "core": "mpn", "learner": "dqn"},
@@ -371,6 +373,9 @@ def make_config(command: str, flags: Mapping[str, Any], file: Mapping[str, Any] 
     asked = {**file.get("run", {}), **flags}
     if "num_episodes" in asked and "total_steps" not in asked:
         flags = {**flags, "total_steps": None}  # a default does not override what was asked for
+    asked = {**file.get("learner", {}), **flags}
+    if asked.get("replay") == "trial" and "buffer_size" not in asked:
+        flags = {**flags, "buffer_size": TRIAL_BUFFER_SIZE}  # the fields' own default counts steps
     unknown = [key for key in file if key not in (*PARTS, "versions")]
     if unknown:
         raise ConfigError(f"unknown section {unknown[0]!r} in the configuration{nearest(unknown[0], PARTS)}")

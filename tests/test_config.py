@@ -166,3 +166,10 @@ def test_the_config_json_of_a_run_is_a_config_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config.to_dict(), "versions": {"python": "3"}}))
     again = cfg.make_config("train-neurogym", {}, cfg.read_config_file(str(tmp_path / "config.json")))
     assert again == config
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_trial_replay_counts_trials_and_keeps_500_unless_told(command: str) -> None:
+    assert cfg.make_config(command, {"replay": "trial"}).learner.buffer_size == 500
+    assert cfg.make_config(command, {"replay": "trial", "buffer_size": 70}).learner.buffer_size == 70
+    assert cfg.make_config(command, {}, {"learner": {"replay": "trial"}}).learner.buffer_size == 500
