@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 import config as cfg
-from config import ConfigError
+from encoder import Encoder
 from gymnasium_env import find_spec, make_gymnasium
-from mpn_dqn import MPNDQN, DQNLearner, Encoder
+from mpn_dqn import MPNDQN, DQNLearner
 from mpn_module import MPN
 from neurogym_wrapper import make_neurogym, task_names
+from options import ConfigError
 from rnn_module import MLPCore, RecurrentCore
 from trial_replay import ReplayBuffer, SequenceReplayBuffer, TrialReplayBuffer, state_parts
 

@@ -9,6 +9,7 @@ import typing
 from typing import Any, Literal, NoReturn
 
 import config as cfg
+from options import fields_of, flag_of, nearest, unwrap_optional
 
 DESCRIPTION = "Train, evaluate and look into networks that change themselves: the MPN-DQN and its kin."
 TITLES = {
@@ -16,6 +17,7 @@ TITLES = {
     "core": "core, the recurrent layer",
     "encoder": "encoder in front of the core",
     "learner": "learner and replay",
+    "expansion": "growing and pruning the topology",
     "run": "run",
 }
 
@@ -49,7 +51,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if unknown:
         flag = unknown[0].partition("=")[0]
         known = [option for name in _options_of(parser, args.command) for option in name.option_strings]
-        parser.exit(2, f"{parser.prog} {args.command}: no option {flag!r}{cfg.nearest(flag, known)}\n")
+        parser.exit(2, f"{parser.prog} {args.command}: no option {flag!r}{nearest(flag, known)}\n")
     return args
 
 
@@ -79,7 +81,7 @@ def _add_training(parser: Parser, command: str) -> None:
 
 
 def _add_section(group: argparse._ArgumentGroup, part: str, command: str) -> None:
-    if part in ("core", "learner"):
+    if part in ("core", "learner", "expansion"):
         flag, base = cfg.KINDS[part]
         names = list(base.registry)  # type: ignore[attr-defined]
         default = cfg.COMMAND_DEFAULTS[command][part]
@@ -90,23 +92,37 @@ def _add_section(group: argparse._ArgumentGroup, part: str, command: str) -> Non
             default=argparse.SUPPRESS,
             help=f"one of {', '.join(names)} (default: {default})",
         )
-    classes = cfg.section_classes(part)
+    classes: list[Any] = cfg.section_classes(part)
     if part == "env":
         family = cfg.COMMAND_DEFAULTS[command]["env"]
-        classes = [cls for cls in classes if cls.name == family]  # type: ignore[attr-defined]
+        classes = [cls for cls in classes if cls.name == family]
     seen: set[str] = set()
     for cls in classes:
-        for field, kind in cfg.fields_of(cls):
+        for field, kind in fields_of(cls):
             if field.name not in seen:
                 seen.add(field.name)
-                _add_field(group, field, kind, cfg.default_of(command, field))
+                _add_field(group, field, kind, _defaults(command, part, classes, field.name))
 
 
-def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: Any, default: Any) -> None:
+def _defaults(command: str, part: str, classes: list[Any], name: str) -> str:
+    """'0.9', or '0.9; 0.99 with a2c' where kinds or learners differ."""
+    shown: dict[str, list[str]] = {}
+    for cls in classes:
+        for field in (field for field in dataclasses.fields(cls) if field.name == name):
+            for learner in [cls.name] if part == "learner" else cfg.LearnerConfig.registry:
+                default = _show(cfg.default_of(command, learner, field))
+                users = shown.setdefault(default, [])
+                kind = cls.name if part in cfg.KINDS else learner
+                users += [] if kind in users else [kind]
+    first, *others = shown.items()
+    return "; ".join([first[0], *(f"{default} with {', '.join(users)}" for default, users in others)])
+
+
+def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: Any, default: str) -> None:
     """One field's flag; absent from the result unless it is given."""
-    flag, text = cfg.flag_of(field), field.metadata["help"].replace("%", "%%")
-    kind, optional = cfg.unwrap_optional(kind)
-    shown = f"{text}{_range(field)} (default: {_show(default)})"
+    flag, text = flag_of(field), field.metadata["help"].replace("%", "%%")
+    kind, optional = unwrap_optional(kind)
+    shown = f"{text}{_range(field)} (default: {default})"
     common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
     if kind is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, help=shown, **common)
@@ -227,4 +243,4 @@ def _probability(text: str) -> float:
 def config_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The configuration's values that were given on the command line, by field name."""
     names = {field.name for part in cfg.PARTS for cls in cfg.section_classes(part) for field in dataclasses.fields(cls)}
-    return {name: value for name, value in vars(args).items() if name in names | {"core", "learner"}}
+    return {name: value for name, value in vars(args).items() if name in names | {"core", "learner", "expansion"}}

@@ -20,8 +20,9 @@ from rich.progress import Progress
 import build
 import cli
 import config as cfg
-from config import Config, ConfigError
+from config import Config
 from model_utils import Experiment, atomic_file, load_checkpoint, versions, write_json
+from options import ConfigError
 from reporting import Reporter, check_tensorboard, draw_training_curves, print_scores, print_tasks, stderr, stdout
 from rollout import EpisodeSeeds, join_episodes, record_episodes
 from scoring import score, summarise

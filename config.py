@@ -3,123 +3,24 @@
 The command line (`cli.py`), the reader of `--config` files and `config.json` are generated from these
 frozen dataclasses; no default stands anywhere else. A class registers itself under the name that selects
 it (`--core lstm`), so a new core, environment family or learner is one dataclass here, its module, and one
-row in `build.py`.
+row in `build.py`. What an option is stands in `options.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import math
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
-
-class ConfigError(ValueError):
-    """A user's mistake, told in one line: the option, the rule, the value, the way out."""
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' for the names most like `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
-
-
-def option(default: Any, help: str, *, low=None, high=None, above=None, flag: str | None = None) -> Any:
-    """A field with its help text and range: low <= value <= high, value > above."""
-    metadata = {"help": help, "low": low, "high": high, "above": above, "flag": flag}
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def flag_of(field: dataclasses.Field) -> str:
-    """The command-line spelling of a field: --lambda-decay for lambda_decay."""
-    return field.metadata["flag"] or "--" + field.name.replace("_", "-")
-
-
-class Section:
-    """One group of options. Checks types and ranges when it is made."""
-
-    def __post_init__(self) -> None:
-        for field, kind in fields_of(type(self)):
-            value = check_value(field, kind, getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
-
-
-def fields_of(section: type) -> list[tuple[dataclasses.Field, Any]]:
-    """The fields of a section with their types."""
-    hints = typing.get_type_hints(section)
-    return [(field, hints[field.name]) for field in dataclasses.fields(section)]
-
-
-def unwrap_optional(kind: Any) -> tuple[Any, bool]:
-    """(int, True) for `int | None`, (int, False) for `int`."""
-    if isinstance(kind, types.UnionType):
-        return next(arg for arg in typing.get_args(kind) if arg is not type(None)), True
-    return kind, False
-
-
-def check_value(field: dataclasses.Field, kind: Any, value: Any) -> Any:
-    """The value in the field's type, or ConfigError."""
-    name, rule = flag_of(field), field.metadata
-    kind, optional = unwrap_optional(kind)
-    if value is None and optional:
-        return None
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        if value not in choices:
-            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        return value
-    if typing.get_origin(kind) is dict:
-        kind = dict
-    if kind is float and type(value) is int and abs(value) <= LARGEST:
-        value = float(value)
-    if type(value) is not kind:
-        raise ConfigError(f"{name} must be {_TYPE_NAMES[kind]}, got {_shortened(value)}")
-    if kind is float and not math.isfinite(value):
-        raise ConfigError(f"{name} must be finite, got {value}")
-    if kind is int and abs(value) > LARGEST:
-        raise ConfigError(f"{name} must be at most {LARGEST}, got {_shortened(value)}")
-    low, high, above = rule["low"], rule["high"], rule["above"]
-    too_low = (low is not None and not value >= low) or (above is not None and not value > above)
-    if too_low or (high is not None and not value <= high):
-        raise ConfigError(f"{name} must {_range_text(low, high, above)}, got {value}")
-    return value
-
-
-LARGEST = 10**15  # beyond it, products of sizes overflow, and no float tells neighbours apart
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "KEY=VALUE"}
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _range_text(low, high, above) -> str:
-    if high is not None:
-        return f"lie in [{low}, {high}]" if above is None else f"lie in ({above}, {high}]"
-    return f"be at least {low}" if above is None else f"be greater than {above}"
-
+from options import ConfigError, Kind, Section, flag_of, nearest, option, shortened
 
 # --- environments ---------------------------------------------------------------------------------------
 
 
-class EnvConfig(Section):
+class EnvConfig(Kind):
     """A family of environments; `registry` maps its name to its options."""
-
-    registry: ClassVar[dict[str, type]] = {}
-    name: ClassVar[str]
-
-    def __init_subclass__(cls, name: str, **kwargs) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.name = name
-        cls.registry[name] = cls
 
 
 @dataclass(frozen=True)
@@ -142,16 +43,8 @@ class NeuroGymConfig(EnvConfig, name="neurogym"):
 Granularity = Literal["scalar", "pre", "post", "matrix"]
 
 
-class CoreConfig(Section):
+class CoreConfig(Kind):
     """A recurrent (or memoryless) core."""
-
-    registry: ClassVar[dict[str, type]] = {}
-    name: ClassVar[str]
-
-    def __init_subclass__(cls, name: str, **kwargs) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.name = name
-        cls.registry[name] = cls
 
 
 @dataclass(frozen=True)
@@ -213,7 +106,7 @@ class MLPConfig(CoreConfig, name="mlp"):
 
 @dataclass(frozen=True)
 class EncoderConfig(Section):
-    """What stands between the observation and the core; `mpn_dqn.Encoder` says why."""
+    """What stands between the observation and the core; `encoder.Encoder` says why."""
 
     embed_dim: int = option(32, "width of the learned embedding tanh(Ax + a) in front of the core; 0: none", low=0)
     constant_input: bool = option(False, "append a constant 1 to the core's input")
@@ -222,16 +115,8 @@ class EncoderConfig(Section):
 # --- learners -------------------------------------------------------------------------------------------
 
 
-class LearnerConfig(Section):
+class LearnerConfig(Kind):
     """A learning algorithm."""
-
-    registry: ClassVar[dict[str, type]] = {}
-    name: ClassVar[str]
-
-    def __init_subclass__(cls, name: str, **kwargs) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.name = name
-        cls.registry[name] = cls
 
 
 @dataclass(frozen=True)
@@ -257,6 +142,14 @@ class ReplayConfig(Section):
     learning_starts: int = option(1_000, "environment steps before the first update", low=0)
     update_every: int = option(16, "environment steps per update", low=1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sequence_stride > self.sequence_length:
+            raise ConfigError(
+                f"--sequence-stride must be at most --sequence-length = {self.sequence_length}, "
+                f"or steps are never learned, got {self.sequence_stride}"
+            )
+
 
 @dataclass(frozen=True)
 class DQNConfig(ReplayConfig, LearnerConfig, name="dqn"):
@@ -277,6 +170,25 @@ class DQNConfig(ReplayConfig, LearnerConfig, name="dqn"):
     act_with: Literal["target", "online"] = option(
         "target", "network that is evaluated and saved as best_model.pt: the averaged target, or the online one"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epsilon_end > self.epsilon_start:
+            raise ConfigError(
+                f"--epsilon-end must not exceed --epsilon-start, got {self.epsilon_end} > {self.epsilon_start}"
+            )
+
+
+# --- expansion ------------------------------------------------------------------------------------------
+
+
+class ExpansionConfig(Kind):
+    """How the topology grows and is pruned while the network learns."""
+
+
+@dataclass(frozen=True)
+class NoExpansionConfig(ExpansionConfig, name="none"):
+    """Dense layers throughout."""
 
 
 # --- the run --------------------------------------------------------------------------------------------
@@ -309,6 +221,7 @@ class Config:
     core: CoreConfig
     encoder: EncoderConfig
     learner: LearnerConfig
+    expansion: ExpansionConfig
     run: RunConfig
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
@@ -323,19 +236,22 @@ KINDS: dict[str, tuple[str, type]] = {
     "env": ("env.name", EnvConfig),  # no flag: the command chooses
     "core": ("--core", CoreConfig),
     "learner": ("--algo", LearnerConfig),
+    "expansion": ("--expansion", ExpansionConfig),
 }
 FIXED: dict[str, type] = {"encoder": EncoderConfig, "run": RunConfig}
-PARTS = ("env", "core", "encoder", "learner", "run")
+PARTS = ("env", "core", "encoder", "learner", "expansion", "run")
+ADDED = ("expansion",)  # parts that config.json files of older versions lack
 
 TRIAL_BUFFER_SIZE = 500  # trials; tens of thousands of whole trials would take gigabytes
 
-# Where a training command starts from something else than the fields' own defaults.
+# The kinds that a training command starts with, and where a command with a learner starts from other values than
+# the fields' own defaults: of that learner, and of what it needs around it.
 COMMAND_DEFAULTS: dict[str, dict[str, Any]] = {
-    "train-neurogym": {"env": "neurogym", "core": "mpn", "learner": "dqn"},
-    "train": {
-        "env": "gymnasium",
-        "core": "mpn",
-        "learner": "dqn",
+    "train-neurogym": {"env": "neurogym", "core": "mpn", "learner": "dqn", "expansion": "none"},
+    "train": {"env": "gymnasium", "core": "mpn", "learner": "dqn", "expansion": "none"},
+}
+LEARNER_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("train", "dqn"): {
         "gamma": 0.99,
         "learning_rate": 1e-3,
         "n_step": 4,
@@ -354,10 +270,10 @@ def section_classes(part: str) -> list[type]:
     return list(KINDS[part][1].registry.values()) if part in KINDS else [FIXED[part]]  # type: ignore[attr-defined]
 
 
-def default_of(command: str, field: dataclasses.Field) -> Any:
-    """A field's default under a training command."""
+def default_of(command: str, learner: str, field: dataclasses.Field) -> Any:
+    """A field's default under a training command with that learner."""
     own = cast(Any, field).default_factory() if field.default is dataclasses.MISSING else field.default
-    return COMMAND_DEFAULTS[command].get(field.name, own)
+    return LEARNER_DEFAULTS.get((command, learner), {}).get(field.name, own)
 
 
 def make_config(command: str, flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> Config:
@@ -379,11 +295,11 @@ def make_config(command: str, flags: Mapping[str, Any], file: Mapping[str, Any] 
     unknown = [key for key in file if key not in (*PARTS, "versions")]
     if unknown:
         raise ConfigError(f"unknown section {unknown[0]!r} in the configuration{nearest(unknown[0], PARTS)}")
-    classes = {part: _choose_class(part, command, flags, file.get(part, {})) for part in PARTS}
+    learner = cast(Any, _choose_class("learner", COMMAND_DEFAULTS[command], flags, file)).name
+    defaults = {**COMMAND_DEFAULTS[command], **LEARNER_DEFAULTS.get((command, learner), {})}
+    classes = {part: _choose_class(part, defaults, flags, file) for part in PARTS}
     refuse_idle_flags(flags, classes)
-    return _assemble(
-        {part: _make_section(part, cls, command, flags, file.get(part, {})) for part, cls in classes.items()}
-    )
+    return Config(**{part: _make_section(part, cls, defaults, flags, file) for part, cls in classes.items()})
 
 
 def config_from_dict(nested: Mapping[str, Any]) -> Config:
@@ -392,6 +308,8 @@ def config_from_dict(nested: Mapping[str, Any]) -> Config:
     A key that is missing, of an option younger than the file, takes its default.
     """
     for part in PARTS:
+        if part in ADDED and part not in nested:
+            continue
         if not isinstance(nested.get(part), Mapping):
             raise ConfigError(f"the configuration has no section {part!r}")
         if part in KINDS and "name" not in nested[part]:
@@ -413,15 +331,15 @@ def read_config_file(path: str) -> dict[str, Any]:
     return nested
 
 
-def _choose_class(part: str, command: str, flags: Mapping[str, Any], given: Mapping[str, Any]) -> type:
+def _choose_class(part: str, defaults: Mapping[str, Any], flags: Mapping[str, Any], file: Mapping[str, Any]) -> type:
     if part in FIXED:
         return FIXED[part]
     flag, base = KINDS[part]
-    name = flags.get(part, given.get("name", COMMAND_DEFAULTS[command][part]))
+    name = flags.get(part, file.get(part, {}).get("name", defaults[part]))
     registry = base.registry  # type: ignore[attr-defined]
     if not isinstance(name, str) or name not in registry:
         hint = nearest(str(name), registry)
-        raise ConfigError(f"{flag} must be one of {', '.join(registry)}, got {_shortened(name)}{hint}")
+        raise ConfigError(f"{flag} must be one of {', '.join(registry)}, got {shortened(name)}{hint}")
     return registry[name]
 
 
@@ -440,33 +358,14 @@ def refuse_idle_flags(flags: Mapping[str, Any], classes: Mapping[str, type]) -> 
         raise ConfigError(f"{flag} does nothing with {chosen}; it belongs to {', '.join(owners)}")
 
 
-def _make_section(part: str, cls: type, command: str, flags: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+def _make_section(
+    part: str, cls: type, defaults: Mapping[str, Any], flags: Mapping[str, Any], file: Mapping[str, Any]
+) -> Any:
+    given = file.get(part, {})
     fields = dataclasses.fields(cls)
     known = {field.name for field in fields} | ({"name"} if part in KINDS else set())
     for key in given:
         if key not in known:
             raise ConfigError(f"unknown key {key!r} in section {part!r}{nearest(key, known)}")
-    values = {}
-    for field in fields:
-        if field.name in flags:
-            values[field.name] = flags[field.name]
-        elif field.name in given:
-            values[field.name] = given[field.name]
-        else:
-            values[field.name] = default_of(command, field)
-    return cls(**values)
-
-
-def _assemble(sections: dict[str, Any]) -> Config:
-    config = Config(**sections)
-    learner: Any = config.learner
-    if getattr(learner, "epsilon_end", 0.0) > getattr(learner, "epsilon_start", 1.0):
-        raise ConfigError(
-            f"--epsilon-end must not exceed --epsilon-start, got {learner.epsilon_end} > {learner.epsilon_start}"
-        )
-    if isinstance(learner, ReplayConfig) and learner.sequence_stride > learner.sequence_length:
-        raise ConfigError(
-            f"--sequence-stride must be at most --sequence-length = {learner.sequence_length}, "
-            f"or steps are never learned, got {learner.sequence_stride}"
-        )
-    return config
+    values = {**defaults, **given, **flags}
+    return cls(**{field.name: values[field.name] for field in fields if field.name in values})

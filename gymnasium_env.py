@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from config import ConfigError, nearest
+from options import ConfigError, nearest
 
 # Where a classic-control observation holds a velocity; without it one observation does not tell the state.
 VELOCITIES: dict[str, tuple[int, ...]] = {

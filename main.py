@@ -9,7 +9,7 @@ import os
 import sys
 
 import cli
-from config import ConfigError
+from options import ConfigError
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -29,7 +29,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, cast
 
-from config import ConfigError, nearest
+from options import ConfigError, nearest
 
 ROOT = "experiments"
 CHECKPOINT_FORMAT = 1

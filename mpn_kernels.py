@@ -32,7 +32,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from config import ConfigError
+from options import ConfigError
 
 FORMS = ("multiplicative", "additive")
 RULES = ("associative", "presynaptic", "postsynaptic", "oja")

@@ -22,7 +22,7 @@ import gymnasium
 import numpy as np
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from config import ConfigError, nearest
+from options import ConfigError, nearest
 
 LIST_COMMAND = "python main.py train-neurogym --list-envs"
 

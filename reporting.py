@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from config import Config, ConfigError
+from config import Config
 from model_utils import Experiment
 from neurogym_wrapper import REFERENCES, list_tasks
+from options import ConfigError
 from training import Run, history
 
 # Rows of eval's table by the prefix of their scores; the last two are known accuracies, not episodes.

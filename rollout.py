@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from config import ConfigError
+from options import ConfigError
 from trial_replay import Steps, map_state, state_parts
 
 # Episode seeds come from ranges that never meet: training, the choice of best_model.pt, and eval.

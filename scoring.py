@@ -8,8 +8,9 @@ import numpy as np
 
 import build
 import config as cfg
-from config import Config, ConfigError
+from config import Config
 from neurogym_wrapper import REFERENCE_POLICIES, REFERENCES, normalised_score
+from options import ConfigError
 from rollout import EpisodeSeeds, Evaluation, evaluate, run_scripted
 
 EVAL_LANES = 64

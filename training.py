@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 import build
-from config import Config, ConfigError
+from config import Config
 from model_utils import Experiment, load_checkpoint, save_checkpoint, write_json
+from options import ConfigError
 from rollout import EpisodeSeeds, Lanes, evaluate, reset_rows
 from trial_replay import ReplayBuffer, map_state
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import ConfigError
+from options import ConfigError
 
 
 class Batch(NamedTuple):

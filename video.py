@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from config import ConfigError
+from options import ConfigError
 from visualize import MODEL_COLOURS, OTHER_COLOURS, PERIOD_TINTS, atomic_path, house_style
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import cli
 import config as cfg
+from options import flag_of
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("train", "train-neurogym", "eval", "render", "analyze")
@@ -36,7 +37,7 @@ def test_every_field_of_the_configuration_has_its_flag(command: str, capsys: pyt
             if part == "env" and cls.name != family:
                 continue
             for field in dataclasses.fields(cls):
-                assert cfg.flag_of(field) in text
+                assert flag_of(field) in text
     assert "--core" in text and "--algo" in text and "--env-family" not in text
 
 

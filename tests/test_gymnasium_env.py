@@ -9,8 +9,8 @@ from gymnasium import spaces
 
 import build
 import config as cfg
-from config import ConfigError
 from gymnasium_env import VELOCITIES, make_gymnasium
+from options import ConfigError
 
 
 class Dicty(gymnasium.Env):

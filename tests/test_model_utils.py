@@ -17,7 +17,6 @@ import pytest
 import torch
 
 import model_utils
-from config import ConfigError
 from model_utils import (
     CHECKPOINT_FORMAT,
     Experiment,
@@ -27,6 +26,7 @@ from model_utils import (
     unpack,
     write_json,
 )
+from options import ConfigError
 
 REPOSITORY = Path(model_utils.__file__).parent
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import mpn_kernels
-from config import ConfigError
 from mpn_kernels import ACTIVATIONS, FORMS, RULES, mpn_scan, mpn_scan_reference
+from options import ConfigError
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("xs", "weight", "bias", "modulation", "eta", "lambda_decay", "modulation0")

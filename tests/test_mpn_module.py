@@ -13,8 +13,8 @@ import torch
 from torch.func import functional_call
 
 import mpn_module
-from config import ConfigError
 from mpn_module import MPN
+from options import ConfigError
 
 FORMS = ("multiplicative", "additive")
 RULES = ("associative", "presynaptic", "postsynaptic", "oja")

@@ -11,7 +11,7 @@ import torch
 
 import build
 import config as cfg
-from config import ConfigError
+from options import ConfigError
 from rollout import SEED_RANGES, EpisodeSeeds, Lanes, evaluate, join_episodes, record_episodes, reset_rows, run_scripted
 
 

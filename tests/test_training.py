@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import config as cfg
-from config import ConfigError
 from gymnasium_env import FlatObservation
 from model_utils import Experiment, load_checkpoint
+from options import ConfigError
 from rollout import SEED_RANGES
 from training import DivergedError, Run
 

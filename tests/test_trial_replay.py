@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from config import ConfigError
+from options import ConfigError
 from trial_replay import Batch, ReplayBuffer, SequenceReplayBuffer, Steps, TrialReplayBuffer, map_state, state_parts
 
 SHAPES = [(2, 3), (4,)]  # two state tensors

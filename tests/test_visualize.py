@@ -15,7 +15,7 @@ from PIL import Image
 
 import video
 import visualize
-from config import ConfigError
+from options import ConfigError
 
 RNG = np.random.default_rng(0)
 
