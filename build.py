@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -16,14 +16,17 @@ import torch
 from torch import nn
 
 import config as cfg
+from batch import state_parts
 from encoder import Encoder
-from gymnasium_env import find_spec, make_gymnasium
+from gymnasium_env import find_spec, make_gymnasium, make_vector_env
+from lanes import Lanes, VectorLanes
+from learner import Learner
 from mpn_dqn import MPNDQN, DQNLearner
 from mpn_module import MPN
 from neurogym_wrapper import make_neurogym, task_names
 from options import ConfigError
 from rnn_module import MLPCore, RecurrentCore
-from trial_replay import ReplayBuffer, SequenceReplayBuffer, TrialReplayBuffer, state_parts
+from trial_replay import ReplayBuffer, SequenceReplayBuffer, TrialReplayBuffer
 
 
 def options(section: Any) -> dict[str, Any]:
@@ -46,31 +49,68 @@ ENVS: dict[type, Callable[[Any, str | None], gymnasium.Env]] = {
     cfg.NeuroGymConfig: lambda env, render_mode: make_neurogym(**options(env)),
 }
 
-# learner options -> constructor of (network, options, seed, device)
-LEARNERS: dict[type, Callable[[Any, Any, int, Any], Any]] = {
-    cfg.DQNConfig: DQNLearner,
+# learner options -> the learner, and the network that acts for it
+LEARNERS: dict[Any, tuple[type[Learner], Callable[..., nn.Module]]] = {
+    cfg.DQNConfig: (DQNLearner, MPNDQN),
 }
 
 
-def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> gymnasium.Env:
-    """An environment with a flat float32 observation and discrete actions.
+class Spaces(NamedTuple):
+    """What a task shows and takes: an observation of `obs_dim`, and one of `action_dim` choices or so many numbers."""
 
-    Raises: ConfigError for a task that the learners cannot act in.
+    obs_dim: int
+    action_dim: int
+    low: np.ndarray | None = None  # bounds of continuous actions, (action_dim,)
+    high: np.ndarray | None = None
+
+
+def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> gymnasium.Env:
+    """An environment with a flat float32 observation, and discrete actions or a vector of bounded ones.
+
+    Raises: ConfigError for a task that no learner can act in.
     """
     name: str = env.env_name  # type: ignore[attr-defined]
     if isinstance(env, cfg.GymnasiumConfig):
         _refuse_neurogym(name)
     with np.errstate(all="ignore"):  # a constructor given nonsense warns before it fails
         made = ENVS[type(env)](env, render_mode)
-    space = made.action_space
-    if not isinstance(space, gymnasium.spaces.Discrete):
+    space, rule = made.action_space, None
+    if isinstance(space, gymnasium.spaces.Discrete):
+        rule = None if space.start == 0 else f"must count its actions from 0, got {space}; wrap the task"
+    elif not isinstance(space, gymnasium.spaces.Box):
+        rule = f"has actions of several parts, {space}; the learners need Discrete, or one vector"
+    elif len(space.shape) != 1 or not space.is_bounded():
+        rule = f"has actions {space}; the learners need a bounded vector"
+    if rule:
         made.close()
-        kind = "continuous actions" if isinstance(space, gymnasium.spaces.Box) else "actions of several parts"
-        raise ConfigError(f"--env-name {name} has {kind}, {space}; dqn needs a single choice, Discrete")
-    if space.start != 0:
-        made.close()
-        raise ConfigError(f"--env-name {name} must count its actions from 0, got {space}; wrap the task")
+        raise ConfigError(f"--env-name {name} {rule}")
     return made
+
+
+def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> Lanes | VectorLanes:
+    """`count` lanes of the task: one batched environment where the task comes as one, else separate ones.
+
+    Raises: ConfigError where the learner cannot act in the task.
+    """
+    first = make_env(config.env)
+    _check_actions(config, first)
+    batched = make_vector_env(count, **options(config.env)) if isinstance(config.env, cfg.GymnasiumConfig) else None
+    if batched is not None:
+        first.close()
+        return VectorLanes(batched, next_seed)
+    return Lanes([first, *(make_env(config.env) for _ in range(count - 1))], next_seed)
+
+
+def _check_actions(config: cfg.Config, env: gymnasium.Env) -> None:
+    name, algo, space = config.env.env_name, config.learner.name, env.action_space  # type: ignore[attr-defined]
+    continuous = isinstance(space, gymnasium.spaces.Box)
+    if continuous == LEARNERS[type(config.learner)][0].continuous:
+        return
+    env.close()
+    fitting = [cls.name for cls, (learner, _) in LEARNERS.items() if learner.continuous == continuous]
+    kind, needs = ("continuous actions", "a single choice, Discrete") if continuous else ("choices", "a vector, Box")
+    hint = f"; take --algo {' or '.join(fitting)}" if fitting else ""
+    raise ConfigError(f"--env-name {name} has {kind}, {space}; {algo} needs {needs}{hint}")
 
 
 def _refuse_neurogym(name: str) -> None:
@@ -81,35 +121,41 @@ def _refuse_neurogym(name: str) -> None:
         raise ConfigError(f"--env-name {name} is a NeuroGym task: use python main.py train-neurogym --env-name {name}")
 
 
-def sizes(env: gymnasium.Env) -> tuple[int, int]:
-    """(observation dimension, number of actions)."""
+def spaces(env: gymnasium.Env) -> Spaces:
+    """The sizes, and the bounds of continuous actions."""
     space: Any = env.action_space
-    return int(env.observation_space.shape[0]), int(space.n)
+    obs_dim = int(env.observation_space.shape[0])
+    if isinstance(space, gymnasium.spaces.Box):
+        return Spaces(obs_dim, int(space.shape[0]), space.low.astype(np.float32), space.high.astype(np.float32))
+    return Spaces(obs_dim, int(space.n))
 
 
-def make_network(config: cfg.Config, obs_dim: int, action_dim: int) -> MPNDQN:
-    """The network that config.json describes, freshly initialised from torch's global generator."""
-    encoder = Encoder(obs_dim, config.encoder.embed_dim, config.encoder.constant_input)
+def make_network(config: cfg.Config, spaces: Spaces) -> Any:
+    """The network that acts, as config.json describes it, freshly initialised from torch's global generator."""
+    encoder = Encoder(spaces.obs_dim, config.encoder.embed_dim, config.encoder.constant_input)
     core = CORES[type(config.core)](encoder.output_dim, config.core)
     hidden_dim: int = core.hidden_dim  # type: ignore[assignment]
-    return MPNDQN(obs_dim, hidden_dim, action_dim, encoder=encoder, core=core)
+    make = LEARNERS[type(config.learner)][1]
+    bounds = {} if spaces.low is None else {"low": spaces.low, "high": spaces.high}
+    return make(spaces.obs_dim, hidden_dim, spaces.action_dim, encoder=encoder, core=core, **bounds)
 
 
-def make_learner(config: cfg.Config, obs_dim: int, action_dim: int, device: torch.device) -> Any:
+def make_learner(config: cfg.Config, spaces: Spaces, device: torch.device) -> Any:
     """The learner with its network, a function of the seed alone; torch's global generator stays as it was.
 
     Raises: ConfigError for sizes that cannot fit this machine, before they are allocated.
     """
-    _check_network_fits(config, obs_dim, action_dim)
+    _check_network_fits(config, spaces)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        network = make_network(config, obs_dim, action_dim)
-    return LEARNERS[type(config.learner)](network, config.learner, config.run.seed, device)
+        network = make_network(config, spaces)
+        return LEARNERS[type(config.learner)][0](network, config.learner, config.run.seed, device)
 
 
-def make_replay(config: cfg.Config, num_lanes: int, obs_dim: int, network: MPNDQN) -> ReplayBuffer:
+def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Any) -> ReplayBuffer:
     """The replay memory that the learner's options describe."""
     replay: Any = config.learner
+    obs_dim = spaces.obs_dim
     common = {
         "state_shapes": [tuple(part.shape[1:]) for part in state_parts(network.init_state(1))],
         "replay_state": replay.replay_state,
@@ -161,19 +207,27 @@ def _allocate(make: Callable[[], ReplayBuffer]) -> ReplayBuffer:
     return buffer
 
 
-def _check_network_fits(config: cfg.Config, obs_dim: int, action_dim: int) -> None:
+def _batch_shape(config: cfg.Config) -> tuple[int, int]:
+    """(rows, steps) of an update's batch, at least."""
+    learner: Any = config.learner
+    if LEARNERS[type(learner)][0].on_policy:
+        return config.run.num_envs, learner.rollout_steps
+    if learner.replay == "trial":
+        return learner.trial_batch_size, 1
+    return learner.batch_size, learner.sequence_length if learner.replay == "sequence" else 1
+
+
+def _check_network_fits(config: cfg.Config, spaces: Spaces) -> None:
     """Weights, target, Adam's two moments, and the states that one batch starts from, without allocating them."""
-    replay: Any = config.learner
-    batch = replay.trial_batch_size if replay.replay == "trial" else replay.batch_size
+    batch, steps = _batch_shape(config)
     try:
         with torch.device("meta"):
-            network = make_network(config, obs_dim, action_dim)
+            network = make_network(config, spaces)
             state = sum(part[0].numel() for part in state_parts(network.init_state(1)))
         weights = sum(parameter.numel() for parameter in network.parameters())
     except (RuntimeError, OverflowError) as error:  # the size itself overflows
         raise ConfigError("the network does not fit any machine; lower --hidden-dim or --embed-dim") from error
-    steps = replay.sequence_length if replay.replay == "sequence" else 1
-    needed = 4 * (4 * weights + batch * (state + steps * (obs_dim + 2 * network.head.in_features)))
+    needed = 4 * (4 * weights + batch * (state + steps * (spaces.obs_dim + 2 * network.hidden_dim)))
     if needed > _machine_bytes():
         have = f"{_machine_bytes() / 2**30:,.1f} GiB"
         raise ConfigError(

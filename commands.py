@@ -21,10 +21,11 @@ import build
 import cli
 import config as cfg
 from config import Config
+from lanes import EpisodeSeeds
 from model_utils import Experiment, atomic_file, load_checkpoint, versions, write_json
 from options import ConfigError
 from reporting import Reporter, check_tensorboard, draw_training_curves, print_scores, print_tasks, stderr, stdout
-from rollout import EpisodeSeeds, join_episodes, record_episodes
+from rollout import join_episodes, record_episodes
 from scoring import score, summarise
 from training import DivergedError, Run
 
@@ -204,7 +205,7 @@ def load_policy(args: argparse.Namespace) -> tuple[Experiment, Config, Any]:
     path = experiment.checkpoint(args.checkpoint)
     saved = load_checkpoint(path, device)
     env = build.make_env(config.env)
-    network = build.make_network(config, *build.sizes(env)).to(device)
+    network = build.make_network(config, build.spaces(env)).to(device)
     env.close()
     try:
         network.load_state_dict(saved["network"])

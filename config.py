@@ -179,6 +179,32 @@ class DQNConfig(ReplayConfig, LearnerConfig, name="dqn"):
             )
 
 
+@dataclass(frozen=True)
+class A2CConfig(LearnerConfig, name="a2c"):
+    gamma: float = option(0.9, "discount per step", low=0.0, high=1.0)
+    rollout_steps: int = option(32, "steps of every lane per update", low=1)
+    gae_lambda: float | None = option(
+        0.95, "lambda of generalised advantage estimation; none: Monte Carlo returns", low=0.0, high=1.0
+    )
+    bootstrap: bool = option(True, "count the value of what a time limit or the rollout's end cut off, else 0")
+    value_coef: float = option(0.5, "weight of the value's squared error in the loss", low=0.0)
+    entropy_coef: float = option(0.01, "weight of the policy's entropy in the loss", low=0.0)
+    entropy_form: Literal["shannon", "simpson"] = option(
+        "shannon", "entropy: -sum p log p (shannon), or 1 - sum p^2 (simpson)"
+    )
+    normalize_advantage: bool = option(False, "scale every rollout's advantages to mean 0 and deviation 1")
+    bptt_chunk_size: int | None = option(None, "truncated BPTT: gradients stop every so many steps; none: full", low=1)
+    learning_rate: float = option(1e-3, "Adam's step size", above=0.0)
+    lr_final: float = option(0.1, "step size at the end of the run, as a share of --learning-rate", low=0.0, high=1.0)
+    adam_eps: float = option(1e-8, "Adam's epsilon, which bounds the steps along small gradients", above=0.0)
+    weight_decay: float = option(0.0, "L2 penalty, added to the gradient as Adam does", low=0.0)
+    grad_clip: float = option(0.5, "largest gradient norm", above=0.0)
+    warmup_updates: int = option(0, "rollouts at the start that train nothing", low=0)
+    eval_policy: Literal["greedy", "sample"] = option(
+        "greedy", "evaluated policy: the most probable action, or drawn as in training"
+    )
+
+
 # --- expansion ------------------------------------------------------------------------------------------
 
 
@@ -206,6 +232,7 @@ class RunConfig(Section):
     )
     eval_episodes: int = option(100, "episodes per such evaluation", low=1, high=100_000)
     checkpoint_freq: int = option(50_000, "environment steps between writes of last.pt; 0: only at the end", low=0)
+    log_freq: int = option(1, "episodes per row of metrics.jsonl, which has their means", low=1)
     print_freq: int = option(100, "episodes between printed lines; 0: none", low=0)
     plot_training: bool = option(True, "draw plots/training_curves.png")
     tensorboard: bool = option(False, "also write TensorBoard event files")

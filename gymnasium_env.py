@@ -81,6 +81,23 @@ def make_gymnasium(
     return FlatObservation(env, VELOCITIES[env_name] if mask_velocity else ())
 
 
+def make_vector_env(
+    count: int,
+    env_name: str,
+    env_args: dict[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+    mask_velocity: bool = False,
+) -> Any | None:
+    """The task as one batched environment of `count` rows (`lanes.VectorLanes` says of what kind), or None."""
+    spec = find_spec(env_name)
+    if spec.vector_entry_point is None or max_episode_steps is not None or mask_velocity:
+        return None
+    entry: Any = spec.vector_entry_point
+    creator = entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)
+    made = creator(num_envs=count, **{**spec.kwargs, **(env_args or {})})
+    return made if hasattr(made, "reset_rows") else None
+
+
 def find_spec(env_name: str) -> Any:
     """Gymnasium's entry for an id. Raises: ConfigError with the nearest ids."""
     module, _, name = env_name.rpartition(":")

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from batch import Batch, map_state
 from config import DQNConfig, EncoderConfig
 from encoder import Encoder
+from learner import Learner
 from mpn_module import MPN
 from returns import n_step_targets, next_values, td_loss
-from trial_replay import Batch, map_state
 
 
 class MPNDQN(nn.Module):
@@ -40,7 +41,7 @@ class MPNDQN(nn.Module):
     ) -> None:
         super().__init__()
         defaults = EncoderConfig()
-        self.obs_dim, self.action_dim = obs_dim, action_dim
+        self.obs_dim, self.hidden_dim, self.action_dim = obs_dim, hidden_dim, action_dim
         self.encoder = encoder or Encoder(obs_dim, defaults.embed_dim, defaults.constant_input)
         self.core = core or MPN(self.encoder.output_dim, hidden_dim, **mpn_options)
         self.head = nn.Linear(hidden_dim, action_dim)
@@ -67,13 +68,17 @@ class MPNDQN(nn.Module):
     def select_action(self, obs: Tensor, state, epsilon: float = 0.0, generator: torch.Generator | None = None):
         """Epsilon-greedy actions (B,) and the next state, which moves on whatever the action."""
         q_values, state = self(obs, state)
+        return self.choose(q_values, epsilon, generator), state
+
+    def choose(self, q_values: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """Epsilon-greedy actions (B,) from Q (B, A)."""
         actions = q_values.argmax(-1)
         if epsilon > 0.0:
             # Drawn on the CPU, so that a run's random numbers do not depend on the device.
-            explore = torch.rand(len(obs), generator=generator) < epsilon
-            random = torch.randint(self.action_dim, (len(obs),), generator=generator)
+            explore = torch.rand(len(actions), generator=generator) < epsilon
+            random = torch.randint(self.action_dim, (len(actions),), generator=generator)
             actions = torch.where(explore.to(actions.device), random.to(actions.device), actions)
-        return actions, state
+        return actions
 
 
 def compute_td_loss_trial(online: MPNDQN, target: MPNDQN, batch: Batch, config: DQNConfig) -> tuple[Tensor, Tensor]:
@@ -128,30 +133,25 @@ def _learn(q: Tensor, action: Tensor, targets: Tensor, batch: Batch, config: DQN
     return loss.detach(), (taken.detach() - targets).abs() * mask[:, part]
 
 
-class DQNLearner:
+class DQNLearner(Learner):
     """(Double) DQN over sequences: acts, learns from batches, and saves everything that it needs to go on.
 
     Source: Mnih et al. 2015; van Hasselt et al. 2016. Differs from them: Adam, and by default a target that
     follows softly, target += tau (online - target) at every update (Lillicrap et al. 2016).
 
-    Args:
-        network: the online network; it is moved to `device` and trained in place.
-        config: every option of the algorithm.
-        seed: of exploration.
+    Args: those of `Learner`, with a `config.DQNConfig`.
     """
 
     def __init__(self, network: MPNDQN, config: DQNConfig, seed: int, device: torch.device | str = "cpu") -> None:
-        self.config, self.device = config, torch.device(device)
-        self.online = network.to(self.device)
+        super().__init__(network, config, seed, device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self._online: list[Tensor] = list(self.online.parameters())
         self._target: list[Tensor] = list(self.target.parameters())
         trained = [parameter for parameter in self._online if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.updates = 0
+        self.networks, self.targets = {"online": self.online}, {"online": self.target}
+        self.optimizers = {"online": self.optimizer}
         self.epsilon = config.epsilon_start
-        self.priorities: Tensor | None = None  # (B,) of the last batch
 
     @property
     def policy(self) -> MPNDQN:
@@ -159,11 +159,8 @@ class DQNLearner:
         return self.target if self.config.act_with == "target" else self.online
 
     def set_progress(self, progress: float) -> None:
-        """Move the schedules to where the run is, 0 at its start and 1 at its end."""
+        super().set_progress(progress)
         self.epsilon = epsilon_at(progress, self.config)
-        share = 1.0 - (1.0 - self.config.lr_final) * min(max(progress, 0.0), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * share
 
     def act(self, obs: Tensor, state, explore: bool):
         """Actions (N,) and the next state: epsilon-greedy online, or greedy by `policy`."""
@@ -171,12 +168,10 @@ class DQNLearner:
         return network.select_action(obs, state, self.epsilon if explore else 0.0, self.generator)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of Adam on one batch. Returns 0-d tensors: reading them would make a GPU wait."""
         batch = batch.to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         loss, errors = compute_td_loss_trial(self.online, self.target, batch, self.config)
-        norm = nn.utils.clip_grad_norm_([p for p in self._online if p.grad is not None], self.config.grad_clip)
-        self.optimizer.step()
+        norm = self.descend("online", self.config.grad_clip)
         self.updates += 1
         self._follow()
         if self.config.prioritized:
@@ -191,23 +186,15 @@ class DQNLearner:
         elif self.updates % self.config.target_update_freq == 0:
             torch._foreach_copy_(self._target, self._online)
 
+    def status(self) -> dict[str, float]:
+        return {"epsilon": self.epsilon}
+
     def state_dict(self) -> dict[str, Any]:
-        """Networks, optimiser, schedules, counter and generator: a learner that loads it goes on bit for bit."""
-        return {
-            "online": self.online.state_dict(),
-            "target": self.target.state_dict(),
-            "optimizer": self.optimizer.state_dict(),  # with the step size that `set_progress` chose
-            "generator": self.generator.get_state(),
-            "updates": self.updates,
-            "epsilon": self.epsilon,
-        }
+        return {**super().state_dict(), "epsilon": self.epsilon}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.online.load_state_dict(saved["online"])
-        self.target.load_state_dict(saved["target"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.generator.set_state(saved["generator"].cpu())
-        self.updates, self.epsilon = saved["updates"], saved["epsilon"]
+        super().load_state_dict(saved)
+        self.epsilon = saved["epsilon"]
 
 
 def epsilon_at(progress: float, config: DQNConfig) -> float:

@@ -96,9 +96,10 @@ class Reporter:
         core = config.core.name
         where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
         stdout.print(f"{env}: {core}, {weights:,} weights on {run.device}, {run.num_lanes} lanes; {where}")
-        stdout.print(f"replay: {config.learner.replay}, {run.replay.nbytes / 2**20:,.0f} MiB when full")  # type: ignore[attr-defined]
+        memory = "rollout" if run.learner.on_policy else f"replay of {getattr(config.learner, 'replay', 'transition')}s"
+        stdout.print(f"{config.learner.name}, {memory}: {run.replay.nbytes / 2**20:,.0f} MiB when full")
         limit = config.env.max_episode_steps  # type: ignore[attr-defined]
-        longest: int = run.lanes.envs[0].trial_steps
+        longest: int = run.lanes.trial_steps
         if limit is not None and longest > limit:
             stderr.print(
                 f"note: a trial of {env} takes {longest} steps and an episode ends after {limit}, so no trial is "
@@ -138,7 +139,7 @@ class Reporter:
             *([f"Acc {accuracy:.2f}"] if accuracy is not None else []),
             f"Len {mean('length'):.0f}",
             *([f"Loss {loss:.4f}"] if loss is not None else []),
-            f"eps {row['epsilon']:.3f}",
+            *([f"eps {row['epsilon']:.3f}"] if "epsilon" in row else []),
             *([f"Trials {row['trials']}"] if row["trials"] else []),
             f"{self._speed():,.0f} steps/s",
         ]
@@ -184,9 +185,9 @@ def draw_training_curves(experiment: Experiment, config: Config) -> Path:
     evaluations = [row for row in rows if row["kind"] == "eval"]
     columns = history(rows)
     keys = {"step": "steps", "reward": "episode_rewards", "length": "episode_lengths", "loss": "losses"}
-    keys |= {"accuracy": "accuracies", "epsilon": "epsilons"}
+    keys |= {"accuracy": "accuracies", "epsilon": "epsilons", "entropy": "entropies"}
     figure = visualize.plot_training_curves(
-        {name: columns[key] for name, key in keys.items()},
+        {name: columns[key] for name, key in keys.items() if key in columns},
         evaluations,
         references=REFERENCES.get(config.env.env_name),  # type: ignore[attr-defined]
         title=f"{config.env.env_name}, {config.core.name}",  # type: ignore[attr-defined]

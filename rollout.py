@@ -1,4 +1,4 @@
-"""The only code in which an agent steps an environment: lanes for training, evaluation, recording."""
+"""An agent's episodes: evaluation and recording. With the lanes of training, the only code that steps a task."""
 
 from __future__ import annotations
 
@@ -9,110 +9,9 @@ import gymnasium
 import numpy as np
 import torch
 
+from batch import map_state, state_parts
+from lanes import each
 from options import ConfigError
-from trial_replay import Steps, map_state, state_parts
-
-# Episode seeds come from ranges that never meet: training, the choice of best_model.pt, and eval.
-SEED_RANGES = {"train": (0, 2**30), "select": (2**30, 3 * 2**29), "eval": (3 * 2**29, 2**31 - 1)}
-
-
-class EpisodeSeeds:
-    """Episode seeds for one purpose, drawn from that purpose's own range."""
-
-    def __init__(self, purpose: str, seed: int) -> None:
-        self.low, self.high = SEED_RANGES[purpose]
-        self.rng = np.random.default_rng([seed, self.low])
-
-    def __call__(self) -> int:
-        return int(self.rng.integers(self.low, self.high))
-
-
-class EpisodeEnd(NamedTuple):
-    """One finished episode of a lane. `accuracy` is None where the task scores no trials."""
-
-    reward: float
-    length: int
-    trials: int
-    accuracy: float | None
-
-
-class Lanes:
-    """N copies of a task that step together, in a plain loop: a vector environment costs more than the tasks.
-
-    An episode that ends begins anew at once, with a seed of its own; `obs` is always what to act upon next. A
-    lane is saved as its episode's seed and the actions so far, and comes back by replaying them.
-    """
-
-    def __init__(self, envs: Sequence[gymnasium.Env], next_seed: Callable[[], int]) -> None:
-        self.envs, self.next_seed = list(envs), next_seed
-        lanes = len(self.envs)
-        space = self.envs[0].observation_space
-        self.obs = np.zeros((lanes, *(space.shape or ())), np.float32)
-        self.seeds = [0] * lanes
-        self.actions: list[list[int]] = [[] for _ in range(lanes)]
-        self.rewards = np.zeros(lanes)
-        self.scores: list[list[float]] = [[] for _ in range(lanes)]
-        for lane in range(lanes):
-            self._begin(lane)
-
-    def _begin(self, lane: int) -> None:
-        self.seeds[lane] = self.next_seed()
-        self.obs[lane], _ = self.envs[lane].reset(seed=self.seeds[lane])
-        self.actions[lane], self.rewards[lane], self.scores[lane] = [], 0.0, []
-
-    def step(self, actions: np.ndarray) -> tuple[Steps, list[EpisodeEnd]]:
-        """One step of every lane, and the episodes that ended with it."""
-        lanes, ended = len(self.envs), []
-        obs, next_obs = self.obs.copy(), np.empty_like(self.obs)
-        reward = np.empty(lanes, np.float32)
-        terminated, truncated, new_trial = np.zeros((3, lanes), bool)
-        for lane, (env, action) in enumerate(zip(self.envs, actions.tolist(), strict=True)):
-            next_obs[lane], step_reward, terminated[lane], truncated[lane], info = env.step(action)
-            reward[lane] = step_reward
-            self.actions[lane].append(action)
-            self.rewards[lane] += step_reward
-            if info.get("new_trial"):
-                new_trial[lane] = True
-                self.scores[lane].append(info["performance"])
-        self.obs[:] = next_obs
-        for lane in np.flatnonzero(terminated | truncated):
-            scores = self.scores[lane]
-            accuracy = float(np.mean(scores)) if scores else None
-            ended.append(EpisodeEnd(float(self.rewards[lane]), len(self.actions[lane]), len(scores), accuracy))
-            self._begin(lane)
-        return Steps(obs, actions, reward, terminated, truncated, next_obs, new_trial), ended
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "seeds": list(self.seeds),
-            "actions": [np.array(actions, np.int64) for actions in self.actions],
-            "obs": self.obs.copy(),
-            "rewards": self.rewards.copy(),
-        }
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Replay every lane's episode up to where it was.
-
-        Raises: ConfigError when the task does not come back to the same observation and rewards.
-        """
-        for lane, (seed, actions) in enumerate(zip(saved["seeds"], saved["actions"], strict=True)):
-            self.seeds[lane] = seed
-            obs, _ = self.envs[lane].reset(seed=seed)
-            self.actions[lane], self.rewards[lane], self.scores[lane] = actions.tolist(), 0.0, []
-            for action in self.actions[lane]:
-                obs, reward, _, _, info = self.envs[lane].step(action)
-                self.rewards[lane] += reward
-                if info.get("new_trial"):
-                    self.scores[lane].append(info["performance"])
-            self.obs[lane] = obs
-            same = np.array_equal(self.obs[lane], saved["obs"][lane], equal_nan=True)
-            if not same or self.rewards[lane] != saved["rewards"][lane]:
-                task = self.envs[lane].unwrapped
-                name = task.spec.id if task.spec else type(task).__name__
-                raise ConfigError(
-                    f"--resume: {name} does not reproduce an episode from its seed and actions, so this run "
-                    "cannot go on exactly; seed the task's own randomness, or start anew with --overwrite"
-                )
 
 
 def reset_rows(network, state, rows: np.ndarray):
@@ -182,19 +81,20 @@ class _Tally:
 def evaluate(
     network, envs: Sequence[gymnasium.Env], seeds: Sequence[int], reset_state_on_trial: bool = False
 ) -> Evaluation:
-    """Greedy episodes, one per seed, in as many lanes as there are environments."""
+    """Episodes of a policy without exploration, one per seed, in as many lanes as there are environments."""
     tally = _Tally(len(seeds))
     lanes = min(len(envs), len(seeds))
     episode = list(range(lanes))  # the episode that each lane plays
     coming = lanes
     obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=False)])
     state = network.init_state(lanes)
-    device = network.head.weight.device
+    device = next(network.parameters()).device
+    generator = torch.Generator().manual_seed(seeds[0])  # for policies that are evaluated as they are, by drawing
     envs = list(envs[:lanes])
     while envs:
-        actions, state = network.select_action(torch.from_numpy(obs).to(device), state)
+        actions, state = network.select_action(torch.from_numpy(obs).to(device), state, 0.0, generator)
         fresh, over = np.zeros(len(envs), bool), np.zeros(len(envs), bool)
-        for lane, (env, action) in enumerate(zip(envs, actions.tolist(), strict=True)):
+        for lane, (env, action) in enumerate(zip(envs, each(actions.cpu().numpy()), strict=True)):
             obs[lane], reward, terminated, truncated, info = env.step(action)
             tally.add(episode[lane], action, float(reward), info)
             fresh[lane] = reset_state_on_trial and info.get("new_trial", False)
@@ -249,7 +149,7 @@ def record_episodes(
     The arrays are those of activity.npz (README, "The recording"): the state is the one *after* the step's
     observation was taken in, so M[t] holds h[t]. `frames` adds rendered RGB frames (T, height, width, 3).
     """
-    device = network.head.weight.device
+    device = next(network.parameters()).device
     for episode, seed in enumerate(seeds):
         generator = torch.Generator().manual_seed(seed)
         obs, _ = env.reset(seed=seed)
@@ -261,9 +161,7 @@ def record_episodes(
                 log.add(frames=_frame(env))
             h, state = network.features(torch.from_numpy(obs[None]).to(device), state)
             q_values = network.head(h)
-            action = int(q_values.argmax())
-            if epsilon > 0.0 and float(torch.rand((), generator=generator)) < epsilon:
-                action = int(torch.randint(network.action_dim, (), generator=generator))
+            (action,) = each(network.choose(q_values, epsilon, generator).cpu().numpy())
             arrays = network.core.state_arrays(state)
             log.add(observations=obs.copy(), actions=action, q_values=q_values[0].cpu().numpy())
             log.add(hidden=h[0].cpu().numpy())

@@ -9,9 +9,10 @@ import numpy as np
 import build
 import config as cfg
 from config import Config
+from lanes import EpisodeSeeds
 from neurogym_wrapper import REFERENCE_POLICIES, REFERENCES, normalised_score
 from options import ConfigError
-from rollout import EpisodeSeeds, Evaluation, evaluate, run_scripted
+from rollout import Evaluation, evaluate, run_scripted
 
 EVAL_LANES = 64
 

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 import build
+from batch import Steps, map_state
 from config import Config
+from lanes import EpisodeEnd, EpisodeSeeds
 from model_utils import Experiment, load_checkpoint, save_checkpoint, write_json
 from options import ConfigError
-from rollout import EpisodeSeeds, Lanes, evaluate, reset_rows
-from trial_replay import ReplayBuffer, map_state
+from rollout import evaluate, reset_rows
 
 MAX_EVAL_LANES = 64
 
@@ -43,21 +44,19 @@ class Run:
         if run.total_steps is not None and run.total_steps < lanes:
             raise ConfigError(f"--total-steps must be at least --num-envs = {lanes}, got {run.total_steps}")
         _seed_globals(run.seed)  # for tasks that draw from Python's or NumPy's own generator
-        envs = [build.make_env(config.env) for _ in range(lanes)]
-        obs_dim, action_dim = build.sizes(envs[0])
-        self.learner = build.make_learner(config, obs_dim, action_dim, self.device)
-        self.network = self.learner.online
-        self.replay: ReplayBuffer = build.make_replay(config, lanes, obs_dim, self.network)
         self.seeds = EpisodeSeeds("train", run.seed)
-        self.lanes = Lanes(envs, self.seeds)
+        self.lanes = build.make_lanes(config, lanes, self.seeds)
+        spaces = build.spaces(build.make_env(config.env))
+        self.learner = build.make_learner(config, spaces, self.device)
+        self.network = self.learner.online
+        self.replay: Any = build.make_replay(config, lanes, spaces, self.network)
         self.replay_rng = np.random.default_rng([run.seed, 1])
         with torch.no_grad():
             self.state = self.network.init_state(lanes)
         self.step, self.episodes, self.trials = 0, 0, 0
         self.updates_due = 0.0
-        self.losses: list[torch.Tensor] = []  # since the last logged episode
-        self.loss_steps: list[int] = []  # when they were made
-        self.last_loss: float | None = None
+        self.updates = UpdateLog()
+        self.ended: list[EpisodeEnd] = []  # and not logged yet
         self.best_score: float | None = None
         self.evaluated_at = -1
         self.finished = False
@@ -68,7 +67,7 @@ class Run:
 
     @property
     def num_lanes(self) -> int:
-        return len(self.lanes.envs)
+        return len(self.lanes)
 
     @property
     def progress(self) -> float:
@@ -93,7 +92,10 @@ class Run:
         obs = torch.from_numpy(self.lanes.obs).to(self.device)
         actions, state = self.learner.act(obs, self.state, explore=True)
         steps, ended = self.lanes.step(actions.cpu().numpy())
-        self.replay.add(steps, self.state)
+        if self.learner.on_policy:
+            self.replay.add(steps, self.state, self._final_values(steps, state))
+        else:
+            self.replay.add(steps, self.state)
         fresh = steps.terminated | steps.truncated
         if self.config.run.reset_state_on_trial:
             fresh |= steps.new_trial
@@ -106,7 +108,9 @@ class Run:
                 break  # lanes that end together count only up to --num-episodes
             self.episodes += 1
             self.trials += end.trials
-            rows.append(self._episode_row(end))
+            self.ended.append(end)
+            if len(self.ended) == self.config.run.log_freq:
+                rows.append(self._episode_row())
         if self._due(self.config.run.eval_freq):
             rows.append(self._evaluate())
         self._log(rows)
@@ -119,29 +123,34 @@ class Run:
         """Whether the last vector step crossed a multiple of `frequency` environment steps."""
         return frequency > 0 and self.step // frequency > (self.step - self.num_lanes) // frequency
 
+    def _final_values(self, steps: Steps, state) -> np.ndarray | None:
+        """V of the last observation where a time limit cut an episode, (N,), nan elsewhere; None: nowhere."""
+        rows = np.flatnonzero(steps.truncated & ~steps.terminated)
+        if not len(rows):
+            return None
+        index = torch.from_numpy(rows).to(self.device)
+        obs = torch.from_numpy(steps.next_obs[rows]).to(self.device)
+        values = np.full(self.num_lanes, np.nan, np.float32)
+        values[rows] = self.learner.final_value(obs, map_state(lambda part: part[index], state)).cpu().numpy()
+        return values
+
     def _learn(self) -> None:
-        replay: Any = self.config.learner
-        if self.step < replay.learning_starts or len(self.replay) == 0:
+        if self.learner.on_policy:
+            if self.replay.full:
+                self.updates.add(self.step, self.learner.learn(self.replay, self.replay_rng))
             return
-        self.updates_due += self.num_lanes / replay.update_every
-        batch_size = replay.trial_batch_size if replay.replay == "trial" else replay.batch_size
+        pace: Any = self.config.learner
+        if self.step < pace.learning_starts or len(self.replay) == 0:
+            return
+        self.updates_due += self.num_lanes / pace.update_every
         while self.updates_due >= 1.0:
             self.updates_due -= 1.0
-            batch = self.replay.sample(batch_size, self.replay_rng)
-            self.losses.append(self.learner.update(batch)["loss"])
-            self.loss_steps.append(self.step)
-            if self.learner.priorities is not None:
-                self.replay.update_priorities(batch.index, self.learner.priorities.cpu().numpy())
+            self.updates.add(self.step, self.learner.learn(self.replay, self.replay_rng))
 
-    def _mean_loss(self) -> float | None:
-        """Mean loss since it was last asked for: the one place that reads losses back from the device."""
-        if self.losses:
-            losses = torch.stack(self.losses).double().cpu()
-            self._check_finite("loss", losses, self.loss_steps)
-            self.last_loss = float(losses.mean())
-            self.losses.clear()
-            self.loss_steps.clear()
-        return self.last_loss
+    def _means(self) -> dict[str, float | None]:
+        """Means of what the updates returned since they were last asked for."""
+        self._check_finite("loss", self.updates.losses(), self.updates.steps)
+        return {"loss": None, **self.updates.means()}
 
     def _check_finite(self, what: str, values: torch.Tensor, steps: list[int]) -> None:
         bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
@@ -162,21 +171,24 @@ class Run:
 
     # --- logging ----------------------------------------------------------------------------------------
 
-    def _episode_row(self, end) -> dict[str, Any]:
+    def _episode_row(self) -> dict[str, Any]:
+        """Means over the episodes that have ended since the last such row."""
+        ended, self.ended = self.ended, []
+        accuracies = [end.accuracy for end in ended if end.accuracy is not None]
         return {
             "kind": "episode",
             "step": self.step,
             "episode": self.episodes,
-            "reward": end.reward,
-            "length": end.length,
-            "accuracy": end.accuracy,
+            "reward": sum(end.reward for end in ended) / len(ended),
+            "length": sum(end.length for end in ended) / len(ended),
+            "accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
             "trials": self.trials,
-            "loss": self._mean_loss(),
-            "epsilon": self.learner.epsilon,
+            **self._means(),
+            **self.learner.status(),
         }
 
     def _evaluate(self) -> dict[str, Any]:
-        """Greedy episodes on a fixed set of seeds, which chooses best_model.pt."""
+        """Episodes without exploration on a fixed set of seeds, which choose best_model.pt."""
         self._check_losses()
         run = self.config.run
         seeds = EpisodeSeeds("select", run.seed)
@@ -208,7 +220,8 @@ class Run:
 
     def finish(self) -> list[dict[str, Any]]:
         """The last evaluation and the last checkpoints; returns the rows that it logged."""
-        rows = [] if self.evaluated_at == self.step else [self._evaluate()]
+        rows = [self._episode_row()] if self.ended else []
+        rows += [] if self.evaluated_at == self.step else [self._evaluate()]
         self._log(rows)
         self._save_model("final")
         self.finished = True
@@ -253,8 +266,7 @@ class Run:
 
     def _check_losses(self) -> None:
         """Raise on a loss or weight that is not finite, without losing what the next row will average."""
-        if self.losses:
-            self._check_finite("loss", torch.stack(self.losses).cpu(), self.loss_steps)
+        self._check_finite("loss", self.updates.losses(), self.updates.steps)
         self._check_weights()
 
     def _save_model(self, name: str) -> None:
@@ -263,7 +275,7 @@ class Run:
         payload = {"network": self.learner.policy.state_dict(), "step": self.step, "score": self.best_score}
         save_checkpoint(self.experiment.checkpoint(name), payload)
 
-    _COUNTERS = ("step", "episodes", "trials", "updates_due", "last_loss", "best_score", "evaluated_at", "finished")
+    _COUNTERS = ("step", "episodes", "trials", "updates_due", "best_score", "evaluated_at", "finished")
 
     def _state(self) -> dict[str, Any]:
         assert self.experiment is not None
@@ -273,8 +285,8 @@ class Run:
             "replay": self.replay.state_dict(),
             "lanes": self.lanes.state_dict(),
             "state": self.state,
-            "losses": torch.stack(self.losses) if self.losses else None,
-            "loss_steps": list(self.loss_steps),
+            "updates": self.updates.state_dict(),
+            "ended": [tuple(end) for end in self.ended],
             "counters": {name: getattr(self, name) for name in self._COUNTERS},
             "rng": {
                 "episodes": self.seeds.rng.bit_generator.state,
@@ -291,8 +303,8 @@ class Run:
         self.replay.load_state_dict(saved["replay"])
         self.lanes.load_state_dict(saved["lanes"])
         self.state = map_state(lambda part: part.to(self.device), saved["state"])
-        self.losses = [] if saved["losses"] is None else list(saved["losses"].to(self.device).unbind())
-        self.loss_steps = list(saved["loss_steps"])
+        self.updates.load_state_dict(saved["updates"])
+        self.ended = [EpisodeEnd(*end) for end in saved["ended"]]
         for name in self._COUNTERS:
             setattr(self, name, saved["counters"][name])
         self.finished = self.finished and self.done
@@ -302,6 +314,40 @@ class Run:
         random.setstate(rng["python"])
         np.random.set_state(rng["numpy"])
         torch.set_rng_state(rng["torch"].cpu())
+
+
+class UpdateLog:
+    """What the updates returned, left on the device until a row of the log asks for the means."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[torch.Tensor]] = {}
+        self.steps: list[int] = []  # when each update was made
+        self.last: dict[str, float | None] = {}
+
+    def add(self, step: int, values: dict[str, torch.Tensor]) -> None:
+        self.steps.append(step)
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value)
+
+    def losses(self) -> torch.Tensor:
+        return torch.stack(self.values["loss"]).double().cpu() if self.values else torch.zeros(0)
+
+    def means(self) -> dict[str, float | None]:
+        """The means since the last call; where there was no update since, the last ones. Reads the device once."""
+        if self.values:
+            names = list(self.values)
+            means = torch.stack([torch.stack(self.values[name]).double().mean() for name in names])
+            self.last = dict(zip(names, means.tolist(), strict=True))
+            self.values, self.steps = {}, []
+        return self.last
+
+    def state_dict(self) -> dict[str, Any]:
+        stacked = {name: torch.stack(values) for name, values in self.values.items()}
+        return {"values": stacked, "steps": list(self.steps), "last": dict(self.last)}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.values = {name: list(values.unbind()) for name, values in saved["values"].items()}
+        self.steps, self.last = list(saved["steps"]), dict(saved["last"])
 
 
 def _seed_globals(seed: int) -> None:
@@ -320,5 +366,6 @@ def history(rows: list[dict[str, Any]]) -> dict[str, list]:
         "accuracies": "accuracy",
         "losses": "loss",
         "epsilons": "epsilon",
+        "entropies": "entropy",
     }
-    return {name: [row[key] for row in episodes] for name, key in names.items()}
+    return {name: [row[key] for row in episodes] for name, key in names.items() if all(key in row for row in episodes)}

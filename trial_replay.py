@@ -10,63 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from batch import Batch, Steps, state_parts
 from options import ConfigError
-
-
-class Batch(NamedTuple):
-    """What a learner learns from; B rows, T steps, observations of dimension D.
-
-    Row b's obs[b, t] led to action[b, t], reward[b, t] and obs[b, t+1], so the last observation is the true
-    final one and a target evaluated one step late cannot be written.
-    """
-
-    obs: Tensor  # (B, T+1, D)
-    reset: Tensor  # (B, T+1) bool: the state starts anew before this observation
-    action: Tensor  # (B, T) int64, or (B, T, A) float for continuous actions
-    reward: Tensor  # (B, T)
-    terminated: Tensor  # (B, T) 1.0 where the task ended; a time limit does not
-    mask: Tensor  # (B, T) 1.0 on steps that are recorded and learned
-    state0: Any  # the core's state before obs[:, 0]
-    burn_in: int  # leading steps that only warm up the state
-    weight: Tensor  # (B,) importance-sampling weights, 1 when sampling is uniform
-    index: np.ndarray  # type: ignore[assignment]  # (B,) the segments' places, for `update_priorities`
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch with every tensor on `device`."""
-        moved: dict[str, Any] = {
-            name: value.to(device)
-            for name, value in self._asdict().items()
-            if isinstance(value, Tensor) and name != "state0"
-        }
-        return self._replace(**moved, state0=map_state(lambda part: part.to(device), self.state0))
-
-
-def state_parts(state) -> tuple[Tensor, ...]:
-    """A core's state, which is a tensor or a tuple of them, as a tuple."""
-    return state if isinstance(state, tuple) else (state,)
-
-
-def map_state(function, state):
-    """`function` over every tensor of a state; the shape of the state stays."""
-    return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
-
-
-class Steps(NamedTuple):
-    """One step of all N lanes, as `rollout.Lanes` reports it; all arrays have N rows."""
-
-    obs: np.ndarray  # (N, D) acted upon
-    action: np.ndarray  # (N,)
-    reward: np.ndarray
-    terminated: np.ndarray  # bool
-    truncated: np.ndarray  # bool
-    next_obs: np.ndarray  # (N, D) the true next observation, also at an episode's end
-    new_trial: np.ndarray  # bool: this step ended a trial
 
 
 class ReplayBuffer:

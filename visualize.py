@@ -164,10 +164,11 @@ def plot_training_curves(
     best_step: int | None = None,
     title: str | None = None,
 ) -> Figure:
-    """How a run learned: return, accuracy (where the task has it), loss and epsilon over environment steps.
+    """How a run learned: return, accuracy (where the task has it), loss and exploration over environment steps.
 
     Args:
-        history: one entry per finished episode: step, reward, loss, epsilon, accuracy (None or nan: unknown).
+        history: one entry per finished episode: step, reward, loss, accuracy (None or nan: unknown), and
+            epsilon or entropy.
         evaluations: greedy evaluations, {"step", "return_mean", "accuracy" or None}.
         fig: an empty figure; its size is set here.
         references: lines in the accuracy panel, {"guessing": 0.5, "ideal": 0.94}.
@@ -177,7 +178,8 @@ def plot_training_curves(
         best_step = max(evaluations, key=lambda row: row["return_mean"])["step"]
     accuracy = rolling_mean(history.get("accuracy", []), 1)
     scored = np.isfinite(accuracy).any() or any(row.get("accuracy") is not None for row in evaluations)
-    panels = ["reward", *(["accuracy"] if scored else []), "loss", "epsilon"]
+    exploration = "entropy" if "entropy" in history else "epsilon"
+    panels = ["reward", *(["accuracy"] if scored else []), "loss", exploration]
     fig = fig or Figure()
     fig.set_layout_engine("constrained", wspace=0.04)
     fig.set_size_inches((8.8, 5.4) if scored else (10.5, 3.2))
@@ -187,9 +189,9 @@ def plot_training_curves(
     plot_noisy_curve(history["step"], history["reward"], axes["reward"], colour=MODEL_COLOURS["mpn"], **style)
     plot_evaluations(evaluations, "return_mean", axes["reward"], best_step=best_step)
     plot_noisy_curve(history["step"], history["loss"], axes["loss"], colour=MODEL_COLOURS["rnn"], **style)
-    epsilon = rolling_mean(history["epsilon"], 1)
-    axes["epsilon"].plot(history["step"], epsilon, lw=2, color=MODEL_COLOURS["mlp"])
-    axes["epsilon"].set_ylim(-0.02, 1.06 * max(0.1, *epsilon[np.isfinite(epsilon)], 0.1))
+    drawn = rolling_mean(history.get(exploration, np.full(len(history["step"]), np.nan)), 1)
+    axes[exploration].plot(history["step"], drawn, lw=2, color=MODEL_COLOURS["mlp"])
+    axes[exploration].set_ylim(-0.02, 1.06 * max(0.1, *drawn[np.isfinite(drawn)], 0.1))
     if scored:
         if len(accuracy):
             colour = MODEL_COLOURS["mpn"]
@@ -199,12 +201,12 @@ def plot_training_curves(
         for name, value in (references or {}).items():
             _reference_line(axes["accuracy"], name, value)
     last = max(1, *history["step"], *(row["step"] for row in evaluations), 1)
-    labels = {"reward": "return per episode", "accuracy": "decision accuracy", "loss": "TD loss"}
+    labels = {"reward": "return per episode", "accuracy": "decision accuracy", "loss": "TD loss" if exploration == "epsilon" else "loss"}
     for name, ax in axes.items():
         ax.set(ylabel=labels.get(name, name), xlabel="environment steps", xlim=(0, last))
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         ax.xaxis.set_major_formatter(thousands)
-        if name != "epsilon":
+        if name != exploration:
             ax.legend(loc="upper right" if name == "loss" else "lower right")  # "best" is slow on long runs
     _page_title(fig, title)
     return fig

@@ -98,7 +98,7 @@ def bench_acting() -> dict[str, Any]:
     for lanes in (1, 16, 128):
         calls: dict[str, Callable[[], Any]] = {}
         for name, flags in CORES.items():
-            network = build.make_network(cfg.make_config("train-neurogym", flags), *build.sizes(env))
+            network = build.make_network(cfg.make_config("train-neurogym", flags), build.spaces(env))
             obs, state = torch.randn(lanes, 5), network.init_state(lanes)
             generator = torch.Generator()
 

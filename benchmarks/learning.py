@@ -67,10 +67,10 @@ def matched_hidden_dim(task: str, core: str) -> int | None:
 
     command = "train-neurogym" if task in NEUROGYM else "train"
     flags: dict[str, Any] = {"env_name": task.split(",")[0]} | ({"mask_velocity": True} if task == MASKED else {})
-    obs_dim, action_dim = build.sizes(build.make_env(cfg.make_config(command, flags).env))
+    spaces = build.spaces(build.make_env(cfg.make_config(command, flags).env))
 
     def weights(**core_flags: Any) -> int:
-        network = build.make_network(cfg.make_config(command, {**flags, **core_flags}), obs_dim, action_dim)
+        network = build.make_network(cfg.make_config(command, {**flags, **core_flags}), spaces)
         return sum(part.numel() for part in network.parameters() if part.requires_grad)
 
     target = weights(core="mpn")

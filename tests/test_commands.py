@@ -56,7 +56,7 @@ def test_training_says_what_it_does_and_leaves_every_file(capsys: pytest.Capture
               "--kernel", "reference", "--num-episodes", "8", "--max-episode-steps", "60", "--print-freq", "4",
               "--tensorboard", "--checkpoint-freq", "200")  # fmt: skip
     assert re.search(r"ContextDecisionMaking-v0: mpn, [\d,]+ weights on cpu, 2 lanes", out)
-    assert re.search(r"replay: sequence, \d+ MiB when full", out)
+    assert re.search(r"dqn, replay of sequences: \d+ MiB when full", out)
     line = (r"Ep 4/8 \| Reward -?\d+\.\d\d \| Acc \d\.\d\d \| Len 60 \| Loss \d+\.\d{4} \| eps 0\.\d{3} \| "
             r"Trials \d+ \| [\d,]+ steps/s\n")  # fmt: skip
     assert re.search(line, out)
@@ -134,7 +134,7 @@ def test_json_is_one_object_on_the_last_line(name: str, keys: set[str], capsys: 
 def test_eval_writes_its_numbers_and_seeds_none_of_which_chose_the_model(
     home: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    from rollout import SEED_RANGES
+    from lanes import SEED_RANGES
 
     run(capsys, "eval", "--experiment-name", "context", "--checkpoint", "final", "--seed", "3")
     saved = json.loads((home / "experiments/context/eval/final_seed3.json").read_text())

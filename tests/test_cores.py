@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import config
+from batch import Batch, map_state, state_parts
 from build import CORES
 from config import DQNConfig
 from mpn_dqn import MPNDQN, DQNLearner, Encoder
-from trial_replay import Batch, map_state, state_parts
 
 B, T, D, H = 4, 9, 5, 6
 CASES = [(cls, layers) for cls in CORES for layers in (1, 2) if layers == 1 or "num_layers" in cls.__dataclass_fields__]

@@ -20,8 +20,8 @@ FLOORS = {
     "mpn_dqn": 2, "actor_critic": 2, "td3": 2,
     "mpn_module": 1, "rnn_module": 1, "backpropamine": 1, "neuroplastic_expansion": 1, "trial_replay": 1,
     "neurogym_wrapper": 1, "gymnasium_env": 1, "grid_maze": 1, "cue_reward": 1, "model_utils": 1, "cli": 1,
-    "video": 1, "encoder": 1, "learner": 1, "lanes": 2, "plasticity": 1,
-    "config": 0, "options": 0, "returns": 0, "visualize": 0, "pca_analysis": 0,
+    "video": 1, "encoder": 1, "learner": 1, "lanes": 1, "rollout_buffer": 1, "transition_replay": 1, "plasticity": 1,
+    "config": 0, "options": 0, "batch": 0, "returns": 0, "visualize": 0, "pca_analysis": 0,
 }  # fmt: skip
 # Parts of floor 0 that lean on each other: the kernels are one thing in several files, and every module may
 # raise the ConfigError that options.py defines.

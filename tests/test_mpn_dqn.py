@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 import mpn_dqn
+from batch import Batch, Steps, map_state, state_parts
 from config import DQNConfig
 from mpn_dqn import MPNDQN, DQNLearner, Encoder, compute_td_loss_trial, epsilon_at
 from mpn_module import MPN
 from rnn_module import MLPCore
-from trial_replay import Batch, ReplayBuffer, SequenceReplayBuffer, Steps, TrialReplayBuffer, map_state, state_parts
+from trial_replay import ReplayBuffer, SequenceReplayBuffer, TrialReplayBuffer
 
 
 class Echo(nn.Module):

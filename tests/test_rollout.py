@@ -11,8 +11,9 @@ import torch
 
 import build
 import config as cfg
+from lanes import SEED_RANGES, EpisodeSeeds, Lanes
 from options import ConfigError
-from rollout import SEED_RANGES, EpisodeSeeds, Lanes, evaluate, join_episodes, record_episodes, reset_rows, run_scripted
+from rollout import evaluate, join_episodes, record_episodes, reset_rows, run_scripted
 
 
 class Clock(gymnasium.Env):
@@ -50,7 +51,7 @@ class Clock(gymnasium.Env):
 def network(**flags: Any):
     torch.manual_seed(0)
     config = cfg.make_config("train", {"hidden_dim": 5, "embed_dim": 0, **flags})
-    return build.make_network(config, 2, 3).requires_grad_(False)
+    return build.make_network(config, build.Spaces(2, 3)).requires_grad_(False)
 
 
 def test_lanes_report_the_true_last_observation_and_begin_anew() -> None:

@@ -13,9 +13,9 @@ import torch
 
 import config as cfg
 from gymnasium_env import FlatObservation
+from lanes import SEED_RANGES
 from model_utils import Experiment, load_checkpoint
 from options import ConfigError
-from rollout import SEED_RANGES
 from training import DivergedError, Run
 
 TINY = {"hidden_dim": 6, "embed_dim": 4, "num_envs": 3, "eval_episodes": 2, "learning_starts": 20, "update_every": 4,
@@ -71,6 +71,7 @@ RUNS = {
     "prioritized trials": {"replay": "trial", "prioritized": True, "buffer_size": 20, "reset_state_on_trial": True},
     "transitions": {"replay": "transition"},
     "a learned M(0), by total steps": {"train_m0": True, "total_steps": 160, "num_layers": 2},
+    "rows of three episodes": {"log_freq": 3},
     "lstm": {"core": "lstm", "lr_final": 0.1, "target_update": "periodic", "target_update_freq": 5},
 }
 
@@ -186,6 +187,15 @@ def test_the_history_is_derived_from_the_metrics(tmp_path: Path) -> None:
     rows = [row for row in experiment.read_metrics() if row["kind"] == "episode"]
     assert saved["episode_rewards"] == [row["reward"] for row in rows]
     assert saved["losses"] == [row["loss"] for row in rows]
+
+
+def test_a_row_may_hold_the_means_of_several_episodes_and_none_is_lost(tmp_path: Path) -> None:
+    single = to_the_end(start(tiny(num_episodes=5), tmp_path, "single")).read_metrics()
+    grouped = to_the_end(start(tiny(num_episodes=5, log_freq=2), tmp_path, "grouped")).read_metrics()
+    rewards = [row["reward"] for row in single if row["kind"] == "episode"]
+    means = [(rewards[0] + rewards[1]) / 2, (rewards[2] + rewards[3]) / 2, rewards[4]]
+    assert [row["reward"] for row in grouped if row["kind"] == "episode"] == pytest.approx(means)
+    assert [row["episode"] for row in grouped if row["kind"] == "episode"] == [2, 4, 5]
 
 
 def test_a_run_may_be_resumed_towards_a_later_end_with_its_own_lanes(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from batch import Batch, Steps, map_state, state_parts
 from options import ConfigError
-from trial_replay import Batch, ReplayBuffer, SequenceReplayBuffer, Steps, TrialReplayBuffer, map_state, state_parts
+from trial_replay import ReplayBuffer, SequenceReplayBuffer, TrialReplayBuffer
 
 SHAPES = [(2, 3), (4,)]  # two state tensors
 
