@@ -11,6 +11,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+import cue_reward  # noqa: F401  registers CueReward-v0
+import grid_maze  # noqa: F401  registers GridMaze-v0
 from options import ConfigError, nearest
 
 # Where a classic-control observation holds a velocity; without it one observation does not tell the state.
@@ -29,7 +31,7 @@ vars(np).setdefault("float_", np.float64)  # Gymnasium 0.29's Acrobot asks for i
 class FlatObservation(gymnasium.ObservationWrapper):
     """Box, Discrete (one-hot) and Dict observations as one float32 vector, without the entries `hidden`.
 
-    A Gymnasium task has neither trials nor a clock; what `NeuroGymWrapper` tells of them is empty here.
+    Gymnasium's tasks have neither trials nor a clock; what `NeuroGymWrapper` tells of them is empty here.
     """
 
     trial_steps, dt_ms = 0, 0.0
@@ -40,7 +42,12 @@ class FlatObservation(gymnasium.ObservationWrapper):
         self.kept = np.delete(np.arange(spaces.flatdim(self.inner)), hidden)
         self.observation_space = spaces.Box(-np.inf, np.inf, (len(self.kept),), np.float32)
         self.n_actions = int(env.action_space.n) if isinstance(env.action_space, spaces.Discrete) else 0
-        self.conditions: dict[str, Any] = {}
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """The current trial's conditions, of a task that has trials and names them."""
+        known: dict[str, Any] = getattr(self.unwrapped, "conditions", {})
+        return known
 
     def observation(self, observation: Any) -> np.ndarray:
         return np.asarray(spaces.flatten(self.inner, observation), np.float32)[self.kept]
@@ -90,12 +97,23 @@ def make_vector_env(
 ) -> Any | None:
     """The task as one batched environment of `count` rows (`lanes.VectorLanes` says of what kind), or None."""
     spec = find_spec(env_name)
-    if spec.vector_entry_point is None or max_episode_steps is not None or mask_velocity:
+    if spec.vector_entry_point is None or mask_velocity:
         return None
-    entry: Any = spec.vector_entry_point
-    creator = entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)
-    made = creator(num_envs=count, **{**spec.kwargs, **(env_args or {})})
-    return made if hasattr(made, "reset_rows") else None
+    creator = _creator(spec.vector_entry_point)
+    if not hasattr(creator, "reset_rows"):
+        return None
+    return creator(num_envs=count, max_episode_steps=max_episode_steps, **{**spec.kwargs, **(env_args or {})})
+
+
+def time_limit(
+    env_name: str, env_args: dict[str, Any] | None = None, max_episode_steps: int | None = None
+) -> int | None:
+    """The longest episode in steps: the user's limit, the registered one, or what the task itself counts; else None."""
+    spec = find_spec(env_name)
+    own = inspect.signature(_creator(spec.entry_point)).parameters.get("episode_steps")
+    counted = None if own is None else {**spec.kwargs, **(env_args or {})}.get("episode_steps", own.default)
+    limits = [limit for limit in (max_episode_steps or spec.max_episode_steps, counted) if limit is not None]
+    return min(limits, default=None)
 
 
 def find_spec(env_name: str) -> Any:
@@ -115,10 +133,11 @@ def find_spec(env_name: str) -> Any:
 
 
 def _arguments(spec: Any, env_args: dict[str, Any] | None) -> str:
-    """'; its arguments are ...' when the user gave some."""
-    if not env_args:
-        return ""
-    entry: Any = spec.entry_point
-    creator = entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)
-    names = [name for name in inspect.signature(creator).parameters if name not in ("self", "render_mode")]
-    return f"; it takes {', '.join(names) or 'none'}"
+    """'; it takes ...' when the user gave an argument that it does not take."""
+    names = [name for name in inspect.signature(_creator(spec.entry_point)).parameters if name != "render_mode"]
+    unknown = set(env_args or {}) - set(names)
+    return f"; it takes {', '.join(names) or 'none'}" if unknown else ""
+
+
+def _creator(entry: Any) -> Any:
+    return entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)

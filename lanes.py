@@ -139,7 +139,8 @@ class VectorLanes:
         lanes = env.num_envs
         self.obs = np.zeros((lanes, *env.single_observation_space.shape), np.float32)
         self.seeds = np.zeros(lanes, np.int64)
-        self.rewards, self.lengths = np.zeros(lanes), np.zeros(lanes, np.int64)
+        self.rewards, self.scores = np.zeros((2, lanes))
+        self.lengths, self.trials = np.zeros((2, lanes), np.int64)
         self._begin(np.arange(lanes))
 
     def __len__(self) -> int:
@@ -148,21 +149,30 @@ class VectorLanes:
     def _begin(self, rows: np.ndarray) -> None:
         self.seeds[rows] = [self.next_seed() for _ in rows]
         self.obs[rows] = self.env.reset_rows(rows, self.seeds[rows])
-        self.rewards[rows], self.lengths[rows] = 0.0, 0
+        self.rewards[rows], self.scores[rows], self.lengths[rows], self.trials[rows] = 0.0, 0.0, 0, 0
 
     def step(self, actions: np.ndarray) -> tuple[Steps, list[EpisodeEnd]]:
         obs = self.obs.copy()
-        next_obs, reward, terminated, truncated, _ = self.env.step(actions)
+        next_obs, reward, terminated, truncated, info = self.env.step(actions)
+        new_trial = info.get("new_trial", np.zeros(len(obs), bool))
+        if new_trial.any():
+            self.trials += new_trial
+            self.scores[new_trial] += info["performance"][new_trial]
         self.rewards += reward
         self.lengths += 1
         self.obs[:] = next_obs
         rows, ended = np.flatnonzero(terminated | truncated), []
         if len(rows):
-            ended = [EpisodeEnd(float(self.rewards[row]), int(self.lengths[row]), 0, None) for row in rows]
+            ended = [self._end(row) for row in rows.tolist()]
             self._begin(rows)
-        return Steps(obs, actions, reward, terminated, truncated, next_obs, np.zeros(len(obs), bool)), ended
+        return Steps(obs, actions, reward, terminated, truncated, next_obs, new_trial), ended
 
-    _ARRAYS = ("obs", "seeds", "rewards", "lengths")
+    def _end(self, row: int) -> EpisodeEnd:
+        trials = int(self.trials[row])
+        accuracy = float(self.scores[row]) / trials if trials else None
+        return EpisodeEnd(float(self.rewards[row]), int(self.lengths[row]), trials, accuracy)
+
+    _ARRAYS = ("obs", "seeds", "rewards", "scores", "lengths", "trials")
 
     def state_dict(self) -> dict[str, Any]:
         return {"env": self.env.state_dict(), **{name: getattr(self, name).copy() for name in self._ARRAYS}}

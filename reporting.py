@@ -27,6 +27,12 @@ POLICY_NAMES = {
     "ground_truth": "ground truth",
     "guessing": "guessing",
     "ideal": "ideal observer",
+    "walk": "random walk",
+    "explore": "walk, then back",
+    "goal_known": "goal known",
+    "never": "always no",
+    "perfect_memory": "perfect memory",
+    "target_known": "target known",
 }
 
 
@@ -208,7 +214,7 @@ def print_tasks() -> None:
     stdout.print("\n".join(lines))
 
 
-def print_scores(config: Config, scores: dict[str, Any]) -> None:
+def print_scores(config: Config, scores: dict[str, Any], how: str = "greedy") -> None:
     """eval's table, from the numbers of `scoring.summarise`."""
 
     def text(value: Any, digits: int = 3) -> str:
@@ -218,19 +224,24 @@ def print_scores(config: Config, scores: dict[str, Any]) -> None:
         return "" if ends is None or ends[0] is None else f"[{text(ends[0], digits)}, {text(ends[1], digits)}]"
 
     neurogym = "trials" in scores
-    title = f"{config.env.env_name}, {config.core.name}, greedy"  # type: ignore[attr-defined]
+    title = f"{config.env.env_name}, {config.core.name}, {how}"  # type: ignore[attr-defined]
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("policy", no_wrap=True)
-    for column in ("return", "95 % interval", *(("accuracy", "95 % interval", "per trial") if neurogym else ())):
+    hits = "quarter_hits" in scores
+    more = ("accuracy", "95 % interval", "per trial") if neurogym else ("hits 1", "2", "3", "4") if hits else ()
+    for column in ("return", "95 % interval", *more):
         table.add_column(column, justify="right", no_wrap=True)
     for key, name in POLICY_NAMES.items():
         prefix = f"{key}_" if key else ""
         if not any(scores.get(f"{prefix}{what}") is not None for what in ("return_mean", "accuracy")):
             continue
-        row = [text(scores.get(f"{prefix}return_mean")), interval(scores.get(f"{prefix}return_ci95"))]
+        digits = 2 if hits else 3
+        ends = scores.get(f"{prefix}return_ci95")
+        row = [text(scores.get(f"{prefix}return_mean"), digits), interval(ends, digits)]
         if neurogym:
             row += [text(scores.get(f"{prefix}accuracy")), interval(scores.get(f"{prefix}accuracy_ci95"))]
             row.append(text(scores.get(f"{prefix}trial_return_mean")))
+        row += [text(value, 2) for value in scores.get(f"{prefix}quarter_hits", ())]
         table.add_row(name, *row, style="" if key else "bold")
     stdout.print(table)
     lines = [
@@ -238,6 +249,13 @@ def print_scores(config: Config, scores: dict[str, Any]) -> None:
         f"length {text(scores['length_mean'], 1)} ± {text(scores['length_std'], 1)}, "
         f"95 % interval {interval(scores['length_ci95'], 1)}",
     ]
+    if hits:
+        ends = ", ".join(interval(ends, 2) for ends in scores["quarter_hits_ci95"])
+        lines.append(f"hits in quarters 1 to 4 of the episode, 95 % intervals {ends}")
+        growth = interval(scores["growth_hits_ci95"], 2)
+        lines.append(f"from the first quarter to the last {scores['growth_hits']:+.2f} hits {growth}")
+        if "accuracy" in scores:
+            lines.append(f"right answers {text(scores['accuracy'])} {interval(scores['accuracy_ci95'])}")
     if neurogym:
         lines.append(
             f"{scores['trials']} trials, {scores['aborts']} aborted; "

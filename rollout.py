@@ -12,6 +12,7 @@ import torch
 from batch import map_state, state_parts
 from lanes import each
 from options import ConfigError
+from vector_env import Policy, VectorEnv, play, quarters
 
 
 def reset_rows(network, state, rows: np.ndarray):
@@ -35,6 +36,7 @@ class Evaluation(NamedTuple):
     aborted: np.ndarray  # (trials,) bool
     trial_returns: np.ndarray  # (trials,)
     decision_correct: np.ndarray  # (decision steps with a ground truth,) bool
+    quarters: np.ndarray  # (E, 4) hits in each quarter of an episode; (0, 4) where the task tells of none
 
     @property
     def accuracy(self) -> float | None:
@@ -51,10 +53,13 @@ class _Tally:
         self.aborted: list[bool] = []
         self.trial_returns: list[float] = []
         self.decision_correct: list[bool] = []
+        self.hits: list[list[bool]] = [[] for _ in range(episodes)]
 
     def add(self, episode: int, action: int, reward: float, info: dict[str, Any]) -> None:
         self.returns[episode] += reward
         self.lengths[episode] += 1
+        if "hit" in info:
+            self.hits[episode].append(info["hit"])
         if "new_trial" not in info:
             return
         self.trial_return[episode] += reward
@@ -74,6 +79,7 @@ class _Tally:
             np.array(self.aborted, bool),
             np.array(self.trial_returns, float),
             np.array(self.decision_correct, bool),
+            np.concatenate([np.zeros((0, 4)), *(quarters(np.array([hits])) for hits in self.hits if hits)]),
         )
 
 
@@ -130,6 +136,23 @@ def run_scripted(
             tally.add(episode, action, float(reward), info)
             over = terminated or truncated
     return tally.result()
+
+
+def run_batched(policy: Policy, env: VectorEnv, seeds: Sequence[int]) -> Evaluation:
+    """`run_scripted` of a batch whose rows play all episodes side by side; one seed for each row."""
+    played = play(env, policy, seeds, np.random.default_rng(list(seeds)))
+    reward, hit = played["reward"].astype(float), played["hit"]
+    asked = played.get("decision", np.zeros(hit.shape, bool))
+    right = hit[asked]
+    return Evaluation(
+        reward.sum(axis=1),
+        np.full(len(reward), env.limit),
+        right.astype(float),
+        np.zeros(len(right), bool),
+        reward[asked],
+        right,
+        quarters(hit),
+    )
 
 
 @torch.no_grad()

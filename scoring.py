@@ -12,7 +12,7 @@ from config import Config
 from lanes import EpisodeSeeds
 from neurogym_wrapper import REFERENCE_POLICIES, REFERENCES, normalised_score
 from options import ConfigError
-from rollout import Evaluation, evaluate, run_scripted
+from rollout import Evaluation, evaluate, run_batched, run_scripted
 
 EVAL_LANES = 64
 
@@ -42,7 +42,10 @@ def score(
         more = [source() for _ in range(int(np.ceil(missing * len(seeds) / len(result.performance))))]
         seeds += more
         result = Evaluation(*map(np.concatenate, zip(result, evaluate(network, envs, more, reset), strict=True)))
-    policies = REFERENCE_POLICIES if neurogym else {"random": REFERENCE_POLICIES["random"]}
+    if not neurogym and getattr(envs[0].unwrapped, "scripted", None):
+        batch: Any = build.make_vector_env(len(seeds), **build.options(config.env))
+        return result, {name: run_batched(policy, batch, seeds) for name, policy in batch.scripted.items()}, seeds
+    policies = REFERENCE_POLICIES if neurogym else {"random": _random}
     scripted = {name: run_scripted(policy, envs[0], seeds) for name, policy in policies.items()}
     if neurogym and not envs[0].has_ground_truth:
         del scripted["ground_truth"]
@@ -63,6 +66,8 @@ def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation
     }
     for name, other in scripted.items():
         scores[f"{name}_return_mean"] = float(other.returns.mean())
+    if len(result.quarters):
+        scores |= _within_episode(result, scripted)
     if not isinstance(config.env, cfg.NeuroGymConfig):
         return scores
     per_trial = {name: _mean(other.trial_returns) for name, other in scripted.items()}
@@ -86,6 +91,29 @@ def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation
     for name, value in REFERENCES.get(config.env.env_name, {}).items():
         scores[f"{name}_accuracy"] = value
     return scores
+
+
+def _within_episode(result: Evaluation, scripted: dict[str, Evaluation]) -> dict[str, Any]:
+    """Hits per quarter of the episode; their growth from the first to the last is learning within it (paired)."""
+    growth = result.quarters[:, 3] - result.quarters[:, 0]
+    scores: dict[str, Any] = {
+        "quarter_hits": result.quarters.mean(axis=0).tolist(),
+        "quarter_hits_ci95": [list(bootstrap_interval(column)) for column in result.quarters.T],
+        "growth_hits": float(growth.mean()),
+        "growth_hits_ci95": list(bootstrap_interval(growth)),
+    }
+    if len(result.performance):
+        scores |= {"accuracy": _mean(result.performance), "accuracy_ci95": list(bootstrap_interval(result.performance))}
+    for name, other in scripted.items():
+        scores[f"{name}_return_ci95"] = list(bootstrap_interval(other.returns))
+        scores[f"{name}_quarter_hits"] = other.quarters.mean(axis=0).tolist()
+    return scores
+
+
+def _random(env: Any, rng: np.random.Generator) -> Any:
+    """Any action, each as likely."""
+    space = env.action_space
+    return int(rng.integers(space.n)) if hasattr(space, "n") else rng.uniform(space.low, space.high)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -106,7 +106,7 @@ def test_an_id_may_name_the_module_that_registers_it(tmp_path, monkeypatch: pyte
         "import gymnasium\ngymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert build.sizes(build.make_env(cfg.GymnasiumConfig(env_name="mytasks:Mine-v0"))) == (4, 2)
+    assert build.spaces(build.make_env(cfg.GymnasiumConfig(env_name="mytasks:Mine-v0")))[:2] == (4, 2)
 
 
 def make(name: str, **args) -> gymnasium.Env:
@@ -121,11 +121,10 @@ def make(name: str, **args) -> gymnasium.Env:
         ("Dicty-v0", {"colour": 1}, "'colour'; it takes actions, size"),
         ("Dicty-v0", {"render_mode": "human"}, "must not set render_mode"),
         ("Dicty-v0", {"max_episode_steps": 5}, "cannot be made"),
-        ("Dicty-v0", {"actions": spaces.Box(-1.0, 1.0)}, "continuous actions"),
+        ("Dicty-v0", {"actions": spaces.Box(-np.inf, np.inf)}, "a bounded vector"),
         ("Dicty-v0", {"actions": spaces.MultiDiscrete([2, 2])}, "actions of several parts"),
         ("Dicty-v0", {"actions": spaces.Discrete(3, start=-1)}, "must count its actions from 0"),
         ("Boundless-v0", {}, "observations of no fixed size"),
-        ("Pendulum-v1", {}, "continuous actions"),
         ("GoNogo-v0", {}, "is a NeuroGym task: use python main.py train-neurogym --env-name GoNogo-v0"),
     ],
 )
@@ -133,6 +132,16 @@ def test_a_task_that_cannot_be_had_is_refused_in_one_line(name: str, args: dict,
     with pytest.raises(ConfigError, match=message) as refusal:
         make(name, **args)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "algo", "message"),
+    [("Pendulum-v1", "dqn", "continuous actions.*take --algo td3"), ("CartPole-v1", "td3", "take --algo dqn or a2c")],
+)
+def test_a_learner_that_cannot_act_in_a_task_is_told_of_one_that_can(task: str, algo: str, message: str) -> None:
+    config = cfg.make_config("train", {"env_name": task, "learner": algo})
+    with pytest.raises(ConfigError, match=message):
+        build.make_lanes(config, 1, lambda: 0)
 
 
 def test_velocities_are_hidden_only_where_they_are_known() -> None:
