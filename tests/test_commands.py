@@ -184,7 +184,8 @@ def test_scores_are_worked_by_hand() -> None:
 
     def result(returns: list[float], trials: list[float]) -> Evaluation:
         right = np.array(trials) > 0
-        return Evaluation(np.array(returns), np.array([3, 5]), right.astype(float), ~right, np.array(trials), right, np.zeros((0, 4)))
+        per_trial = (right.astype(float), ~right, np.array(trials), right)
+        return Evaluation(np.array(returns), np.array([3, 5]), *per_trial, np.zeros((0, 4)))
 
     nothing = result([0, 0], [0, 0])
     scripted = {"random": nothing, "never_act": nothing, "ground_truth": result([1, 1], [1, 1])}
