@@ -167,6 +167,20 @@ def dimensions_for(explained_variance_ratio: np.ndarray, fraction: float = 0.9) 
     return int(reached[0]) + 1 if len(reached) else None
 
 
+class ReadoutProjection(NamedTuple):
+    """cosines (A, k) of each readout vector with each component; inside (A,): the share of its square they hold."""
+
+    cosines: np.ndarray
+    inside: np.ndarray
+
+
+def project_readout(readout: np.ndarray, components: np.ndarray) -> ReadoutProjection:
+    """Where the readout looks: the head's weights (A, F), one vector per action, on principal components (k, F)."""
+    length = np.linalg.norm(readout, axis=1, keepdims=True)
+    cosines = readout @ components.T / np.where(length > 0, length, 1.0)
+    return ReadoutProjection(cosines, (cosines**2).sum(axis=1))
+
+
 def states(activity: Activity) -> Activity:
     """The recorded states by their short names: h (the core's output), M, c and whatever else there is."""
     names = [name for name in activity if name.startswith("state_")]

@@ -18,9 +18,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import CenteredNorm, LinearSegmentedColormap, Normalize, to_rgba_array
+from matplotlib.colors import CenteredNorm, LinearSegmentedColormap, ListedColormap, Normalize, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from numpy.typing import ArrayLike
@@ -121,7 +122,7 @@ def rolling_mean(values: Sequence[float | None] | np.ndarray, window: int) -> np
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _reference_line(ax: Axes, name: str, value: float) -> None:
+def reference_line(ax: Axes, name: str, value: float) -> None:
     ax.axhline(value, color=MODEL_COLOURS.get(name, "#666666"), lw=1, ls=(0, (4, 3)), zorder=1)
     ax.annotate(name, (1, value), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
                 va="center", fontsize=7.5, color=MODEL_COLOURS.get(name, "#666666"))  # fmt: skip
@@ -199,20 +200,24 @@ def plot_training_curves(
         plot_evaluations(evaluations, "accuracy", axes["accuracy"], best_step=best_step)
         axes["accuracy"].set_ylim(-0.02, 1.04)
         for name, value in (references or {}).items():
-            _reference_line(axes["accuracy"], name, value)
+            reference_line(axes["accuracy"], name, value)
     last = max(1, *history["step"], *(row["step"] for row in evaluations), 1)
-    labels = {"reward": "return per episode", "accuracy": "decision accuracy", "loss": "TD loss" if exploration == "epsilon" else "loss"}
+    labels = {
+        "reward": "return per episode",
+        "accuracy": "decision accuracy",
+        "loss": "TD loss" if exploration == "epsilon" else "loss",
+    }
     for name, ax in axes.items():
         ax.set(ylabel=labels.get(name, name), xlabel="environment steps", xlim=(0, last))
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         ax.xaxis.set_major_formatter(thousands)
         if name != exploration:
             ax.legend(loc="upper right" if name == "loss" else "lower right")  # "best" is slow on long runs
-    _page_title(fig, title)
+    page_title(fig, title)
     return fig
 
 
-def _page_title(fig: Figure, title: str | None) -> None:
+def page_title(fig: Figure, title: str | None) -> None:
     if title:
         fig.suptitle(title, fontsize=11, x=0.01, ha="left")
 
@@ -247,7 +252,7 @@ def plot_learning_comparison(
         name = MODEL_NAMES.get(core, core.upper())
         ax.plot(grid, mean, lw=2.4, color=colour, label=f"{name} (n = {len(curves)})")
     for name, value in (references or {}).items():
-        _reference_line(ax, name, value)
+        reference_line(ax, name, value)
     ax.set(xlabel="environment steps", ylabel=ylabel, xlim=(0, None))
     ax.xaxis.set_major_formatter(thousands)
     ax.legend(title="thick: mean, thin: single seeds", title_fontsize=8, alignment="left", ncols=3,
@@ -292,7 +297,7 @@ def pca_variance_figure(
     left.set_xticks(range(1, shown + 1))
     left.legend()
     plot_pca_variance(spectra, right)
-    _page_title(fig, title)
+    page_title(fig, title)
     return fig
 
 
@@ -330,7 +335,7 @@ class _Colouring:
             bar.set_label(label)
             bar.outline.set_visible(False)
             return
-        handles = [Line2D([], [], color=colour, lw=2.4, label=_short(kind))
+        handles = [Line2D([], [], color=colour, lw=2.4, label=short(kind))
                    for kind, colour in zip(self.kinds, self(self.kinds), strict=True)]  # fmt: skip
         ax.legend(handles=handles, title=label, loc="upper left", alignment="left", bbox_to_anchor=(-2, 1))
         ax.axis("off")
@@ -349,8 +354,11 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
+def short(value: Any) -> str:
+    """A value as a label: four digits of a number, text as it is."""
+    if isinstance(value, float | np.floating):
+        return f"{float(value):.4g}" if abs(float(value)) < 1e4 else f"{float(value):g}"
+    return str(value)
 
 
 PERIOD_MARKERS = ("o", "^", "D", "s", "v", "P", "X")
@@ -466,3 +474,140 @@ def trajectory_figure(
 
 def _first(means: np.ndarray | None, components: int) -> np.ndarray | None:
     return None if means is None else means[..., :components]
+
+
+# --- sweeps -------------------------------------------------------------------------------------------------
+
+
+@house_style()
+def plot_band(
+    steps: ArrayLike, curves: np.ndarray, band: tuple[ArrayLike, ArrayLike], ax: Axes, *, colour: str, label: str
+) -> Axes:
+    """One setting of a sweep: a thin line per seed, their mean thick, a band around it.
+
+    Args: steps: (T,). curves: one row per seed, (n, T). band: its lower and upper edge, (T,) each; nan: none.
+    """
+    ax.fill_between(steps, *band, color=colour, alpha=0.18, lw=0)
+    for curve in curves:
+        ax.plot(steps, curve, lw=0.6, alpha=0.4, color=colour)
+    ax.plot(steps, curves.mean(axis=0), lw=2.2, color=colour, label=f"{label} (n = {len(curves)})")
+    return ax
+
+
+@house_style()
+def sweep_curves_figure(
+    settings: Mapping[str, tuple[np.ndarray, np.ndarray, tuple[ArrayLike, ArrayLike]]], *, ylabel: str, title: str
+) -> Figure:
+    """Learning curves of several settings: {label: (steps, curves, band)} as in `plot_band`, the best first."""
+    fig, ax = new_figure(7.5, 4.2)
+    for colour, (label, (steps, curves, band)) in zip(OTHER_COLOURS, settings.items(), strict=False):
+        plot_band(steps, curves, band, ax, colour=colour, label=label)
+    ax.set(xlabel="environment steps", ylabel=ylabel, xlim=(0, None))
+    ax.xaxis.set_major_formatter(thousands)
+    fig.legend(title="thick: mean over seeds; band: its 95 % bootstrap interval; thin: single seeds", title_fontsize=8,
+               alignment="left", ncols=2, loc="outside lower left")  # fmt: skip
+    page_title(fig, title)
+    return fig
+
+
+@house_style()
+def plot_heat_map(values: np.ndarray, ticks: tuple[Sequence[str], Sequence[str]], ax: Axes, *, label: str) -> Axes:
+    """Means over two parameters, (Y, X), each written in its cell; nan leaves a cell empty. ticks: (x's, y's)."""
+    mesh = ax.pcolormesh(np.ma.masked_invalid(values), cmap=SEQUENTIAL, edgecolors="white", lw=1)
+    middle = np.nanmean([np.nanmin(values), np.nanmax(values)])
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            shade = "#222222" if value > middle else "white"
+            ax.text(column + 0.5, row + 0.5, f"{value:.3g}", ha="center", va="center", fontsize=8, color=shade)
+    for axis, names in zip((ax.xaxis, ax.yaxis), ticks, strict=True):
+        axis.set_ticks(np.arange(len(names)) + 0.5, names)
+        axis.set_tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.figure.colorbar(mesh, ax=ax, label=label)
+    return ax
+
+
+@house_style()
+def plot_score_scatter(x: np.ndarray, y: np.ndarray, scores: np.ndarray, ax: Axes, *, label: str) -> Axes:
+    """Scores at scattered points of two parameters, as a random search leaves them; decades are drawn in logarithms."""
+    dots = ax.scatter(x, y, c=scores, s=46, cmap=SEQUENTIAL, edgecolors="white", lw=0.6)
+    for values, name in ((x, "x"), (y, "y")):
+        if values.min() > 0 and values.max() > 30 * values.min():
+            getattr(ax, f"set_{name}scale")("log")
+    ax.figure.colorbar(dots, ax=ax, label=label)
+    return ax
+
+
+# --- topology -----------------------------------------------------------------------------------------------
+
+Curves = Sequence[tuple[ArrayLike, ArrayLike]]  # (steps, values) of every seed
+
+
+def common_grid(curves: Curves) -> tuple[np.ndarray, np.ndarray]:
+    """Steps at which any seed has a value and all have begun and none has ended (T,), and the curves there (n, T)."""
+    known = [(np.asarray(steps, float), np.asarray(values, float)) for steps, values in curves]
+    grid = np.unique(np.concatenate([steps for steps, _ in known]))
+    grid = grid[(grid >= max(steps[0] for steps, _ in known)) & (grid <= min(steps[-1] for steps, _ in known))]
+    return grid, np.stack([np.interp(grid, steps, values) for steps, values in known])
+
+
+@house_style()
+def expansion_figure(runs: Mapping[str, Mapping[str, Curves]], *, title: str | None = None) -> Figure:
+    """What growing does: a panel per quantity over steps, a colour per run; bands span the seeds.
+
+    Args: runs: {"expanded": {"density": curves, "active fraction": curves, "return": curves}, "dense": ...}; a run
+    may lack a quantity.
+    """
+    quantities = list(dict.fromkeys(name for run in runs.values() for name in run))
+    fig, axes = new_figure(3.4 * len(quantities) + 0.4, 3.4, columns=len(quantities))
+    for quantity, ax in zip(quantities, np.atleast_1d(axes), strict=True):
+        for index, (label, run) in enumerate(runs.items()):
+            if run.get(quantity):
+                grid, curves = common_grid(run[quantity])
+                colour = OTHER_COLOURS[index % len(OTHER_COLOURS)]
+                plot_band(grid, curves, (curves.min(0), curves.max(0)), ax, colour=colour, label=label)
+        ax.set(xlabel="environment steps", ylabel=quantity, xlim=(0, None))
+        ax.set_ylim(*((-0.02, 1.04) if "density" in quantity or "fraction" in quantity else (None, None)))
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        ax.xaxis.set_major_formatter(thousands)
+    handles = {label: handle for ax in fig.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(list(handles.values()), list(handles), title="thick: mean over n seeds; band: their range; thin: each",
+               title_fontsize=8, alignment="left", ncols=4, loc="outside lower left")  # fmt: skip
+    page_title(fig, title)
+    return fig
+
+
+MASK_COLOURS = {"absent": "#F4F4F4", "there from the start": "#6E6E6E", "grown": "#0072B2", "pruned": "#E69F00"}
+
+
+def mask_history(masks: np.ndarray) -> np.ndarray:
+    """Every weight's past as an index into MASK_COLOURS: (S, H, D) bool -> (S, H, D)."""
+    ever = np.logical_or.accumulate(masks, axis=0)
+    since_start = np.logical_and.accumulate(masks, axis=0)
+    return np.select([since_start, masks, ever], [1, 2, 3], 0)
+
+
+@house_style()
+def mask_figure(masks: np.ndarray, steps: ArrayLike, *, title: str | None = None, panels: int = 5) -> Figure:
+    """A layer's mask over time: what was there from the start, what has grown, what was pruned by then.
+
+    Args:
+        masks: (S, H, D) bool, H hidden units and D inputs. steps: (S,) environment steps.
+        panels: moments shown, evenly spread, the first and the last among them.
+    """
+    steps, past = np.asarray(steps), mask_history(np.asarray(masks, dtype=bool))
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(panels, len(steps))).round().astype(int))
+    height, width = past.shape[1:]
+    wide = float(np.clip(3.0 * width / height, 1.3, 3.0))
+    fig, axes = new_figure(max(5.4, wide * len(shown) + 0.8), 3.9, columns=len(shown))
+    colours = ListedColormap(list(MASK_COLOURS.values()))
+    for index, ax in zip(shown, np.atleast_1d(axes), strict=True):
+        ax.imshow(past[index], cmap=colours, vmin=-0.5, vmax=3.5, aspect="auto", interpolation="nearest")
+        ax.set(title=f"{thousands(steps[index])} steps\ndensity {masks[index].mean():.2f}", xlabel="input")
+        ax.spines[:].set_visible(True)
+        ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    np.atleast_1d(axes)[0].set_ylabel("hidden unit")
+    handles = [Patch(fc=colour, ec="#AAAAAA", lw=0.5, label=name) for name, colour in MASK_COLOURS.items()]
+    fig.legend(handles=handles, ncols=4, loc="outside lower left")
+    page_title(fig, title)
+    return fig
