@@ -5,13 +5,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import typing
 from typing import Any, Literal, NoReturn
 
 import config as cfg
-from options import fields_of, flag_of, nearest, unwrap_optional
+from options import ConfigError, fields_of, flag_of, nearest, unwrap_optional
 
 DESCRIPTION = "Train, evaluate and look into networks that change themselves: the MPN-DQN and its kin."
+# Options that a resumed run may change: they do not touch what is learned so far.
+RESUMABLE = {
+    "num_episodes",
+    "total_steps",
+    "print_freq",
+    "checkpoint_freq",
+    "plot_training",
+    "tensorboard",
+    "device",
+    "threads",
+}
 TITLES = {
     "env": "environment",
     "core": "core, the recurrent layer",
@@ -41,23 +53,27 @@ def make_parser() -> Parser:
     _add_eval(commands.add_parser("eval", help="measure a trained agent, greedily"))
     _add_render(commands.add_parser("render", help="film a trained agent"))
     _add_analyze(commands.add_parser("analyze", help="record a trained agent's activity and draw it"))
+    _add_sweep(commands.add_parser("sweep", help="many runs from one table: expand, check, run, status, summary"))
     return parser
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def parse(argv: list[str] | None = None, parser: Parser | None = None) -> argparse.Namespace:
     """The parsed command line; a mistake, told in one line, leaves with exit status 2."""
-    parser = make_parser()
+    parser = parser or make_parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         flag = unknown[0].partition("=")[0]
-        known = [option for name in _options_of(parser, args.command) for option in name.option_strings]
+        known = [option for name in options_of(parser, args.command) for option in name.option_strings]
         parser.exit(2, f"{parser.prog} {args.command}: no option {flag!r}{nearest(flag, known)}\n")
     return args
 
 
-def _options_of(parser: Parser, command: str) -> list[argparse.Action]:
+def options_of(parser: Parser, command: str) -> list[argparse.Action]:
+    """The options of a subcommand, those of its own subcommands among them."""
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return commands.choices[command]._actions
+    actions = commands.choices[command]._actions
+    inner = [action for action in actions if isinstance(action, argparse._SubParsersAction)]
+    return [*actions, *(option for action in inner for sub in action.choices.values() for option in sub._actions)]
 
 
 def _add_training(parser: Parser, command: str) -> None:
@@ -74,6 +90,19 @@ def _add_training(parser: Parser, command: str) -> None:
         help="continue from last.pt; auto: continue where there is one, else start",
     )
     run.add_argument("--overwrite", action="store_true", help="replace an experiment of the same name")
+    run.add_argument(
+        "--checkpoint-exit-code",
+        metavar="CODE",
+        type=_whole(3, 125),
+        help="exit status after a SIGTERM or --checkpoint-exit-every, once all is saved: 85 for HTCondor "
+        "(default: 143, as SIGTERM gives)",
+    )
+    run.add_argument(
+        "--checkpoint-exit-every",
+        metavar="MINUTES",
+        type=_positive,
+        help="save and leave with --checkpoint-exit-code after so long (default: never)",
+    )
     if command == "train-neurogym":
         run.add_argument("--list-envs", action="store_true", help="list every NeuroGym task and leave")
     for part, title in TITLES.items():
@@ -174,18 +203,29 @@ class _KeyValue(argparse.Action):
 # --- commands on a finished experiment --------------------------------------------------------------------
 
 
-def _add_existing(parser: Parser) -> None:
-    parser.add_argument("--experiment-name", metavar="NAME", required=True, help="folder in experiments/")
+def _add_existing(parser: Parser, several: bool = False) -> None:
+    named: dict[str, Any] = {"metavar": "NAME", "required": True, "help": "folder in experiments/"}
+    if several:
+        named |= {"nargs": "+", "help": "folders in experiments/, or patterns such as 'ctx-*'"}
+    parser.add_argument("--experiment-name", **named)
     parser.add_argument("--experiments-dir", metavar="DIR", default="experiments", help="(default: %(default)s)")
     parser.add_argument(
         "--checkpoint", metavar="best|final|last|PATH", default="best", help="weights to load (default: %(default)s)"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    parser.add_argument(
+        "--policy", choices=("greedy", "sample"), help="actions of an a2c agent: best or drawn (default: as trained)"
+    )
+    parser.add_argument(
+        "--lesion",
+        metavar="PART",
+        help="hold a part of the core's state at zero: M of an mpn; trace, eligibility or modulator of backpropamine",
+    )
     _add_number(parser, "--seed", 0, 2**31 - 1, 0, "seed of the episodes")
     _add_number(parser, "--threads", 1, 256, 1, "CPU threads")
 
 
-def _add_number(parser: Parser, flag: str, low: int, high: int, default: int | None, text: str) -> None:
+def _add_number(parser: Any, flag: str, low: int, high: int, default: int | None, text: str) -> None:
     shown = text if default is None else f"{text} (default: {default})"
     parser.add_argument(flag, metavar="N", type=_whole(low, high), default=default, help=shown)
 
@@ -204,22 +244,84 @@ def _add_render(parser: Parser) -> None:
     _add_number(parser, "--max-steps", 1, 100_000, 500, "longest film, in steps")
 
 
+STAGES = {
+    "collect": "record episodes",
+    "plot": "draw the recording",
+    "probe": "delays, noise, lesions, held inputs",
+    "compare": "groups of runs side by side",
+    "report": "everything as one HTML page",
+}
+
+
 def _add_analyze(parser: Parser) -> None:
-    parser.add_argument(
-        "stage", nargs="?", choices=("collect", "plot"), help="collect: record only; plot: draw only; neither: both"
+    stages = "; ".join(f"{name}: {text}" for name, text in STAGES.items())
+    parser.add_argument("stage", nargs="?", choices=tuple(STAGES), help=f"{stages}; none: collect and plot")
+    _add_existing(parser, several=True)
+    parser.add_argument("--format", choices=("svg", "pdf"), help="write pictures as this too, beside the PNG")
+    record = parser.add_argument_group("collect")
+    _add_number(record, "--num-episodes", 1, 100_000, 100, "episodes to record")
+    _add_number(record, "--max-megabytes", 1, 10**6, 500, "largest recording, before compression")
+    record.add_argument(
+        "--states", nargs="+", metavar="NAME", help="parts of the state to keep: M, c, H (default: all)"
     )
-    _add_existing(parser)
-    _add_number(parser, "--num-episodes", 1, 100_000, 100, "episodes to record")
-    _add_number(parser, "--max-megabytes", 1, 10**6, 500, "largest recording")
-    parser.add_argument(
+    record.add_argument(
         "--precision", choices=("float16", "float32"), default="float16", help="of M in the file (default: %(default)s)"
     )
-    parser.add_argument(
+    record.add_argument(
         "--epsilon", metavar="P", type=_probability, default=0.0, help="random actions while recording (default: 0)"
     )
-    parser.add_argument(
+    drawn = parser.add_argument_group("plot")
+    drawn.add_argument(
         "--color-by", metavar="NAME", help="condition, choice, ground_truth, time, trial or obs_<i> (default: chosen)"
     )
+    probing = parser.add_argument_group("probe")
+    _add_number(probing, "--num-trials", 1, 1_000_000, 400, "NeuroGym trials at each point of a curve, at least")
+    probing.add_argument(
+        "--delays",
+        nargs="+",
+        metavar="MS",
+        type=_positive,
+        help="delays to try (default: 0.5 to 8 times the trained one)",
+    )
+    several = parser.add_argument_group("compare")
+    several.add_argument("--group-by", nargs="+", metavar="OPTION", help="core, algo, hidden_dim, ... (default: core)")
+    several.add_argument("--output", metavar="DIR", help="where to write (default: experiments/compare-<groups>)")
+    _add_number(several, "--num-eval-episodes", 1, 100_000, 100, "episodes by which runs are compared")
+    _add_number(several, "--num-eval-trials", 1, 10_000_000, None, "at least so many NeuroGym trials instead")
+    bound = parser.add_argument_group("report")
+    bound.add_argument(
+        "--probes", action=argparse.BooleanOptionalAction, default=True, help="make the probes if they are not there"
+    )
+
+
+# --- many runs ----------------------------------------------------------------------------------------------
+
+
+def _add_sweep(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+
+    def add(name: str, text: str) -> Parser:
+        action: Parser = actions.add_parser(name, help=text, description=text)
+        kind = "the sweep's TOML file" if name == "expand" else "TOML file, HTCondor submit file, or args file"
+        action.add_argument("file", metavar="FILE", help=kind)
+        folder = "where the runs lie (default: as their command line says)"
+        action.add_argument("--experiments-dir", metavar="DIR", help=folder)
+        return action
+
+    expand = add("expand", "write a grid or a random search as an args file, one row per run")
+    expand.add_argument("--overwrite", action="store_true", help="replace an args file that is there")
+    check = add("check", "check every row against the command line that it becomes; start nothing")
+    check.add_argument("--resume", action="store_true", help="rows that have begun as they stand here are no mistake")
+    run = add("run", "run the rows on this machine; what is complete is left alone, the rest is continued")
+    _add_number(run, "--workers", 1, 1000, None, "rows at a time (default: as many as there are cores)")
+    _add_number(run, "--retries", 0, 100, 1, "further starts of a row that fails")
+    _add_number(run, "--limit", 1, 10**6, None, "rows to run, of those that are not complete (default: all)")
+    add("status", "say of every row whether it is done, running, interrupted, failed or missing")
+    summary = add("summary", "sum the rows up over seeds: table, curves, heat map")
+    text = "greedy evaluation to judge by: the last one, or that of best_model.pt (default: %(default)s)"
+    summary.add_argument("--score", choices=("final", "best"), default="final", help=text)
+    summary.add_argument("--heatmap", nargs=2, metavar=("X", "Y"), help="draw the score over two columns")
+    summary.add_argument("--output", metavar="DIR", help="folder of the CSV and PNG files (default: beside FILE)")
 
 
 def _whole(low: int, high: int):
@@ -233,6 +335,13 @@ def _whole(low: int, high: int):
     return read
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be greater than 0, got {text}")
+    return value
+
+
 def _probability(text: str) -> float:
     value = float(text)
     if not 0.0 <= value <= 1.0:
@@ -244,3 +353,33 @@ def config_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The configuration's values that were given on the command line, by field name."""
     names = {field.name for part in cfg.PARTS for cls in cfg.section_classes(part) for field in dataclasses.fields(cls)}
     return {name: value for name, value in vars(args).items() if name in names | {"core", "learner", "expansion"}}
+
+
+def config_of(args: argparse.Namespace) -> cfg.Config:
+    """The configuration that a training command line asks for. Raises: ConfigError."""
+    file = cfg.read_config_file(args.config) if args.config else None
+    return cfg.make_config(args.command, config_flags(args), file)
+
+
+def resumed_config(args: argparse.Namespace, name: str, stored: cfg.Config) -> cfg.Config:
+    """Experiment `name`'s own options; a flag may only repeat them or change one of RESUMABLE. Raises: ConfigError."""
+    flags = config_flags(args)
+    cfg.refuse_idle_flags(flags, {part: type(getattr(stored, part)) for part in cfg.PARTS})
+    wanted = config_of(args).to_dict() if args.config else {}
+    changes = {}
+    for part in cfg.PARTS:
+        section = stored.to_dict()[part]
+        for key, value in section.items():
+            field = part if key == "name" else key
+            asked = flags.get(field, wanted.get(part, {}).get(key, value))
+            if asked == value:
+                continue
+            if part == "run" and key in RESUMABLE:
+                changes[key] = asked
+            else:
+                flag = cfg.KINDS[field][0] if field in cfg.KINDS else "--" + field.replace("_", "-")
+                raise ConfigError(
+                    f"--resume continues '{name}' as it was: {flag} is {value}, got {asked}; "
+                    "leave the option out, or start another experiment"
+                )
+    return dataclasses.replace(stored, run=dataclasses.replace(stored.run, **changes))

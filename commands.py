@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from rich.progress import Progress
 
+import analysis
 import build
 import cli
 import config as cfg
-from config import Config
 from lanes import EpisodeSeeds
-from model_utils import Experiment, atomic_file, load_checkpoint, versions, write_json
+from loading import how, load_policy, measure, stored_config
+from model_utils import Experiment, versions, write_json
 from options import ConfigError
 from reporting import Reporter, check_tensorboard, draw_training_curves, print_scores, print_tasks, stderr, stdout
-from rollout import join_episodes, record_episodes
-from scoring import score, summarise
+from rollout import record_episodes
 from training import DivergedError, Run
-
-# Options that a resumed run may change: they do not touch what is learned so far.
-RESUMABLE = {
-    "num_episodes",
-    "total_steps",
-    "print_freq",
-    "checkpoint_freq",
-    "plot_training",
-    "tensorboard",
-    "device",
-    "threads",
-}
-
 
 # --- train ----------------------------------------------------------------------------------------------
 
@@ -50,20 +36,21 @@ def train(args: argparse.Namespace) -> int:
     if getattr(args, "list_envs", False):
         print_tasks()
         return 0
+    _check_exit_options(args)
     resuming = args.resume == "yes" or (args.resume == "auto" and _has_run(args))
     if resuming:
         return _resume(args)
     # A run that died before its first checkpoint has nothing to continue: --resume auto starts it anew.
     overwrite = args.overwrite or (args.resume == "auto" and _is_unfinished(args))
     name = Experiment.check_new(args.experiment_name, args.experiments_dir, overwrite)
-    config = _config(args)
+    config = cli.config_of(args)
     run = Run(config)  # every mistake shows here, before anything is written
     check_tensorboard(config)
     record = {**config.to_dict(), "versions": versions()}
     experiment = Experiment.create(name, args.experiments_dir, record, overwrite=overwrite)
-    with experiment.lock():
+    with experiment.lock(), experiment.noting_failure():
         run.start(experiment)
-        return _drive(run)
+        return _drive(run, args)
 
 
 def _resume(args: argparse.Namespace) -> int:
@@ -74,19 +61,33 @@ def _resume(args: argparse.Namespace) -> int:
             "there is nothing to continue"
         )
     with experiment.lock():
-        stored = _stored_config(experiment)
-        config = _resumed_config(args, experiment, stored)
+        stored = stored_config(experiment)
+        config = cli.resumed_config(args, experiment.name, stored)
         check_tensorboard(config)
-        run = Run.resume(config, experiment)
-        if run.finished:
-            stdout.print(
-                f"{experiment.path} is complete: {run.step:,} steps, {run.episodes:,} episodes; nothing was changed. "
-                "Train on with more --num-episodes or --total-steps"
-            )
-            return 0
-        if config != stored:  # where the run is going now, so that the next --resume goes there too
-            write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
-        return _drive(run)
+        with experiment.noting_failure():
+            run = Run.resume(config, experiment)
+            if run.finished:
+                stdout.print(
+                    f"{experiment.path} is complete: {run.step:,} steps, {run.episodes:,} episodes; nothing was "
+                    "changed. Train on with more --num-episodes or --total-steps"
+                )
+                return 0
+            if config != stored:  # where the run is going now, so that the next --resume goes there too
+                write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
+            return _drive(run, args)
+
+
+def _check_exit_options(args: argparse.Namespace) -> None:
+    if args.checkpoint_exit_every is not None and args.checkpoint_exit_code is None:
+        raise ConfigError(
+            "--checkpoint-exit-every needs --checkpoint-exit-code: the status that says 'saved, start me again', "
+            "checkpoint_exit_code = 85 in a submit file"
+        )
+    if args.checkpoint_exit_code is not None and args.resume != "auto":
+        stderr.print(
+            "note: without --resume auto the command line that --checkpoint-exit-code asks to start again will not "
+            "go on from what was saved"
+        )
 
 
 def _is_unfinished(args: argparse.Namespace) -> bool:
@@ -109,45 +110,19 @@ def _needed_name(args: argparse.Namespace) -> str:
     return Experiment.check_new(args.experiment_name, args.experiments_dir, args.overwrite, resume=True)
 
 
-def _config(args: argparse.Namespace) -> Config:
-    file = cfg.read_config_file(args.config) if args.config else None
-    return cfg.make_config(args.command, cli.config_flags(args), file)
-
-
-def _resumed_config(args: argparse.Namespace, experiment: Experiment, stored: Config) -> Config:
-    """The experiment's own options; a flag may only repeat them or change one of RESUMABLE."""
-    flags = cli.config_flags(args)
-    cfg.refuse_idle_flags(flags, {part: type(getattr(stored, part)) for part in cfg.PARTS})
-    wanted = _config(args).to_dict() if args.config else {}
-    changes = {}
-    for part in cfg.PARTS:
-        section = stored.to_dict()[part]
-        for name, value in section.items():
-            key = part if name == "name" else name
-            asked = flags.get(key, wanted.get(part, {}).get(name, value))
-            if asked == value:
-                continue
-            if part == "run" and name in RESUMABLE:
-                changes[name] = asked
-            else:
-                flag = "--" + key.replace("_", "-")
-                raise ConfigError(
-                    f"--resume continues '{experiment.name}' as it was: {flag} is {value}, got {asked}; "
-                    "leave the option out, or start another experiment"
-                )
-    return dataclasses.replace(stored, run=dataclasses.replace(stored.run, **changes))
-
-
-def _drive(run: Run) -> int:
-    """Advance a run to its end; print, draw, and leave cleanly when told to."""
+def _drive(run: Run, args: argparse.Namespace) -> int:
+    """Advance a run to its end; print, draw, and leave cleanly when told to, or when its time is up."""
     assert run.experiment is not None
     experiment, reporter = run.experiment, Reporter(run)
+    leave_at = time.monotonic() + 60.0 * (args.checkpoint_exit_every or math.inf)
     reporter.opening()
     status = 0
     with _signals() as received, reporter:
         try:
             while not run.done and not received:
                 reporter.rows(run.advance())
+                if time.monotonic() >= leave_at and not run.done:
+                    received.append(signal.SIGTERM)
             if received:
                 run.save()
                 status = 128 + received[0]
@@ -156,15 +131,17 @@ def _drive(run: Run) -> int:
         except DivergedError as error:
             reporter.close()
             stderr.print(f"training stopped: {error}")
+            experiment.note_failure(str(error))
             status = 1
-    if run.config.run.plot_training and experiment.metrics_size():
+    # Who sends SIGTERM kills soon after: there is no time for pictures.
+    if run.config.run.plot_training and experiment.metrics_size() and status != 128 + signal.SIGTERM:
         draw_training_curves(experiment, run.config)
     if status >= 128:
         again = f"--experiment-name {experiment.name} --resume"
         stderr.print(f"stopped at step {run.step:,}; everything is in {experiment.path}: continue with {again}")
     elif status == 0:
         reporter.closing()
-    return status
+    return args.checkpoint_exit_code or status if status == 128 + signal.SIGTERM else status
 
 
 @contextmanager
@@ -188,41 +165,9 @@ def _signals() -> Iterator[list[int]]:
 # --- a finished experiment --------------------------------------------------------------------------------
 
 
-def _stored_config(experiment: Experiment) -> Config:
-    nested = experiment.read_config()
-    try:
-        return cfg.config_from_dict(nested)
-    except ConfigError as error:
-        raise ConfigError(f"{experiment.config_path}: {error}") from error
-
-
-def load_policy(args: argparse.Namespace) -> tuple[Experiment, Config, Any]:
-    """The experiment, its configuration and the trained network, from config.json and a checkpoint alone."""
-    experiment = Experiment.open(args.experiment_name, args.experiments_dir)
-    config = _stored_config(experiment)
-    torch.set_num_threads(args.threads)
-    device = build.make_device(args.device)
-    path = experiment.checkpoint(args.checkpoint)
-    saved = load_checkpoint(path, device)
-    env = build.make_env(config.env)
-    network = build.make_network(config, build.spaces(env)).to(device)
-    env.close()
-    try:
-        network.load_state_dict(saved["network"])
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"--checkpoint {path} does not fit {experiment.config_path}: that is a {config.core.name} of its own "
-            "sizes; take a checkpoint of this experiment"
-        ) from error
-    return experiment, config, network.requires_grad_(False)
-
-
 def evaluate_command(args: argparse.Namespace) -> int:
     experiment, config, network = load_policy(args)
-    result, scripted, seeds = score(config, network, args.seed, args.num_eval_episodes, args.num_eval_trials)
-    scores = summarise(config, result, scripted)
-    file = experiment.eval_dir / f"{Path(args.checkpoint).stem}_seed{args.seed}.json"
-    write_json(file, {**scores, "checkpoint": args.checkpoint, "seed": args.seed, "episode_seeds": seeds})
+    scores, file = measure(args, experiment, config, network)
     if isinstance(config.env, cfg.NeuroGymConfig) and scores["trials"] == 0:
         stderr.print(
             f"note: no trial was completed: one takes {build.make_env(config.env).trial_steps} steps, and an episode "
@@ -231,7 +176,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
     if args.json:
         stdout.print(json.dumps(scores, allow_nan=False))
     else:
-        print_scores(config, scores)
+        print_scores(config, scores, how(network))
         stdout.print(f"written to {file}")
     return 0
 
@@ -257,7 +202,9 @@ def render(args: argparse.Namespace) -> int:
         episode["dt_ms"] = np.array(float(env.dt_ms))
         frames = video.neurogym_frames(episode, env.channel_names)
     else:
-        frames = video.gym_frames(episode["frames"], episode["q_values"], episode["actions"], episode["rewards"])
+        names = getattr(env.unwrapped, "action_names", None)
+        shown = (episode[name] for name in ("frames", "q_values", "actions", "rewards"))
+        frames = video.gym_frames(*shown, action_names=names)
     video.write_video(output, frames, args.fps or (10 if neurogym else 30))
     stdout.print(f"{len(episode['actions'])} steps, return {episode['rewards'].sum():.2f}: {output}")
     return 0
@@ -279,124 +226,10 @@ def _checked_output(args: argparse.Namespace) -> Path | None:
     return output
 
 
-def analyze(args: argparse.Namespace) -> int:
-    if args.stage != "plot":
-        _collect(args)
-    if args.stage != "collect":
-        _plot(args)
-    return 0
-
-
-def _collect(args: argparse.Namespace) -> None:
-    """activity.npz: what the agent saw, did and held in its state, over some episodes."""
-    experiment, config, network = load_policy(args)
-    env = build.make_env(config.env)
-    source = EpisodeSeeds("eval", args.seed)
-    options = {
-        "epsilon": args.epsilon,
-        "precision": args.precision,
-        "reset_state_on_trial": config.run.reset_state_on_trial,
-    }
-    episodes: list[dict[str, np.ndarray]] = []
-    size = 0
-    numbers = record_episodes(network, env, [source() for _ in range(args.num_episodes)], **options)
-    with Progress(console=stderr) as bar:
-        task = bar.add_task("recording", total=args.num_episodes)
-        for episode in numbers:
-            size += sum(array.nbytes for array in episode.values())
-            if size > args.max_megabytes * 2**20:
-                stderr.print(f"stopped after {len(episodes)} episodes: --max-megabytes {args.max_megabytes} is reached")
-                break
-            episodes.append(episode)
-            bar.advance(task)
-    if not episodes:
-        raise ConfigError(f"--max-megabytes {args.max_megabytes} does not hold one episode; raise it")
-    activity = join_episodes(episodes)
-    activity["dt_ms"] = np.array(float(env.dt_ms))
-    if args.color_by:
-        import pca_analysis
-
-        pca_analysis.colour_values(activity, args.color_by)  # refuses what is not there, before anything is written
-    path = experiment.analysis_dir / "activity.npz"
-    write_npz(path, activity)
-    steps, megabytes = len(activity["actions"]), path.stat().st_size / 2**20
-    stdout.print(f"{len(episodes)} episodes, {steps:,} steps, {megabytes:.0f} MB: {path}")
-
-
-def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with atomic_file(path) as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-
-
-def _plot(args: argparse.Namespace) -> None:
-    """PCA of h and of M: variance, participation ratio, trajectories; the numbers beside each picture."""
-    import pca_analysis
-    import visualize
-
-    experiment = Experiment.open(args.experiment_name, args.experiments_dir)
-    config = _stored_config(experiment)
-    path = experiment.path / "analysis" / "activity.npz"
-    if not path.is_file():
-        raise ConfigError(
-            f"no recording {path}; make it with: python main.py analyze collect --experiment-name {experiment.name}"
-        )
-    activity = pca_analysis.load_activity(path)
-    states = pca_analysis.states(activity)
-    key = args.color_by or default_colour(activity, config)
-    colour = pca_analysis.colour_values(activity, key)
-    fits = {name: pca_analysis.fit_pca(array, 20) for name, array in states.items()}
-    folder = experiment.analysis_dir
-    title = f"{config.env.env_name}, {config.core.name}"  # type: ignore[attr-defined]
-    spectra = {name: (fit.explained_variance_ratio, fit.participation_ratio) for name, fit in fits.items()}
-    written = [visualize.save_figure(visualize.pca_variance_figure(spectra, title=title), folder / "pca_variance.png")]
-    trials = pca_analysis.split_trials(activity)
-    if max(map(len, trials)) == 1:  # a trial of one step is no path: follow the episode
-        activity = {**activity, "trial": np.zeros_like(activity["trial"])}
-        trials = pca_analysis.split_trials(activity)
-    clock, time_label = pca_analysis.trial_time(activity)
-    groups = pca_analysis.group_trials(colour, trials)
-    for name, fit in fits.items():
-        if fit.projected.shape[1] < 2 or max(map(len, trials)) < 2:
-            continue
-        means = None if groups is None else pca_analysis.condition_means(fit.projected, trials, groups)
-        figure = visualize.trajectory_figure(
-            fit.projected,
-            fit.explained_variance_ratio,
-            trials,
-            clock,
-            colour.values,
-            categorical=colour.categorical,
-            label=colour.label,
-            time_label=time_label,
-            means=None if means is None else means.mean,
-            mean_labels=None if means is None else means.labels,
-            marks=pca_analysis.period_onsets(activity, trials),
-            title=f"{title}: {name}",
-        )
-        stem = "trajectories_hidden" if name == "h" else f"trajectories_{name}"
-        written.append(visualize.save_figure(figure, folder / f"{stem}.png"))
-        numbers = {"projected": fit.projected, "explained_variance_ratio": fit.explained_variance_ratio}
-        write_npz(folder / f"{stem}.npz", {**numbers, "colour": colour.values, "time": clock})
-    summary = {**pca_analysis.summary(activity, fits), "coloured_by": key}
-    write_json(folder / "pca.json", summary)
-    for name, fit in fits.items():
-        share = 100 * fit.explained_variance_ratio[:3].sum()
-        ratio = f"participation ratio {fit.participation_ratio:.2f}"
-        stdout.print(f"{name}: {ratio}, three components hold {share:.0f} % of the variance")
-    stdout.print("drawn: " + ", ".join(str(path) for path in [*written, folder / "pca.json"]))
-
-
-def default_colour(activity: dict[str, np.ndarray], config: Config) -> str:
-    """The right choice where the task tells it, else the choice made, else time."""
-    if (activity["ground_truth"] >= 0).any():
-        return "ground_truth"
-    return "choice" if activity["new_trial"].any() else "time"
-
-
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": train,
     "train-neurogym": train,
     "eval": evaluate_command,
     "render": render,
-    "analyze": analyze,
+    "analyze": analysis.analyze,
 }

@@ -23,6 +23,10 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args) -> int:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # pygame greets on stdout, where results belong
     try:
+        if args.command == "sweep":  # without torch, which every row brings along by itself
+            import sweep
+
+            return sweep.sweep(args)
         import commands
 
         return commands.COMMANDS[args.command](args)

@@ -6,6 +6,8 @@
         training_history.json  derived from metrics.jsonl
         checkpoints/           best_model.pt  final_model.pt  last.pt
         plots/  videos/  eval/  analysis/
+        error.txt              why the last run on it died, where it did
+        .lock  .holder.json    held by the process that trains, and who that is
 
 Every file but metrics.jsonl is written under a temporary name, synced and renamed: at any moment there is
 the old file or the new one, never half of either. Checkpoints hold nothing but tensors and plain Python
@@ -14,14 +16,19 @@ values, so they load with `weights_only=True` and a file from elsewhere cannot r
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import errno
 import json
 import math
 import os
 import platform
 import random
+import socket
 import subprocess
 import tempfile
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +42,7 @@ ROOT = "experiments"
 CHECKPOINT_FORMAT = 1
 CHECKPOINT_ALIASES = {"best": "best_model", "final": "final_model", "last": "last"}
 MAX_NAME_BYTES = 100
+LOCK_PATIENCE = 0.5  # seconds to wait for a lock: `holder`, which only looks, has it for an instant
 _NUMPY = "__numpy__"  # key under which `pack` hides an array, so that `unpack` knows it from a tensor
 
 
@@ -147,26 +155,66 @@ class Experiment:
     def lock(self) -> Iterator[None]:
         """Hold the experiment for this process; the operating system lets go when the process dies.
 
-        Raises: ConfigError, at once, when another process holds it.
+        Raises: ConfigError naming the process that holds it, if another does.
         """
-        from filelock import FileLock, Timeout
-
-        holder = FileLock(self.path / ".lock", timeout=0)
         with _disk_errors(self.path / ".lock"):
-            try:
-                holder.acquire()
-            except Timeout as error:
-                raise ConfigError(
-                    f"experiment '{self.name}' is in use by another process; "
-                    "wait for it or choose another --experiment-name"
-                ) from error
-        try:
+            # Closing it lets go. It is never removed: another process may hold the removed one.
+            lock = open(self.path / ".lock", "ab")  # noqa: SIM115
+        with lock:
+            deadline = time.monotonic() + LOCK_PATIENCE
+            while not _flocked(lock, exclusive=True):
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"experiment '{self.name}' is in use by {self._holder_text()}; "
+                        "wait for it or choose another --experiment-name"
+                    )
+                time.sleep(0.02)
             for folder in (self.path, self.path / "checkpoints"):
                 for leftover in folder.glob(".*.tmp"):  # of a process killed while it wrote
                     leftover.unlink(missing_ok=True)
+            since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+            write_json(self._holder_path, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    self._holder_path.unlink(missing_ok=True)
+
+    def holder(self) -> str | None:
+        """Who trains in the folder just now, None where nobody does. Writes nothing; sees other machines' locks."""
+        try:
+            with open(self.path / ".lock", "rb") as file:
+                return None if _flocked(file, exclusive=False) else self._holder_text()
+        except OSError:
+            return None
+
+    def _holder_text(self) -> str:
+        try:
+            held = read_json(self._holder_path)
+            return f"another process ({held['pid']} on {held['host']} since {held['since']})"
+        except (ConfigError, KeyError):
+            return "another process"
+
+    @property
+    def _holder_path(self) -> Path:
+        return self.path / ".holder.json"
+
+    @contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """Leave error.txt behind where the body raises, for who looks at the folder later; an old one goes first."""
+        with _disk_errors(self.error_path):
+            self.error_path.unlink(missing_ok=True)
+        try:
             yield
-        finally:
-            holder.release()
+        except Exception as error:
+            known = isinstance(error, ConfigError | MemoryError | OSError) and str(error)
+            self.note_failure(str(error) if known else "".join(traceback.format_exception(error)))
+            raise
+
+    def note_failure(self, text: str) -> None:
+        """Write error.txt; its last line says what happened. A disk that refuses this as well is no second error."""
+        with contextlib.suppress(ConfigError):
+            write_bytes_atomic(self.error_path, (text.strip() + "\n").encode())
 
     @property
     def path(self) -> Path:
@@ -179,6 +227,10 @@ class Experiment:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def error_path(self) -> Path:
+        return self.path / "error.txt"
 
     @property
     def history_path(self) -> Path:
@@ -278,6 +330,23 @@ def _check_name(name: str) -> str:
         shown = name if len(name) <= 60 else name[:57] + "..."
         raise ConfigError(f"--experiment-name {rule}, got {shown!r}; take something like 'gonogo-1'")
     return name
+
+
+def _flocked(file: IO[bytes], exclusive: bool) -> bool:
+    """Take the file's lock without waiting; False where another process has it.
+
+    Where the disk knows no locks, as Lustre without its `flock` option, nothing keeps two processes apart: True.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+    return True
 
 
 def _free_name(root: Path) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -17,6 +15,7 @@ from config import Config
 from model_utils import Experiment
 from neurogym_wrapper import REFERENCES, list_tasks
 from options import ConfigError
+from terminal import stderr, stdout
 from training import Run, history
 
 # Rows of eval's table by the prefix of their scores; the last two are known accuracies, not episodes.
@@ -34,18 +33,6 @@ POLICY_NAMES = {
     "perfect_memory": "perfect memory",
     "target_known": "target known",
 }
-
-
-class Output(Console):
-    """A console whose reader may leave, as `| head` does: the work goes on, and what is said goes nowhere."""
-
-    def on_broken_pipe(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
-
-
-# No markup: the square brackets of a name or a path are its own.
-stdout = Output(highlight=False, soft_wrap=True, markup=False, emoji=False)
-stderr = Output(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class Reporter:
@@ -184,10 +171,11 @@ def check_tensorboard(config: Config) -> None:
 
 
 def draw_training_curves(experiment: Experiment, config: Config) -> Path:
-    """plots/training_curves.png from metrics.jsonl."""
+    """plots/training_curves.png from metrics.jsonl; plasticity.png and masks.png where there is something to draw."""
     import visualize
 
     rows = experiment.read_metrics()
+    _draw_plasticity(experiment, config, [row for row in rows if row["kind"] == "plasticity"])
     evaluations = [row for row in rows if row["kind"] == "eval"]
     columns = history(rows)
     keys = {"step": "steps", "reward": "episode_rewards", "length": "episode_lengths", "loss": "losses"}
@@ -199,6 +187,29 @@ def draw_training_curves(experiment: Experiment, config: Config) -> Path:
         title=f"{config.env.env_name}, {config.core.name}",  # type: ignore[attr-defined]
     )
     return visualize.save_figure(figure, experiment.plots_dir / "training_curves.png")
+
+
+def _draw_plasticity(experiment: Experiment, config: Config, rows: list[dict[str, Any]]) -> None:
+    import visualize
+
+    title = f"{config.env.env_name}, {config.core.name}"  # type: ignore[attr-defined]
+    wanted = {"active_fraction": "active fraction", "dormant_fraction": "dormant fraction", "density": "density"}
+    runs: dict[str, dict[str, Any]] = {}
+    for key in dict.fromkeys(key for row in rows for key in row if "/" in key):
+        network, _, quantity = key.partition("/")
+        told = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        if quantity in wanted and len(told) > 1:
+            runs.setdefault(network, {})[wanted[quantity]] = [tuple(np.transpose(told))]
+    if runs:
+        figure = visualize.expansion_figure(runs, title=title)
+        visualize.save_figure(figure, experiment.plots_dir / "plasticity.png")
+    masks = experiment.path / "plots" / "masks.npz"
+    if masks.is_file():
+        with np.load(masks) as saved:
+            name = max((key for key in saved.files if key != "step"), key=lambda key: saved[key][0].size, default=None)
+            if name is not None:
+                figure = visualize.mask_figure(saved[name], saved["step"], title=f"{title}: {name}")
+                visualize.save_figure(figure, experiment.plots_dir / "masks.png")
 
 
 def print_tasks() -> None:

@@ -227,16 +227,31 @@ class ReplayBuffer:
 
     _COUNTERS = ("head", "states_written", "first", "last", "max_priority")
 
+    def _filled(self) -> dict[str, Any]:
+        """Index of the part of every array that holds something; what lies beside it is never read again."""
+        slots = np.s_[:, : min(self.head, self.ring)]
+        alive = np.arange(self.first, self.last) % self.max_segments
+        parts: dict[str, Any] = dict.fromkeys(self._arrays(), slots) | {"segments": alive, "priorities": alive}
+        for i, (kept, begun) in enumerate(zip(self.states, self.begun, strict=True)):
+            parts |= {f"states_{i}": np.s_[: min(self.states_written, len(kept))], f"begun_{i}": np.s_[: len(begun)]}
+        return parts
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, as arrays (the buffer's own, not copies) and numbers."""
+        """Everything that a resumed run needs: the filled part of the arrays, mostly views of them, and numbers."""
         counters = {name: getattr(self, name) for name in self._COUNTERS}
-        return {"arrays": self._arrays(), "counters": counters}
+        filled = self._filled()
+        return {"arrays": {name: array[filled[name]] for name, array in self._arrays().items()}, "counters": counters}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        for name, array in self._arrays().items():
-            np.copyto(array, saved["arrays"][name])
+        """Raises: ValueError where the arrays are not of this buffer's sizes."""
         for name in self._COUNTERS:
             setattr(self, name, saved["counters"][name])
+        filled = self._filled()
+        for name, array in self._arrays().items():
+            part = saved["arrays"][name]
+            if part.shape != array[filled[name]].shape:
+                raise ValueError(f"replay array {name} has shape {part.shape}")
+            array[filled[name]] = part
 
 
 class SequenceReplayBuffer(ReplayBuffer):

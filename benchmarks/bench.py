@@ -1,6 +1,6 @@
 """How fast is everything around the scan: updates, acting, environments, whole runs, start-up.
 
-    python benchmarks/bench.py [SECTION ...]        sections: update acting shares run accuracy startup
+    python benchmarks/bench.py [SECTION ...]        sections: update acting shares run accuracy checkpoint sweep startup
 
 Contenders take turns in one process, so that noise hits all alike; figures are medians, with the quartiles beside
 them, and what is asked of them. "The loop" is the same work through the plain PyTorch scan under autograd (--kernel
@@ -217,6 +217,71 @@ def seconds_to(threshold: float, seed: int) -> dict[str, Any]:
             time.sleep(0.05)
 
 
+def bench_checkpoint() -> dict[str, Any]:
+    """What a checkpoint costs at the default interval: last.pt with a full memory, and the training curves' picture."""
+    import config as cfg
+    from reporting import draw_training_curves
+
+    interval = cfg.RunConfig().checkpoint_freq
+    with a_run() as run:
+        first, begun = warmed(run, 2_000).step, time.perf_counter()
+        warmed(run, 12_000)
+        per_step = (time.perf_counter() - begun) / (run.step - first)
+        run._learn = lambda: None  # the memory fills up as fast without
+        warmed(run, run.config.learner.buffer_size + run.replay.ring)
+        calls = {"last.pt": run.save, "picture": lambda: draw_training_curves(run.experiment, run.config)}
+        times = take_turns(calls, rounds=9, calls=1)
+        size = run.experiment.checkpoint("last").stat().st_size / 2**20
+    share = {name: [q / 1e6 / (interval * per_step) for q in qs] for name, qs in times.items()}
+    return {
+        "interval_steps": interval,
+        "interval_seconds": interval * per_step,
+        "last_pt_mebibytes": size,
+        "milliseconds": {name: [q / 1e3 for q in qs] for name, qs in times.items()},
+        "share_of_training": {**share, "both": sum(qs[1] for qs in share.values())},
+    }
+
+
+SWEEP = """
+command = "train-neurogym"
+seeds = 8
+[fixed]
+total-steps = 10_000
+plot-training = false
+[grid]
+eta = [1.0]
+"""
+
+
+def bench_sweep() -> dict[str, Any]:
+    """Eight runs of 10,000 steps by `sweep run --workers 2`, against one after the other; `sweep check` of 500 rows."""
+
+    def main(*argv: str) -> float:
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "main.py", *argv], cwd=ROOT, env=ENVIRONMENT, capture_output=True, check=True)
+        return time.perf_counter() - begun
+
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Path(folder, "s.toml")
+        plan.write_text(SWEEP)
+        where = ("--experiments-dir", folder)
+        together = main("sweep", "run", str(plan), "--workers", "2", *where)
+        steps = ("train-neurogym", "--total-steps", "10000", "--no-plot-training", *where)
+        alone = [main(*steps, "--experiment-name", f"{seed}", "--seed", f"{seed}", "--eta", "1.0") for seed in range(8)]
+        for seed in range(8):
+            one, other = (Path(folder, name, "metrics.jsonl") for name in (f"{seed}", f"s-eta1.0-s{seed}"))
+            if one.read_bytes() != other.read_bytes():
+                raise RuntimeError(f"seed {seed} in the sweep is not the run alone")
+        plan.write_text(SWEEP.replace("seeds = 8", "seeds = 500"))
+        seconds = [main("sweep", "check", str(plan), "--experiments-dir", f"{folder}/none") for _ in range(3)]
+    return {
+        "two_workers_seconds": together,
+        "one_after_the_other_seconds": sum(alone),
+        "two_workers_over_one_after_the_other": together / sum(alone),
+        "check_500_rows_seconds": quartiles(seconds),
+    }
+
+
 def bench_startup() -> dict[str, Any]:
     """`python main.py COMMAND --help`, the whole process."""
     found = {}
@@ -237,6 +302,8 @@ SECTIONS = {
     "shares": bench_shares,
     "run": bench_run,
     "accuracy": bench_accuracy,
+    "checkpoint": bench_checkpoint,
+    "sweep": bench_sweep,
     "startup": bench_startup,
 }
 # What is asked: (section, end of the figure's name) -> (comparison, a number or another figure of the section).
@@ -244,6 +311,9 @@ TARGETS: dict[tuple[str, str], tuple[str, float | str]] = {
     ("acting", " lanes fused"): ("<", "microseconds_per_lane environment"),
     ("shares", "policy_and_learner_loop_over_fused"): (">=", 10.0),
     ("accuracy", "median_seconds"): ("<", 30.0),
+    ("checkpoint", "share_of_training both"): ("<", 0.02),
+    ("sweep", "two_workers_over_one_after_the_other"): ("<", 0.6),
+    ("sweep", "check_500_rows_seconds"): ("<", 5.0),
     ("startup", "--help"): ("<", 0.3),
 }
 

@@ -175,7 +175,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ("train-neurogym --env-arg dt=0", "cannot be built with --env-arg"),
         (
             "train --core lsm",
-            "--core must be one of mpn, mpn-frozen, rnn, gru, lstm, mlp, got 'lsm'; did you mean 'lstm'",
+            "--core must be one of mpn, mpn-frozen, rnn, gru, lstm, mlp, backpropamine, backpropamine-simplemaze, "
+            "backpropamine-maze, backpropamine-cue-reward, got 'lsm'; did you mean 'lstm'",
         ),
         ("train --core gru --eta 0.1", "--eta does nothing with"),
         ("train --hidden-dim -3", "--hidden-dim must be at least 1, got -3"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -208,16 +211,61 @@ def test_a_lock_held_by_another_process_refuses_at_once_and_dies_with_it(experim
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(ConfigError, match="in use by another process; wait"), experiment.lock():
+        who = rf"in use by another process \({other.pid} on {socket.gethostname()} since .*\); wait"
+        with pytest.raises(ConfigError, match=who), experiment.lock():
             pass
+        assert f"{other.pid} on" in str(experiment.holder())
         with pytest.raises(ConfigError, match="in use by another process"):
             Experiment.create("gonogo-2", experiment.root, {"seed": 4}, overwrite=True)
         assert experiment.read_config() == {"seed": 3}
         os.kill(other.pid, signal.SIGKILL)
+    assert experiment.holder() is None  # what .holder.json still says counts only with the lock
     with experiment.lock():
         pass
+    assert not (experiment.path / ".holder.json").exists()
     with experiment.lock():  # and it can be taken again
         assert os.listdir(experiment.root) == ["gonogo-2"]
+
+
+def test_looking_who_holds_an_experiment_never_keeps_a_run_from_starting(experiment: Experiment) -> None:
+    """A status that polls has the lock for an instant; `lock` waits that long."""
+    with experiment.lock():
+        pass
+    with open(experiment.path / ".lock", "rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        threading.Timer(0.1, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        with experiment.lock():
+            assert os.getpid() == json.loads((experiment.path / ".holder.json").read_text())["pid"]
+
+
+def test_a_disk_without_locks_is_no_hindrance(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Lustre without `flock`: better two runs that might meet than none at all."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with experiment.lock():
+        assert (experiment.path / ".holder.json").exists()
+
+
+# --- why a run died ----------------------------------------------------------------------------------
+
+
+def test_a_failure_leaves_its_reason_which_the_next_start_removes(experiment: Experiment) -> None:
+    with pytest.raises(ConfigError), experiment.noting_failure():
+        raise ConfigError("--eta must be finite, got nan")
+    assert experiment.error_path.read_text() == "--eta must be finite, got nan\n"
+    with pytest.raises(AssertionError), experiment.noting_failure():
+        assert experiment.error_path.exists(), "an old error goes first"
+    text = experiment.error_path.read_text()
+    assert text.startswith("Traceback") and "AssertionError: an old error goes first" in text
+    with experiment.noting_failure():
+        pass
+    assert not experiment.error_path.exists()
+    with pytest.raises(KeyboardInterrupt), experiment.noting_failure():
+        raise KeyboardInterrupt
+    assert not experiment.error_path.exists()
 
 
 SAVE = """

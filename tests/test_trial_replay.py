@@ -580,6 +580,38 @@ def test_a_saved_buffer_goes_on_as_if_nothing_had_been(kind: str, priority_expon
                 assert np.array_equal(np.asarray(a), np.asarray(b)), name
 
 
+@pytest.mark.parametrize("steps", [1, 7, 40, 63, 64, 65, 200])
+def test_only_the_filled_part_is_saved_and_it_comes_back_exactly(steps: int) -> None:
+    """Three lanes whose rings have 60 + 4 slots; saved before, at and after the first time round."""
+
+    def fresh() -> SequenceReplayBuffer:
+        return SequenceReplayBuffer(3, 3, capacity=180, length=4, stride=2, state_shapes=SHAPES)
+
+    buffer, world = fresh(), World(3, 20)
+    for _ in range(steps):
+        world.step(buffer)
+    saved = buffer.state_dict()
+    assert saved["arrays"]["obs"].shape == (3, min(steps, 64), 3)
+    assert len(saved["arrays"]["segments"]) == len(saved["arrays"]["priorities"]) == len(buffer)
+    assert len(saved["arrays"]["states_0"]) == min(buffer.states_written, len(buffer.states[0]))
+    resumed = fresh()
+    resumed.load_state_dict(copy.deepcopy(saved))
+    again = resumed.state_dict()
+    assert again["counters"] == saved["counters"]
+    for name, array in saved["arrays"].items():
+        assert np.array_equal(again["arrays"][name], array), name
+
+
+def test_a_checkpoint_of_another_size_is_refused() -> None:
+    buffer, world = SequenceReplayBuffer(3, 3, capacity=180, length=4, stride=2, state_shapes=SHAPES), World(3, 20)
+    for _ in range(9):
+        world.step(buffer)
+    saved = copy.deepcopy(buffer.state_dict())
+    saved["arrays"]["reward"] = saved["arrays"]["reward"][:, :1]  # which NumPy would spread over all steps
+    with pytest.raises(ValueError, match="replay array reward"):
+        SequenceReplayBuffer(3, 3, capacity=180, length=4, stride=2, state_shapes=SHAPES).load_state_dict(saved)
+
+
 # --- helpers for states --------------------------------------------------------------------------------------
 
 
