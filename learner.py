@@ -36,6 +36,12 @@ class Learner:
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers on every device
         self.updates = 0
+        self.grad_norms: dict[str, Tensor] = {}  # of the last update, before clipping
+
+    @staticmethod
+    def network_options(config: Any) -> dict[str, Any]:
+        """Options of the learner that its acting network is made with."""
+        return {}
 
     @property
     def policy(self) -> Any:
@@ -66,6 +72,14 @@ class Learner:
             replay.update_priorities(batch.index, self.priorities.cpu().numpy())
         return values
 
+    def probe(self, replay: Any, rng: np.random.Generator) -> Batch | None:
+        """A batch to look at the networks with, outside of learning; None: there is none yet."""
+        if not len(replay):
+            return None
+        config = self.config
+        batch: Batch = replay.sample(config.trial_batch_size if config.replay == "trial" else config.batch_size, rng)
+        return batch
+
     def status(self) -> dict[str, float]:
         """The schedules, for the log."""
         return {}
@@ -80,6 +94,7 @@ class Learner:
         self.optimizers[name].step()
         if self.topology is not None:
             self.topology.after_step(name)
+        self.grad_norms[name] = norm
         return norm
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,6 +106,7 @@ class Learner:
             "topology": None if self.topology is None else self.topology.state_dict(),
             "generator": self.generator.get_state(),
             "updates": self.updates,
+            "grad_norms": dict(self.grad_norms),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -100,4 +116,4 @@ class Learner:
         if self.topology is not None:
             self.topology.load_state_dict(saved["topology"])
         self.generator.set_state(saved["generator"].cpu())
-        self.updates = saved["updates"]
+        self.updates, self.grad_norms = saved["updates"], dict(saved["grad_norms"])

@@ -44,12 +44,14 @@ class MPNLayer(nn.Module):
         self.lambda_decay = synaptic(options.lambda_decay, options.lambda_shape, options.train_lambda)
         m0 = torch.zeros(hidden_dim, input_dim)
         self.m0 = nn.Parameter(m0, requires_grad=options.train_m0 and not frozen)
+        self.mask: Tensor | None
+        self.register_buffer("mask", None)  # (H, D) bool, where the topology changes: the synapses that exist
 
     def init_state(self, batch_size: int) -> Tensor:
         """M(0) for every row: (B, H, D); a trained M(0) gets its gradient through it."""
         return self.m0.expand(batch_size, *self.m0.shape).clone()
 
-    def unroll(self, xs: Tensor, modulation: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, xs: Tensor, modulation: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, T, D), (B, H, D), (B, T) -> h (B, T, H), M (B, H, D)."""
         # The options, not requires_grad, tell what is trained: a target network is a copy without gradients.
         options = self.options
@@ -59,20 +61,30 @@ class MPNLayer(nn.Module):
             # Projected gradient: the stored value is in range whenever it is used, and never stuck at the edge.
             # By .data, since within one graph only the first use can change it, and autograd may save it before.
             self.lambda_decay.data.clamp_(0.0, options.lambda_max)
-        return mpn_scan(
+        eta: Tensor = self.eta
+        m0: Tensor | None = self.m0 if options.train_m0 else None
+        if self.mask is not None and options.form == "additive":  # here alone M acts without W
+            modulation, eta, m0 = modulation * self.mask, eta * self.mask, None if m0 is None else m0 * self.mask
+        hs, modulation = mpn_scan(
             xs,
             self.weight,
             self.bias,
             modulation,
-            self.eta,
+            eta,
             self.lambda_decay,
             reset=reset,
-            modulation0=self.m0 if options.train_m0 else None,
+            modulation0=m0,
             form=options.form,
             rule=options.rule,
             activation=options.activation,
             kernel=options.kernel,
         )
+        return hs, modulation if self.mask is None else modulation * self.mask
+
+    def _load_from_state_dict(self, saved: dict[str, Tensor], prefix: str, *rest) -> None:
+        if self.mask is None and prefix + "mask" in saved:
+            self.mask = saved[prefix + "mask"].to(self.weight.device, copy=True)
+        super()._load_from_state_dict(saved, prefix, *rest)
 
 
 class MPN(nn.Module):
@@ -84,7 +96,8 @@ class MPN(nn.Module):
         postsynaptic    M_t = lambda M_{t-1} + eta h_t 1^T
         oja             M_t = lambda M_{t-1} + eta (h_t x_t^T - h_t^2 M_{t-1})
 
-    The state is M, (B, H, D); with several layers a tuple, whose later layers read the h of the one before.
+    The state is M, (B, H, D); with several layers a tuple, whose later layers read the h of the one before. Where a
+    layer has a mask (see `neuroplastic_expansion`), M is 0 at the synapses that do not exist.
 
     Args:
         input_dim, hidden_dim: D and H.
@@ -130,9 +143,16 @@ class MPN(nn.Module):
         before = state if isinstance(state, tuple) else (state,)
         after = []
         for layer, modulation in zip(self.layers, before, strict=True):
-            xs, modulation = layer.unroll(xs, modulation, reset)  # type: ignore[operator]
+            xs, modulation = layer(xs, modulation, reset)
             after.append(modulation)
         return xs, tuple(after) if len(after) > 1 else after[0]
+
+    def forget(self, state, changed: dict[str, Tensor]):
+        """The state with M = 0 where synapses are new or gone: `changed` has masks (H, D) by the name of W."""
+        parts = state if isinstance(state, tuple) else (state,)
+        masks = [changed.get(f"layers.{i}.weight") for i in range(len(parts))]
+        after = [part if mask is None else part.masked_fill(mask, 0.0) for part, mask in zip(parts, masks, strict=True)]
+        return tuple(after) if len(after) > 1 else after[0]
 
     def state_arrays(self, state) -> dict[str, Tensor]:
         """{"M": (B, H, D)}, or M1, M2, ... by layer."""

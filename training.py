@@ -12,8 +12,9 @@ import build
 from batch import Steps, map_state
 from config import Config
 from lanes import EpisodeEnd, EpisodeSeeds
-from model_utils import Experiment, load_checkpoint, save_checkpoint, write_json
+from model_utils import Experiment, atomic_file, load_checkpoint, save_checkpoint, write_json
 from options import ConfigError
+from plasticity import measure
 from rollout import evaluate, reset_rows
 
 MAX_EVAL_LANES = 64
@@ -102,6 +103,9 @@ class Run:
         self.state = reset_rows(self.network, state, fresh)
         self.step += self.num_lanes
         self._learn()
+        topology = self.learner.topology
+        if topology is not None and topology.advance(self.step):
+            self.state = topology.reset_state(self.network, self.state)
         rows = []
         for end in ended:
             if self.config.run.total_steps is None and self.done:
@@ -113,6 +117,8 @@ class Run:
                 rows.append(self._episode_row())
         if self._due(self.config.run.eval_freq):
             rows.append(self._evaluate())
+        if self._due(self.config.run.plasticity_metrics_freq) and self.learner.updates:
+            rows.append(self._plasticity())
         self._log(rows)
         if self._due(self.config.run.checkpoint_freq):
             self.save()
@@ -213,6 +219,12 @@ class Run:
             "best": best,
         }
 
+    def _plasticity(self) -> dict[str, Any]:
+        """How well the networks can still learn, measured on a batch that no update and no generator notices."""
+        batch = self.learner.probe(self.replay, np.random.default_rng([self.config.run.seed, 2, self.step]))
+        told = {} if batch is None else measure(self.learner, batch)
+        return {"kind": "plasticity", "step": self.step, **told}
+
     def _log(self, rows: list[dict[str, Any]]) -> None:
         assert self.experiment is not None
         for row in rows:
@@ -224,6 +236,10 @@ class Run:
         rows += [] if self.evaluated_at == self.step else [self._evaluate()]
         self._log(rows)
         self._save_model("final")
+        if self.learner.topology is not None:
+            assert self.experiment is not None
+            with atomic_file(self.experiment.plots_dir / "masks.npz") as file:
+                np.savez_compressed(file, **self.learner.topology.history())
         self.finished = True
         self.save()
         return rows
