@@ -371,7 +371,7 @@ class _Announce(event.Listener):
     def on_start(self, happening: event.Event) -> None:
         if not _Announce.said:
             _Announce.said = True
-            print("Compiling the fused MPN kernels: a few seconds, once per machine.", file=sys.stderr, flush=True)
+            print("Compiling the fused kernels: a few seconds, once per machine.", file=sys.stderr, flush=True)
 
     def on_end(self, happening: event.Event) -> None:
         pass

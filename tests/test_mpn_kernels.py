@@ -309,7 +309,7 @@ ONE_SCAN = (
 @needs_numba
 def test_compiling_is_announced_in_one_line_and_a_second_process_starts_warm(tmp_path):
     first = python(ONE_SCAN, NUMBA_CACHE_DIR=str(tmp_path))
-    assert first.stderr == "Compiling the fused MPN kernels: a few seconds, once per machine.\n"
+    assert first.stderr == "Compiling the fused kernels: a few seconds, once per machine.\n"
     assert python(ONE_SCAN, NUMBA_CACHE_DIR=str(tmp_path)).stderr == ""
 
 
