@@ -76,9 +76,29 @@ bench-learning: install ## the table of accuracies, resumable: hours
 bench-gpu: install ## the CUDA kernel against the loop and cuDNN; needs an NVIDIA GPU
 	$(python) benchmarks/gpu.py
 
+.PHONY: bench-td3
+bench-td3: dev ## environment steps per second of TD3 on HalfCheetah-v4, against a plain one
+	$(python) benchmarks/td3.py
+
+.PHONY: bench-ne
+bench-ne: dev ## TD3 dense and growing on Pendulum-v1 and HalfCheetah-v4, resumable: hours
+	$(python) benchmarks/expansion.py
+
 .PHONY: bench-peers
 bench-peers: install ## the same tasks with Stable-Baselines3, in a .venv of its own
 	$(python) benchmarks/peers.py
+
+.PHONY: torture
+torture: dev ## 200 kills, 1,000 bad inputs, a full disk, two processes on one run: a quarter of an hour
+	$(python) benchmarks/torture.py
+
+.PHONY: condor-tools
+condor-tools: dev ## fetch HTCondor's own programs for the tests into ~/.cache; nothing is installed
+	$(python) tests/condor_tools.py
+
+.PHONY: condor-pool-test
+condor-pool-test: dev ## a sweep on a real HTCondor pool on this machine, evicted and compared
+	$(python) benchmarks/condor_pool.py
 
 .PHONY: help
 help: ## this list

@@ -6,6 +6,7 @@ A new core, environment family or learner is one row here, besides its module an
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,17 +17,23 @@ import torch
 from torch import nn
 
 import config as cfg
+from actor_critic import A2CLearner, ActorCritic
+from backpropamine import Backpropamine
 from batch import state_parts
 from encoder import Encoder
-from gymnasium_env import find_spec, make_gymnasium, make_vector_env
+from gymnasium_env import make_gymnasium, make_vector_env, time_limit
 from lanes import Lanes, VectorLanes
 from learner import Learner
 from mpn_dqn import MPNDQN, DQNLearner
 from mpn_module import MPN
 from neurogym_wrapper import make_neurogym, task_names
+from neuroplastic_expansion import Topology
 from options import ConfigError
 from rnn_module import MLPCore, RecurrentCore
-from trial_replay import ReplayBuffer, SequenceReplayBuffer, TrialReplayBuffer
+from rollout_buffer import RolloutBuffer
+from td3 import Actor, TD3Learner
+from transition_replay import TransitionReplay
+from trial_replay import SequenceReplayBuffer, TrialReplayBuffer
 
 
 def options(section: Any) -> dict[str, Any]:
@@ -41,6 +48,10 @@ CORES: dict[type, Callable[[int, Any], nn.Module]] = {
     cfg.GRUConfig: lambda input_dim, core: RecurrentCore("gru", input_dim, **options(core)),
     cfg.LSTMConfig: lambda input_dim, core: RecurrentCore("lstm", input_dim, **options(core)),
     cfg.MLPConfig: lambda input_dim, core: MLPCore(input_dim, **options(core)),
+    cfg.BackpropamineConfig: lambda input_dim, core: Backpropamine(input_dim, **options(core)),
+    cfg.BackpropamineSimpleMazeConfig: lambda input_dim, core: Backpropamine(input_dim, **options(core)),
+    cfg.BackpropamineMazeConfig: lambda input_dim, core: Backpropamine(input_dim, **options(core)),
+    cfg.BackpropamineCueRewardConfig: lambda input_dim, core: Backpropamine(input_dim, **options(core)),
 }
 
 # environment options -> constructor of (options, render_mode)
@@ -52,6 +63,8 @@ ENVS: dict[type, Callable[[Any, str | None], gymnasium.Env]] = {
 # learner options -> the learner, and the network that acts for it
 LEARNERS: dict[Any, tuple[type[Learner], Callable[..., nn.Module]]] = {
     cfg.DQNConfig: (DQNLearner, MPNDQN),
+    cfg.A2CConfig: (A2CLearner, ActorCritic),
+    cfg.TD3Config: (TD3Learner, Actor),
 }
 
 
@@ -135,9 +148,11 @@ def make_network(config: cfg.Config, spaces: Spaces) -> Any:
     encoder = Encoder(spaces.obs_dim, config.encoder.embed_dim, config.encoder.constant_input)
     core = CORES[type(config.core)](encoder.output_dim, config.core)
     hidden_dim: int = core.hidden_dim  # type: ignore[assignment]
-    make = LEARNERS[type(config.learner)][1]
-    bounds = {} if spaces.low is None else {"low": spaces.low, "high": spaces.high}
-    return make(spaces.obs_dim, hidden_dim, spaces.action_dim, encoder=encoder, core=core, **bounds)
+    learner, make = LEARNERS[type(config.learner)]
+    more = learner.network_options(config.learner)
+    if spaces.low is not None:
+        more |= {"low": spaces.low, "high": spaces.high}
+    return make(spaces.obs_dim, hidden_dim, spaces.action_dim, encoder=encoder, core=core, **more)
 
 
 def make_learner(config: cfg.Config, spaces: Spaces, device: torch.device) -> Any:
@@ -149,20 +164,47 @@ def make_learner(config: cfg.Config, spaces: Spaces, device: torch.device) -> An
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         network = make_network(config, spaces)
-        return LEARNERS[type(config.learner)][0](network, config.learner, config.run.seed, device)
+        learner = LEARNERS[type(config.learner)][0](network, config.learner, config.run.seed, device)
+    if not isinstance(config.expansion, cfg.NoExpansionConfig):
+        parts = (learner.networks, learner.targets, learner.optimizers)
+        learner.topology = Topology(config.expansion, *parts, config.run.seed, total_steps(config))
+        if getattr(learner, "average", None) is not None:
+            learner.topology.follow("actor", learner.average)  # type: ignore[attr-defined]
+    return learner
 
 
-def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Any) -> ReplayBuffer:
+def total_steps(config: cfg.Config) -> int | None:
+    """Environment steps of the whole run; where episodes are counted, as many as they may have, if that is known."""
+    run, limit = config.run, step_limit(config.env)
+    if run.total_steps is not None:
+        return run.total_steps
+    return None if limit is None else run.num_episodes * limit
+
+
+def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Any) -> Any:
     """The replay memory that the learner's options describe."""
     replay: Any = config.learner
     obs_dim = spaces.obs_dim
+    state_shapes = [tuple(part.shape[1:]) for part in state_parts(network.init_state(1))]
+    if LEARNERS[type(replay)][0].on_policy:
+        rollout = (num_lanes, obs_dim, replay.rollout_steps, state_shapes, config.run.reset_state_on_trial)
+        return _allocate(lambda: RolloutBuffer(*rollout))
     common = {
-        "state_shapes": [tuple(part.shape[1:]) for part in state_parts(network.init_state(1))],
+        "state_shapes": state_shapes,
         "replay_state": replay.replay_state,
         "reset_state_on_trial": config.run.reset_state_on_trial,
         "priority_exponent": replay.priority_exponent if replay.prioritized else None,
         "importance_exponent": replay.importance_exponent,
     }
+    if spaces.low is not None:
+        common |= {"action_shape": (spaces.action_dim,), "action_dtype": np.float32}
+    if isinstance(replay, cfg.TD3Config):
+        memoryless = not any(map(math.prod, common["state_shapes"]))
+        plain = memoryless and replay.replay == "transition" and not replay.prioritized
+        _check_td3(replay, total_steps(config), plain)
+        if plain:
+            size = replay.buffer_size
+            return _allocate(lambda: TransitionReplay(num_lanes, obs_dim, spaces.action_dim, size))
     if replay.replay == "trial":
         limit = step_limit(config.env)
         if limit is None:
@@ -177,10 +219,28 @@ def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Any
     return _allocate(lambda: SequenceReplayBuffer(num_lanes, obs_dim, **sequences))
 
 
+def _check_td3(learner: cfg.TD3Config, steps: int | None, plain: bool) -> None:
+    for name in ("dynamic_buffer", "experience_review"):
+        if getattr(learner, name) and not plain:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} works on single transitions, drawn uniformly: --core mlp --replay transition")
+    if learner.n_step > 1 and learner.replay == "transition" and not plain:
+        raise ConfigError(
+            f"--n-step sums rewards along sequences, or from --core mlp with transitions drawn uniformly, got "
+            f"{learner.n_step}; take --replay sequence"
+        )
+    interval = learner.buffer_adjustment_interval
+    if learner.dynamic_buffer and steps is not None and interval > steps:
+        raise ConfigError(
+            f"--buffer-adjustment-interval must not exceed --total-steps = {steps}, or nothing is ever adjusted, "
+            f"got {interval}"
+        )
+
+
 def step_limit(env: cfg.EnvConfig) -> int | None:
     """The time limit of an episode in steps: the user's, else the task's own, else None."""
     limit = env.max_episode_steps  # type: ignore[attr-defined]
-    return find_spec(env.env_name).max_episode_steps if isinstance(env, cfg.GymnasiumConfig) and not limit else limit
+    return time_limit(env.env_name, env.env_args, limit) if isinstance(env, cfg.GymnasiumConfig) else limit
 
 
 # --- sizes that no machine holds ---------------------------------------------------------------------------
@@ -191,7 +251,7 @@ def _machine_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
 
 
-def _allocate(make: Callable[[], ReplayBuffer]) -> ReplayBuffer:
+def _allocate(make: Callable[[], Any]) -> Any:
     way_out = "lower --buffer-size, --hidden-dim or the sequences' length"
     try:
         buffer = make()

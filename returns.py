@@ -1,4 +1,4 @@
-"""TD targets and losses: pure tensor maths, time along the second axis.
+"""TD targets, returns, entropies and losses: pure tensor maths, time along the second axis.
 
 Index t holds what was seen at step t: q(s_t), the reward r_{t+1} that followed, and whether the task ended
 there. Targets are for q(s_t, a_t), so `bootstrap[:, t]` is the value of s_{t+1}.
@@ -63,3 +63,48 @@ def td_loss(q_taken: Tensor, target: Tensor, weight: Tensor, kind: str = "huber"
     else:
         loss = 0.5 * (q_taken - target).square()
     return (weight * loss).sum()
+
+
+def discounted_sums(x: Tensor, decay: Tensor) -> Tensor:
+    """y_t = x_t + decay_t y_{t+1}, and y_T = 0 behind the end.
+
+    Not a loop over T but log2(T) doublings: after the k-th, y_t sums the 2^k terms from x_t on.
+
+    Args: x, decay: (B, T).
+    Returns: y, (B, T).
+    """
+    reach = 1
+    while reach < x.shape[1]:
+        x = x + decay * functional.pad(x[:, reach:], (0, reach))
+        decay = decay * functional.pad(decay[:, reach:], (0, reach))
+        reach *= 2
+    return x
+
+
+def lambda_returns(rewards: Tensor, bootstrap: Tensor, cut: Tensor, gamma: float, lam: float = 1.0) -> Tensor:
+    """The lambda-return (Sutton & Barto 2018, ch. 12), whose excess over V is the GAE (Schulman et al. 2016):
+
+        G_t = r_{t+1} + gamma ((1 - lam) V(s_{t+1}) + lam G_{t+1})      within an episode
+        G_t = r_{t+1} + gamma V(s_{t+1})                                where it is cut
+        G_t - V(s_t) = sum_k (gamma lam)^k delta_{t+k},   delta_t = r_{t+1} + gamma V(s_{t+1}) - V(s_t)
+
+    With lam = 1 these are the discounted returns (Monte Carlo), and V enters at the cuts alone.
+
+    Args:
+        rewards: r_{t+1}, (B, T).
+        bootstrap: V(s_{t+1}), (B, T); 0 where the task ended.
+        cut: true where the sum stops, (B, T): an episode's last step, and the recording's.
+    Returns: G, (B, T).
+    """
+    through = gamma * lam * (~cut).to(rewards.dtype)
+    return discounted_sums(rewards + (gamma - through) * bootstrap, through)
+
+
+def shannon_entropy(log_probs: Tensor) -> Tensor:
+    """-sum_a p_a log p_a in nats, (..., A) -> (...); between 0 and log A."""
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def simpson_entropy(log_probs: Tensor) -> Tensor:
+    """1 - sum_a p_a^2, the chance that two draws differ (Simpson 1949), (..., A) -> (...); between 0 and 1 - 1/A."""
+    return 1.0 - (2.0 * log_probs).exp().sum(-1)

@@ -70,7 +70,7 @@ def test_a_whole_number_will_do_for_a_number() -> None:
         ({"run": {"sede": 1}}, "unknown key 'sede' in section 'run'; did you mean 'seed'?"),
         ({"rum": {}}, "unknown section 'rum' in the configuration; did you mean 'run'?"),
         ({"core": {"name": "gru", "eta": 0.1}}, "unknown key 'eta' in section 'core'"),
-        ({"core": {"name": "lsmt"}}, "--core must be one of mpn, mpn-frozen, rnn, gru, lstm, mlp, got 'lsmt'; did"),
+        ({"core": {"name": "lsmt"}}, "--core must be one of mpn, mpn-frozen, rnn, gru, lstm, mlp, "),
         ({"core": {"name": ["mpn"]}}, "--core must be one of"),
         ({"core": {"name": None}}, "--core must be one of"),
         ({"env": {"name": "atari"}}, "env.name must be one of gymnasium, neurogym, got 'atari'"),

@@ -13,7 +13,7 @@ FILES = sorted(Path(__file__).parent.parent.glob("configs/*.json"))
 def test_every_config_file_is_a_valid_run(path):
     file = read_config_file(str(path))
     config = make_config("train" if file["env"]["name"] == "gymnasium" else "train-neurogym", {}, file)
-    assert config.to_dict()["core"]["name"] == "mpn"
+    assert config.core.name == file.get("core", {}).get("name", "mpn")
 
 
 def test_flags_override_a_config_file():

@@ -1,11 +1,22 @@
-"""TD targets and losses against numbers worked by hand."""
+"""TD targets, returns, entropies and losses against numbers worked by hand, and returns against their definitions."""
 
 from __future__ import annotations
+
+import itertools
+import math
 
 import pytest
 import torch
 
-from returns import n_step_targets, next_values, td_loss
+from returns import (
+    discounted_sums,
+    lambda_returns,
+    n_step_targets,
+    next_values,
+    shannon_entropy,
+    simpson_entropy,
+    td_loss,
+)
 
 # One episode of four steps; V(s_{t+1}) differs at every step, so that a target one step late shows.
 REWARDS = [1.0, 2.0, 3.0, 4.0]
@@ -95,6 +106,81 @@ def test_rows_have_their_own_ends() -> None:
     first, second = n_step_targets(**rows, gamma=0.5, n_step=2)
     assert first[:2].tolist() == [2.0, 2.0]  # 1 + 0.5 * 2, and 2 at the end
     assert second.tolist() == [7.0, 11.0, 15.0, 24.0]
+
+
+# --- returns ------------------------------------------------------------------------------------------------
+
+
+def returns(lam: float, cut=(0, 0, 0, 1), values=VALUES, gamma: float = 0.5) -> list[float]:
+    row = torch.tensor([REWARDS]), torch.tensor([values]), torch.tensor([cut], dtype=torch.bool)
+    return lambda_returns(*row, gamma, lam)[0].tolist()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 8, 200])
+def test_discounted_sums_equal_the_recursion(steps: int) -> None:
+    x, decay = torch.randn(3, steps).double(), torch.rand(3, steps).double()
+    y, rows = torch.zeros(3).double(), []
+    for t in reversed(range(steps)):
+        y = x[:, t] + decay[:, t] * y
+        rows.append(y)
+    torch.testing.assert_close(discounted_sums(x, decay), torch.stack(rows[::-1], 1))
+
+
+def test_monte_carlo_returns_bootstrap_at_the_cut_alone() -> None:
+    """4 + 0.5 * 40 = 24, 3 + 12 = 15, 2 + 7.5 = 9.5, 1 + 4.75: the values before the cut do not enter."""
+    assert returns(1.0) == [5.75, 9.5, 15.0, 24.0]
+    assert returns(1.0, values=[-1.0, 7.0, 99.0, 40.0]) == [5.75, 9.5, 15.0, 24.0]
+
+
+def test_without_a_value_behind_the_cut_returns_are_discounted_rewards() -> None:
+    """4, 3 + 2, 2 + 2.5, 1 + 2.25."""
+    assert returns(1.0, values=[0.0] * 4) == [3.25, 4.5, 5.0, 4.0]
+
+
+def test_lambda_zero_is_one_step_td() -> None:
+    """1 + 5, 2 + 10, 3 + 15, 4 + 20."""
+    assert returns(0.0) == [6.0, 12.0, 18.0, 24.0]
+
+
+def test_lambda_half_by_hand() -> None:
+    """24; 3 + 0.5 (15 + 12) = 16.5; 2 + 0.5 (10 + 8.25) = 11.125; 1 + 0.5 (5 + 5.5625) = 6.28125."""
+    assert returns(0.5) == [6.28125, 11.125, 16.5, 24.0]
+
+
+def test_nothing_passes_a_cut() -> None:
+    """The first two steps are an episode that ended (value 0 behind it): 2, 1 + 0.5 * 2; then 3 + 12 and 24."""
+    assert returns(1.0, cut=(0, 1, 0, 1), values=[10.0, 0.0, 30.0, 40.0]) == [2.0, 2.0, 15.0, 24.0]
+    first = returns(0.7, cut=(0, 1, 0, 1), values=[10.0, 0.0, 30.0, 40.0])[:2]
+    assert first == returns(0.7, cut=(0, 1, 0, 1), values=[10.0, 0.0, -3.0, 8.0])[:2]
+
+
+def test_gae_is_the_excess_of_the_lambda_return_over_the_value() -> None:
+    """A_t = sum_k (gamma lam)^k delta_{t+k} up to the cut, by a slow loop."""
+    torch.manual_seed(3)
+    gamma, lam, rows, steps = 0.9, 0.8, 4, 17
+    reward, final = torch.randn(2, rows, steps).double()
+    values = torch.randn(rows, steps + 1).double()
+    cut = torch.rand(rows, steps) < 0.2
+    cut[:, -1] = True
+    following = torch.where(cut, final, values[:, 1:])
+    expected = torch.zeros(rows, steps).double()
+    for b, t in itertools.product(range(rows), range(steps)):
+        for k in range(t, steps):
+            delta = reward[b, k] + gamma * following[b, k] - values[b, k]
+            expected[b, t] += (gamma * lam) ** (k - t) * delta
+            if cut[b, k]:
+                break
+    torch.testing.assert_close(lambda_returns(reward, following, cut, gamma, lam) - values[:, :-1], expected)
+
+
+# --- entropies ----------------------------------------------------------------------------------------------
+
+
+def test_entropies_by_hand() -> None:
+    """p = (1/2, 1/4, 1/4): 1.5 bits, and 1 - 1/4 - 2/16; certainty has none; uniform over A: log A, 1 - 1/A."""
+    log_probs = torch.tensor([[0.5, 0.25, 0.25], [1.0, 1e-30, 1e-30], [1 / 3, 1 / 3, 1 / 3]]).log()
+    assert shannon_entropy(log_probs).tolist() == pytest.approx([1.5 * math.log(2), 0.0, math.log(3)])
+    assert simpson_entropy(log_probs).tolist() == pytest.approx([0.625, 0.0, 2 / 3])
 
 
 # --- losses --------------------------------------------------------------------------------------------------
