@@ -93,7 +93,7 @@ def plot_bands(
     for index, (name, (x, estimate)) in enumerate(series.items()):
         colour = {**MODEL_COLOURS, **STATE_COLOURS, **(colours or {})}.get(name, OTHER_COLOURS[index % 8])
         n = np.unique(np.atleast_1d(estimate.n)[np.atleast_1d(estimate.n) > 0])
-        count = f"{n[0]:,}" if len(n) == 1 else f"{n[0]:,}-{n[-1]:,}" if len(n) else "0"
+        count = f"{n[0]:,.0f}" if len(n) == 1 else f"{n[0]:,.0f}-{n[-1]:,.0f}" if len(n) else "0"
         alone = "" if np.isfinite(estimate.low).any() else ", no interval"
         marker = "o" if len(np.atleast_1d(x)) < 12 else ""
         label = f"{model_name(name)} (n = {count} {of.removesuffix('s') if count == '1' else of}{alone})"
@@ -101,6 +101,45 @@ def plot_bands(
         ax.fill_between(x, estimate.low, estimate.high, color=colour, alpha=0.22, lw=0, zorder=3)
     ax.legend(title="band: 95 % interval", title_fontsize=8, alignment="left")
     return ax
+
+
+@house_style()
+def curve_figure(
+    series: Mapping[str, tuple[Any, Estimate]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    of: str = "trials",
+    reference: tuple[float, str] | None = None,
+    marks: Mapping[str, float] | None = None,
+    log: bool = False,
+    title: str | None = None,
+) -> Figure:
+    """One panel of `plot_bands`.
+
+    Args: reference: a dashed line's height and name. marks: {period: its first x}, shaded. log: a logarithmic x beyond
+    its smallest positive value.
+    """
+    fig, ax = new_figure(6.4, 3.8)
+    plot_bands(series, ax, of=of)
+    x = np.concatenate([np.asarray(own, float) for own, _ in series.values()])
+    if marks:
+        shade_periods(ax, marks, float(x.max()) + 1)
+    if reference is not None and np.isfinite(reference[0]):
+        ax.axhline(reference[0], color="#777777", lw=0.9, ls=(0, (4, 3)), zorder=2)
+        ax.annotate(reference[1], (1, reference[0]), (-2, 3), xycoords=("axes fraction", "data"), ha="right",
+                    textcoords="offset points", fontsize=7.5, color="#555555")  # fmt: skip
+    if log and (x > 0).any():
+        if x.min() > 0:
+            ax.set_xscale("log")
+        else:
+            ax.set_xscale("symlog", linthresh=float(x[x > 0].min()))
+        ticks = np.unique(x)
+        ax.set_xticks(ticks, [short(tick) for tick in ticks])
+        ax.minorticks_off()
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    title_page(fig, title)
+    return fig
 
 
 @house_style()
@@ -235,6 +274,35 @@ def _one_panel_each(names: Sequence[str], lines: int, width: float) -> tuple[Fig
     return fig, axes
 
 
+def plot_groups(rows: Sequence[Row], groups: Sequence[str], ax: Axes) -> Axes:
+    """One measure's interquartile means with intervals, a line per group, and single seeds below them."""
+    own = {row.group: row for row in rows}
+    for place, group in enumerate(groups):
+        if group in own:
+            row = own[group]
+            colour = MODEL_COLOURS.get(group, OTHER_COLOURS[place % len(OTHER_COLOURS)])
+            ax.plot(row.scores, np.full(len(row.scores), place + 0.22), "o", ms=3, alpha=0.5, mew=0, color=colour)
+            intervals(ax, place, row.iqm, colour, across=True, elinewidth=2.4, ms=6)
+    counts = [f"n = {own[group].iqm.n}" if group in own else "none" for group in groups]
+    ax.set_yticks(range(len(groups)), [f"{model_name(g)} ({n})" for g, n in zip(groups, counts, strict=True)])
+    return ax
+
+
+def plot_improvements(pairs: Sequence[Better], ax: Axes) -> Axes:
+    """One measure's probabilities of improvement, a line per pair of groups."""
+    for place, pair in enumerate(pairs):
+        intervals(ax, place, pair.probability, INK, across=True)
+    ax.axvline(0.5, color="#999999", lw=0.8, ls=(0, (4, 3)))
+    names = [f"{model_name(pair.group)} > {model_name(pair.other)} (n = {pair.probability.n})" for pair in pairs]
+    ax.set_yticks(range(len(pairs)), names)
+    ax.set(xlim=(-0.03, 1.03), xlabel="probability", xticks=(0, 0.5, 1))
+    return ax
+
+
+SMALL_IQM = "large: interquartile mean, 95 % bootstrap over n seeds; small: single seeds"
+SMALL_BETTER = "probability that a run of the first scores higher, 95 % bootstrap; n runs of both together"
+
+
 @house_style()
 def comparison_figure(rows: Sequence[Row], *, title: str | None = None) -> Figure:
     """The rows of `comparison.compare`: interquartile means with intervals, and single seeds, a panel per measure."""
@@ -242,16 +310,8 @@ def comparison_figure(rows: Sequence[Row], *, title: str | None = None) -> Figur
     groups = list(dict.fromkeys(row.group for row in rows))
     fig, axes = _one_panel_each(measures, len(groups), 3.2)
     for ax, measure in zip(axes, measures, strict=False):
-        own = {row.group: row for row in rows if row.measure == measure}
-        for place, group in enumerate(groups):
-            if group in own:
-                row = own[group]
-                colour = MODEL_COLOURS.get(group, OTHER_COLOURS[place % len(OTHER_COLOURS)])
-                ax.plot(row.scores, np.full(len(row.scores), place + 0.22), "o", ms=3, alpha=0.5, mew=0, color=colour)
-                intervals(ax, place, row.iqm, colour, across=True, elinewidth=2.4, ms=6)
-        counts = [f"n = {own[group].iqm.n}" if group in own else "none" for group in groups]
-        ax.set_yticks(range(len(groups)), [f"{model_name(g)} ({n})" for g, n in zip(groups, counts, strict=True)])
-    title_page(fig, title, "large: interquartile mean, 95 % bootstrap over n seeds; small: single seeds")
+        plot_groups([row for row in rows if row.measure == measure], groups, ax)
+    title_page(fig, title, SMALL_IQM)
     return fig
 
 
@@ -262,13 +322,66 @@ def improvement_figure(pairs: Sequence[Better], *, title: str | None = None) -> 
     most = max((sum(pair.measure == measure for pair in pairs) for measure in measures), default=1)
     fig, axes = _one_panel_each(measures, most, 3.2)
     for ax, measure in zip(axes, measures, strict=False):
-        own = [pair for pair in pairs if pair.measure == measure]
-        for place, pair in enumerate(own):
-            intervals(ax, place, pair.probability, INK, across=True)
-        ax.axvline(0.5, color="#999999", lw=0.8, ls=(0, (4, 3)))
-        names = [f"{model_name(pair.group)} > {model_name(pair.other)} (n = {pair.probability.n})" for pair in own]
-        ax.set_yticks(range(len(own)), names)
-        ax.set(xlim=(-0.03, 1.03), xlabel="probability", xticks=(0, 0.5, 1))
+        plot_improvements([pair for pair in pairs if pair.measure == measure], ax)
         ax.set_title(measure, fontsize=9)
-    title_page(fig, title, "probability that a run of the first scores higher, 95 % bootstrap; n runs of both together")
+    title_page(fig, title, SMALL_BETTER)
     return fig
+
+
+@house_style()
+def comparison_page(
+    rows: Sequence[Row],
+    pairs: Sequence[Better],
+    curves: Mapping[str, tuple[str, Mapping[str, tuple[Any, Estimate]]] | str],
+    *,
+    title: str | None = None,
+) -> Figure:
+    """Several groups of runs on one page: learning curves, interquartile means, probabilities of improvement.
+
+    Args: curves: {task: (what is learned, {group: `comparison.learning_band`}), or the sentence that says why not}.
+    """
+    measures = list(dict.fromkeys(row.measure for row in rows))
+    paired = list(dict.fromkeys(pair.measure for pair in pairs))
+    groups = list(dict.fromkeys(row.group for row in rows))
+    most = max((sum(pair.measure == measure for pair in pairs) for measure in paired), default=0)
+    # Panels of each of the three parts, and the height of a line of them.
+    parts = [(len(curves), 3.2), (len(measures), 1.0 + 0.34 * len(groups)), (len(paired), 1.1 + 0.3 * most)]
+    heights = [-(-count // ABREAST) * height for count, height in parts if count]
+    columns = min(ABREAST, max(count for count, _ in parts))
+    fig = Figure(figsize=(max(5.6, 4.2 * columns), 0.6 + sum(heights)), layout="constrained")
+    pieces = np.atleast_1d(fig.subfigures(len(heights), 1, height_ratios=heights))
+    colours = {group: OTHER_COLOURS[place % len(OTHER_COLOURS)] for place, group in enumerate(groups)}
+    for ax, (task, curve) in zip(_panels(pieces[0], len(curves), columns), curves.items(), strict=True):
+        if isinstance(curve, str):
+            say(ax, curve, task)
+            continue
+        ylabel, bands = curve
+        plot_bands(bands, ax, of="seeds", colours={name: colours[name] for name in bands if name not in MODEL_COLOURS})
+        ax.set(xlabel="environment steps", ylabel=ylabel, xlim=(0, None), title=task)
+        ax.xaxis.set_major_formatter(thousands)
+    for ax, measure in zip(_panels(pieces[1], len(measures), columns), measures, strict=True):
+        plot_groups([row for row in rows if row.measure == measure], groups, ax)
+        ax.set(ylim=(len(groups) - 0.4, -0.6))
+        ax.set_xlabel(measure, fontsize=8)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.grid(axis="x", color="#EEEEEE")
+    pieces[1].suptitle(SMALL_IQM, fontsize=8, x=0.01, ha="left")
+    if paired:
+        for ax, measure in zip(_panels(pieces[2], len(paired), columns), paired, strict=True):
+            plot_improvements([pair for pair in pairs if pair.measure == measure], ax)
+            ax.set(ylim=(most - 0.4, -0.6))
+            ax.set_xlabel(measure, fontsize=8)
+        pieces[2].suptitle(SMALL_BETTER, fontsize=8, x=0.01, ha="left")
+    title_page(fig, title, "learning curves: interquartile mean over seeds, band: 95 % bootstrap")
+    return fig
+
+
+ABREAST = 3
+
+
+def _panels(part: Any, count: int, columns: int) -> list[Axes]:
+    """So many axes in lines of `columns`; the places left over are empty."""
+    axes = part.subplots(-(-count // columns), columns, squeeze=False).ravel().tolist()
+    for ax in axes[count:]:
+        ax.axis("off")
+    return axes[:count]

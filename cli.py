@@ -219,7 +219,7 @@ def _add_existing(parser: Parser, several: bool = False) -> None:
     parser.add_argument(
         "--lesion",
         metavar="PART",
-        help="hold a part of the core's state at zero: M of an mpn; trace, eligibility or modulator of backpropamine",
+        help="hold a part of the core's state at zero: trace, eligibility or modulator of backpropamine",
     )
     _add_number(parser, "--seed", 0, 2**31 - 1, 0, "seed of the episodes")
     _add_number(parser, "--threads", 1, 256, 1, "CPU threads")

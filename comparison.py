@@ -97,7 +97,7 @@ def probability_of_improvement(
 
 
 def compare(measures: Mapping[str, Mapping[str, Scores | ArrayLike]]) -> tuple[list[Row], list[Better]]:
-    """All groups in all measures, and every pair of groups, as lines for a table, a CSV file and a picture.
+    """All groups in all measures, and every pair of groups with a common task: lines for a table, a file, a picture.
 
     Args: measures: {measure: {group: scores}}. A group without scores in a measure has no line there.
     """
@@ -113,7 +113,10 @@ def compare(measures: Mapping[str, Mapping[str, Scores | ArrayLike]]) -> tuple[l
         names = list(known)
         for i, group in enumerate(names):
             for other in names[i + 1 :]:
-                probability = probability_of_improvement(groups[group], groups[other])
+                try:
+                    probability = probability_of_improvement(groups[group], groups[other])
+                except MissingDataError:  # no task in common
+                    continue
                 pairs.append(Better(measure, group, other, probability))
     return rows, pairs
 

@@ -308,7 +308,8 @@ def _known(values: ArrayLike) -> np.ndarray:
 
 def colour_keys(activity: Activity) -> list[str]:
     """Everything that `colour_values` can resolve for this activity."""
-    conditions = sorted(name.removeprefix("condition_") for name in activity if name.startswith("condition_"))
+    told = sorted(name for name in activity if name.startswith(("condition_", "info_")))
+    conditions = list(dict.fromkeys(name.partition("_")[2] for name in told))
     features = [f"obs_{index}" for index in range(activity["observations"].shape[1])]
     return [*conditions, "choice", "ground_truth", "correct", "time", "trial", *features]
 
@@ -316,16 +317,18 @@ def colour_keys(activity: Activity) -> list[str]:
 def colour_values(activity: Activity, key: str) -> ColourValues:
     """One value per step to colour trajectories by.
 
-    A recorded condition (`coh` or `condition_coh`), `choice` and `ground_truth` (of the trial's last step,
-    where the decision falls; of each step in a task without trials), `correct`, `time` in the trial, `trial`
-    number, an observation feature `obs_3`, a difference `obs_1-obs_2`, or either summed since the trial
-    began, `sum_obs_1-obs_2`: the accumulated evidence. Text and numbers with at most two values are categories.
+    A recorded condition (`coh` or `condition_coh`), a number that the task told of the step (`hit`, `row`), `choice`
+    and `ground_truth` (of the trial's last step, where the decision falls; of each step in a task without trials),
+    `correct`, `time` in the trial, `trial` number, an observation feature `obs_3`, a difference `obs_1-obs_2`, or
+    either summed since the trial began, `sum_obs_1-obs_2`: the accumulated evidence. Text and numbers with at most
+    two values are categories.
 
     Raises ConfigError, listing what there is.
     """
     name = key.removeprefix("condition_")
-    if f"condition_{name}" in activity:
-        values = activity[f"condition_{name}"]
+    column = next((f"{kind}_{name}" for kind in ("condition", "info") if f"{kind}_{name}" in activity), None)
+    if column is not None:
+        values = activity[column]
         known = values[_known(values)]
         return ColourValues(values, known.dtype.kind not in "fiu" or len(np.unique(known)) <= 2, name)
     if key == "time":

@@ -83,11 +83,22 @@ class _Tally:
         )
 
 
+# (obs (n, D), state, step in the trial (n,), episode (n,)) -> the observation and state that the network gets instead.
+Intervention = Callable[[torch.Tensor, Any, np.ndarray, np.ndarray], tuple[torch.Tensor, Any]]
+
+
 @torch.no_grad()
 def evaluate(
-    network, envs: Sequence[gymnasium.Env], seeds: Sequence[int], reset_state_on_trial: bool = False
+    network,
+    envs: Sequence[gymnasium.Env],
+    seeds: Sequence[int],
+    reset_state_on_trial: bool = False,
+    intervene: Intervention | None = None,
 ) -> Evaluation:
-    """Episodes of a policy without exploration, one per seed, in as many lanes as there are environments."""
+    """Episodes of a policy without exploration, one per seed, in as many lanes as there are environments.
+
+    Args: intervene: what an experimenter does to the agent before each of its steps; see `probes`.
+    """
     tally = _Tally(len(seeds))
     lanes = min(len(envs), len(seeds))
     episode = list(range(lanes))  # the episode that each lane plays
@@ -97,13 +108,18 @@ def evaluate(
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(seeds[0])  # for policies that are evaluated as they are, by drawing
     envs = list(envs[:lanes])
+    since: np.ndarray = np.zeros(lanes, int)  # steps since the trial began
     while envs:
-        actions, state = network.select_action(torch.from_numpy(obs).to(device), state, 0.0, generator)
+        seen = torch.from_numpy(obs).to(device)
+        if intervene is not None:
+            seen, state = intervene(seen, state, since, np.array(episode))
+        actions, state = network.select_action(seen, state, 0.0, generator)
         fresh, over = np.zeros(len(envs), bool), np.zeros(len(envs), bool)
         for lane, (env, action) in enumerate(zip(envs, each(actions.cpu().numpy()), strict=True)):
             obs[lane], reward, terminated, truncated, info = env.step(action)
             tally.add(episode[lane], action, float(reward), info)
             fresh[lane] = reset_state_on_trial and info.get("new_trial", False)
+            since[lane] = 0 if terminated or truncated or info.get("new_trial") else since[lane] + 1
             if terminated or truncated:
                 fresh[lane] = True
                 if coming < len(seeds):
@@ -117,7 +133,7 @@ def evaluate(
             keep = np.flatnonzero(~over)
             index = torch.from_numpy(keep).to(device)
             state, obs = map_state(lambda part, index=index: part[index], state), obs[keep]
-            envs, episode = [envs[i] for i in keep], [episode[i] for i in keep]
+            envs, episode, since = [envs[i] for i in keep], [episode[i] for i in keep], since[keep]
     return tally.result()
 
 
@@ -226,12 +242,17 @@ def join_episodes(episodes: Sequence[dict[str, np.ndarray]]) -> dict[str, np.nda
     return joined
 
 
+# What a recording has under a name of its own, or NeuroGym's tasks tell of every step.
+NAMED = {"new_trial", "trial_number", "gt", "period", "performance", "aborted", "decision", "fixation_break"}
+
+
 class _Log:
     """Columns that grow by one entry per step."""
 
     def __init__(self) -> None:
         self.columns: dict[str, list] = {}
         self.conditions: list[dict[str, Any]] = []  # of each step; trials may differ in which they have
+        self.infos: list[dict[str, Any]] = []
         self.trial_start = 0
 
     def __len__(self) -> int:
@@ -242,7 +263,8 @@ class _Log:
             self.columns.setdefault(name, []).append(entry)
 
     def add_trial(self, info: dict[str, Any], conditions: dict[str, Any]) -> None:
-        """The step's place in its trial; a trial's score is known only when it ends."""
+        """The step's place in its trial, whose score is known only when it ends, and what numbers the info has."""
+        self.infos.append({k: v for k, v in info.items() if k not in NAMED and np.isscalar(v) and k == k.lower()})
         if "new_trial" not in info:
             self.add(trial=0, new_trial=False, ground_truth=-1, period="", correct=np.nan)
             return
@@ -256,8 +278,9 @@ class _Log:
 
     def arrays(self) -> dict[str, np.ndarray]:
         columns = {name: np.array(column) for name, column in self.columns.items()}
-        for name in dict.fromkeys(name for conditions in self.conditions for name in conditions):
-            columns[f"condition_{name}"] = _condition([conditions.get(name) for conditions in self.conditions])
+        for prefix, rows in (("condition", self.conditions), ("info", self.infos)):
+            for name in dict.fromkeys(name for row in rows for name in row):
+                columns[f"{prefix}_{name}"] = _condition([row.get(name) for row in rows])
         return columns
 
 

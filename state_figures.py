@@ -297,3 +297,12 @@ def plot_readout(
     ax.set(xlabel="principal component of h", ylabel="cosine with the readout vector")
     ax.legend()
     return ax
+
+
+@house_style()
+def readout_figure(projection: ReadoutProjection, *, title: str | None = None) -> Figure:
+    """`plot_readout` as a page."""
+    fig, ax = new_figure(7, 3.6)
+    plot_readout(projection, ax)
+    title_page(fig, title)
+    return fig

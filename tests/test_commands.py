@@ -236,8 +236,9 @@ def test_analysis_draws_what_the_core_has(
     run(capsys, "analyze", "--experiment-name", name, "--num-episodes", "3")
     folder = home / "experiments" / name / "analysis"
     pictures = {"pca_variance.png", "trajectories_hidden.png", *(f"trajectories_{state}.png" for state in states)}
-    assert {path.name for path in folder.glob("*.png")} == pictures
-    numbers = json.loads((folder / "pca.json").read_text())
+    drawn = {path.name for path in folder.glob("*.png")}
+    assert pictures <= drawn and ("snapshots.png" in drawn) == (name == "context")
+    numbers = json.loads((folder / "pca_variance.json").read_text())
     assert set(numbers["states"]) == {"h", *states}
     with np.load(folder / "activity.npz", allow_pickle=False) as activity:
         assert len(set(np.unique(activity["episode"]))) == 3
@@ -250,8 +251,8 @@ def test_collect_and_plot_are_the_two_halves(home: Path, capsys: pytest.CaptureF
                 "float32", "--epsilon", "0.5", "--seed", "7")  # fmt: skip
     assert first.startswith("2 episodes, 120 steps")
     second = run(capsys, "analyze", "plot", "--experiment-name", "context", "--color-by", "context")
-    assert "drawn: " in second
-    assert json.loads((home / "experiments/context/analysis/pca.json").read_text())["coloured_by"] == "context"
+    assert "drawn, with the numbers beside them: " in second
+    assert json.loads((home / "experiments/context/analysis/pca_variance.json").read_text())["coloured_by"] == "context"
 
 
 def test_a_colour_that_is_not_there_names_the_choices_and_keeps_the_recording(

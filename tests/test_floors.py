@@ -12,11 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "main": 7,
-    "commands": 6,
-    "reporting": 5, "sweep": 5,
+    "main": 9,
+    "commands": 8,
+    "analysis": 7,
+    "compare_runs": 6,
+    "reporting": 5, "sweep": 5, "loading": 5, "dynamics": 5, "report": 5,
     "sweep_summary": 4, "sweep_files": 4, "sweep_state": 3, "sweep_table": 3, "submit_file": 0, "terminal": 0,
-    "training": 4, "scoring": 4, "probes": 4,
+    "training": 4, "scoring": 4, "probes": 4, "recording": 4,
     "build": 3, "rollout": 3,
     "mpn_dqn": 2, "actor_critic": 2, "td3": 2,
     "mpn_module": 1, "rnn_module": 1, "backpropamine": 1, "neuroplastic_expansion": 1, "trial_replay": 1,
@@ -27,7 +29,7 @@ FLOORS = {
 }  # fmt: skip
 # Arrays in; numbers, or figures, out: on floor 0, each standing on those before it.
 ANALYSIS = ("estimates", "pca_analysis", "trials", "behaviour", "decoding", "demixed", "fixed_points", "comparison",
-            "visualize", "analysis_figures", "state_figures")  # fmt: skip
+            "visualize", "analysis_figures", "state_figures", "pages", "mechanism_pages", "probe_pages")  # fmt: skip
 FLOORS |= dict.fromkeys(ANALYSIS, 0)
 # Parts of floor 0 that lean on each other: the kernels are one thing in several files, and every module may
 # raise the ConfigError that options.py defines.
