@@ -56,7 +56,7 @@ table { border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tab
 caption { text-align: left; padding: 0.2rem 0; color: var(--soft); }
 th, td { text-align: left; vertical-align: top; padding: 0.22rem 0.9rem 0.22rem 0;
          border-bottom: 1px solid var(--line); }
-th { font-weight: 600; }
+th { font-weight: 600; white-space: nowrap; }
 td.number { text-align: right; white-space: nowrap; }
 .missing { border-left: 4px solid #e69f00; padding-left: 0.7rem; }
 @media print { nav, .skip { display: none; } details > * { display: block; } figure { break-inside: avoid; } }

@@ -301,8 +301,12 @@ def plot_readout(
 
 @house_style()
 def readout_figure(projection: ReadoutProjection, *, title: str | None = None) -> Figure:
-    """`plot_readout` as a page."""
+    """`plot_readout` as a page; of more than eight actions a map, actions down, components across."""
     fig, ax = new_figure(7, 3.6)
-    plot_readout(projection, ax)
+    if len(projection.cosines) <= 8:
+        plot_readout(projection, ax)
+    else:
+        plot_map(projection.cosines, ax, label="cosine with the readout vector")
+        ax.set(xlabel="principal component of h, from 0", ylabel="action")
     title_page(fig, title)
     return fig

@@ -202,7 +202,6 @@ class TD3Learner(Learner):
             for name, net in self.networks.items()
         }
         self.average = copy.deepcopy(self.online).requires_grad_(False) if config.eval_average else None
-        self.copies = {} if self.average is None else {"actor": self.average}  # that a topology is to mask as well
         self._actor = _trained(self.online)
         self._online, self._target = _parts(*self.networks.values()), _parts(*self.targets.values())
         self.acted = 0  # environment steps with exploration
