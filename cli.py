@@ -139,7 +139,7 @@ def _defaults(command: str, part: str, classes: list[Any], name: str) -> str:
     for cls in classes:
         for field in (field for field in dataclasses.fields(cls) if field.name == name):
             for learner in [cls.name] if part == "learner" else cfg.LearnerConfig.registry:
-                default = _show(cfg.default_of(command, learner, field))
+                default = _show(cfg.default_of(command, learner, field, cls.name if part == "core" else None))
                 users = shown.setdefault(default, [])
                 kind = cls.name if part in cfg.KINDS else learner
                 users += [] if kind in users else [kind]

@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
+from linear import Linear
 from mpn_kernels import ACTIVATIONS
 
 KINDS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -82,7 +83,7 @@ class MLPCore(nn.Module):
         super().__init__()
         self.input_dim, self.hidden_dim, self.activation = input_dim, hidden_dim, activation
         sizes = [input_dim] + [hidden_dim] * num_layers
-        self.layers = nn.ModuleList(nn.Linear(sizes[i], hidden_dim) for i in range(num_layers))
+        self.layers = nn.ModuleList(Linear(sizes[i], hidden_dim) for i in range(num_layers))
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> Tensor:
         """Nothing: (B, 0)."""

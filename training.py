@@ -90,7 +90,8 @@ class Run:
     def advance(self) -> list[dict[str, Any]]:
         """One step of every lane and the updates that fall due. Returns the rows that it logged."""
         self.learner.set_progress(self.progress)
-        obs = torch.from_numpy(self.lanes.obs).to(self.device)
+        # A copy in torch's own memory: products round by where their operands lie, and NumPy lays them anywhere.
+        obs = torch.tensor(self.lanes.obs, device=self.device)
         actions, state = self.learner.act(obs, self.state, explore=True)
         steps, ended = self.lanes.step(actions.cpu().numpy())
         if self.learner.on_policy:

@@ -176,7 +176,7 @@ class ReplayBuffer:
         reset[rows, padding] = anew
         mask = recorded & (np.arange(length)[None] >= self.burn_in)
         return Batch(
-            obs=torch.from_numpy(obs),
+            obs=torch.from_numpy(obs).clone(),  # in torch's own memory: products round by where operands lie
             reset=torch.from_numpy(reset),
             action=torch.from_numpy(self.action[lanes, slots]),
             reward=torch.from_numpy(np.where(recorded, self.reward[lanes, slots], 0.0).astype(np.float32)),
@@ -197,7 +197,7 @@ class ReplayBuffer:
         for kept, shape in zip(self.states, self.state_shapes, strict=True):
             part = kept[row] if len(kept) else np.zeros((len(row), *shape), np.float32)
             part[anew.astype(bool)] = 0.0  # the reset flag sets it
-            parts.append(torch.from_numpy(part))
+            parts.append(torch.from_numpy(part).clone())
         return tuple(parts) if len(parts) > 1 else parts[0]
 
     def _draw(self, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -305,6 +305,13 @@ def test_measures_are_taken_together_where_all_groups_have_all_tasks() -> None:
     assert set(compare_runs.measures_of(even[:1])) == {"accuracy", "return"}
 
 
+def test_groups_without_a_common_task_are_not_compared() -> None:
+    import comparison
+
+    rows, pairs = comparison.compare({"accuracy": {"a": {"x": [0.5, 0.6]}, "b": {"y": [0.7, 0.8]}}})
+    assert [row.group for row in rows] == ["a", "b"] and pairs == []
+
+
 def test_groups_are_named_by_any_option() -> None:
     config = cfg.make_config("train-neurogym", {"hidden_dim": 64})
     assert compare_runs.group_of(config, ["core"]) == "mpn"
@@ -326,6 +333,15 @@ def test_probes_leave_numbers_tables_and_pictures(home: Path, capsys: pytest.Cap
     assert {row["probe"] for row in rows} == {"delay", "input_noise", "state_noise", "lesion", "frozen"}
     assert all(0 <= float(row["low"]) <= float(row["value"]) <= float(row["high"]) <= 1 for row in rows)
     assert (folder / "delay.png").is_file() and (folder / "lesions.png").is_file()
+
+
+def test_a_readout_of_many_actions_fits_its_page(tmp_path: Path) -> None:
+    """33 actions, as AntiReach-v0 has: a legend of so many lines leaves no room (a warning is an error here)."""
+    import state_figures
+    import visualize
+
+    projection = pca_analysis.project_readout(np.random.default_rng(0).standard_normal((33, 6)), np.eye(6)[:4])
+    visualize.save_figure(state_figures.readout_figure(projection), tmp_path / "readout.png")
 
 
 def test_a_picture_that_can_no_longer_be_made_goes(tmp_path: Path) -> None:
