@@ -37,7 +37,6 @@ import mistakes  # noqa: E402
 from mistakes import TINY  # noqa: E402
 
 import commands  # noqa: E402  (before any fork, so that each one starts at once)
-import config as cfg  # noqa: E402
 import main as program  # noqa: E402
 from model_utils import Experiment, load_checkpoint, read_json  # noqa: E402
 from options import ConfigError  # noqa: E402
@@ -47,15 +46,17 @@ COMMON = ["--no-plot-training", "--device", "cpu"]
 SMALL = [word for pair in zip(TINY[::2], TINY[1::2], strict=True) if pair[0] != "--kernel" for word in pair]
 OFF_REPLAY = ["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2", "--eval-freq", "100", "--eval-episodes", "2",
               "--checkpoint-freq", "100"]  # fmt: skip
-# What is killed, in turn: (learner it needs, command line).
+# What is killed, in turn.
 VICTIMS = {
-    "dqn, sequences": ("dqn", ["train", *TINY]),
-    "dqn, prioritized trials": ("dqn", ["train-neurogym", *SMALL, "--replay", "trial", "--prioritized",
-                                        "--buffer-size", "40", "--kernel", "reference"]),
-    "dqn, lstm": ("dqn", ["train-neurogym", *SMALL, "--core", "lstm"]),
-    "a2c": ("a2c", ["train", "--algo", "a2c", *OFF_REPLAY]),
-    "td3": ("td3", ["train", "--algo", "td3", "--env-name", "Pendulum-v1", *OFF_REPLAY, "--learning-starts", "50",
-                    "--buffer-size", "400", "--sequence-length", "8", "--sequence-stride", "8", "--batch-size", "4"]),
+    "dqn, sequences": ["train", *TINY],
+    "dqn, prioritized trials": ["train-neurogym", *SMALL, "--replay", "trial", "--prioritized", "--buffer-size", "40",
+                                "--kernel", "reference"],
+    "dqn, lstm, growing": ["train-neurogym", *SMALL, "--core", "lstm", "--expansion", "paper",
+                           "--update-interval", "200"],
+    "a2c, backpropamine": ["train", "--algo", "a2c", "--core", "backpropamine", "--env-name", "GridMaze-v0",
+                           *OFF_REPLAY],
+    "td3": ["train", "--algo", "td3", "--env-name", "Pendulum-v1", *OFF_REPLAY, "--learning-starts", "50",
+            "--buffer-size", "400", "--sequence-length", "8", "--sequence-stride", "8", "--batch-size", "4"],
 }  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def real(argv: list[str], folder: Path, before: list[str] | None = None) -> subp
 
 def train(victim: str, name: str, seed: int, steps: int) -> list[str]:
     length = ["--seed", str(seed), "--total-steps", str(steps)]
-    return [*VICTIMS[victim][1], "--experiment-name", name, *length, *COMMON, "--resume", "auto"]
+    return [*VICTIMS[victim], "--experiment-name", name, *length, *COMMON, "--resume", "auto"]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -168,7 +169,7 @@ def unreadable(experiment: Experiment) -> list[str]:
 
 def kills(number: int, random: Random, steps: int, home: Path) -> dict[str, Any]:
     """Runs killed at random moments and resumed each time, until `number` kills were survived; then to the end."""
-    names = [name for name, (learner, _) in VICTIMS.items() if learner in cfg.LearnerConfig.registry]
+    names = list(VICTIMS)
     done, survived = 0, 0
     runs: list[dict[str, Any]] = []
     wrong: list[str] = []
