@@ -264,7 +264,7 @@ class A2CConfig(LearnerConfig, name="a2c"):
     lr_final: float = option(0.1, "step size at the end of the run, as a share of --learning-rate", low=0.0, high=1.0)
     adam_eps: float = option(1e-8, "Adam's epsilon, which bounds the steps along small gradients", above=0.0)
     weight_decay: float = option(0.0, "L2 penalty, added to the gradient as Adam does", low=0.0)
-    grad_clip: float = option(0.2, "largest gradient norm", above=0.0)
+    grad_clip: float = option(1.0, "largest gradient norm", above=0.0)
     warmup_updates: int = option(0, "rollouts at the start that train nothing", low=0)
     eval_policy: Literal["greedy", "sample"] = option(
         "greedy", "evaluated policy: the most probable action, or drawn as in training"
@@ -538,14 +538,13 @@ LEARNER_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
         "lr_final": 0.0,
         "gae_lambda": 0.95,
         "entropy_coef": 0.0,
-        "grad_clip": 1.0,
         "num_envs": 8,
         "total_steps": 500_000,
         "eval_freq": 25_000,
         "eval_episodes": 50,
     },
     ("train-neurogym", "a2c"): {
-        "num_envs": 8,  # one update per 256 steps; a step costs a sixth of what it costs with replay
+        "num_envs": 8,  # one update per 256 steps; a step costs an eighth of what it costs with replay
         "total_steps": 400_000,
         "eval_freq": 40_000,
     },
