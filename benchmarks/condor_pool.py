@@ -136,7 +136,7 @@ class Pool:
 
     def jobs(self, cluster: str) -> dict[int, tuple[int, int]]:
         """Row -> (state, starts), of finished jobs too."""
-        asked = (cluster, "-af", "ProcId", "JobStatus", "NumJobStarts")
+        asked = (cluster, "-af", "ProcId", "JobStatus", "NumShadowStarts")
         lines = self.command("condor_history", *asked) + self.command("condor_q", *asked)
         rows = [[int(part) for part in line.split()] for line in lines.splitlines()]
         return {row[0]: (row[1], row[2]) for row in rows}
