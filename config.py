@@ -635,7 +635,7 @@ def read_config_file(path: str) -> dict[str, Any]:
             nested = json.load(file)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path} is not JSON: {error}") from None
     if not isinstance(nested, dict) or not all(isinstance(part, dict) for part in nested.values()):
         raise ConfigError(f"--config {path} must hold sections of options: {', '.join(PARTS)}")

@@ -138,7 +138,7 @@ class Pool:
         """Row -> (state, starts), of finished jobs too."""
         asked = (cluster, "-af", "ProcId", "JobStatus", "NumShadowStarts")
         lines = self.command("condor_history", *asked) + self.command("condor_q", *asked)
-        rows = [[int(part) for part in line.split()] for line in lines.splitlines()]
+        rows = [[int(part) for part in line.replace("undefined", "0").split()] for line in lines.splitlines()]
         return {row[0]: (row[1], row[2]) for row in rows}
 
 
