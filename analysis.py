@@ -6,6 +6,7 @@ import argparse
 import csv
 import fnmatch
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -77,14 +78,15 @@ def collect(args: argparse.Namespace, name: str) -> None:
         "reset_state_on_trial": config.run.reset_state_on_trial,
     }
     episodes = record_episodes(network, env, [source() for _ in range(args.num_episodes)], **options)
+    first = next(episodes)
+    if args.color_by:
+        import pca_analysis
+
+        pca_analysis.colour_values(first, args.color_by)  # refuses what is not there, before anything is written
     path = experiment.analysis_dir / "activity.npz"
     with ActivityWriter(path.parent, args.states) as writer, Progress(console=stderr) as bar:
         task = bar.add_task(f"recording {name}", total=args.num_episodes)
-        for episode in episodes:
-            if args.color_by and not writer.episodes:
-                import pca_analysis
-
-                pca_analysis.colour_values(episode, args.color_by)  # refuses what is not there; nothing is written yet
+        for episode in itertools.chain([first], episodes):
             if not writer.add(episode, args.max_megabytes * 2**20):
                 taken = writer.episodes
                 stderr.print(f"stopped after {taken} episodes: --max-megabytes {args.max_megabytes} is reached")
