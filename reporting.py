@@ -154,9 +154,8 @@ class Reporter:
         stdout.print(
             f"done: {run.step:,} steps, {run.episodes:,} episodes in {spent:.0f} s ({self._speed():,.0f} steps/s)"
         )
-        best = max(
-            (row for row in self.experiment.read_metrics() if row["kind"] == "eval"), key=lambda row: row["return_mean"]
-        )
+        evaluations = [row for row in self.experiment.read_metrics() if row["kind"] == "eval"]
+        best = next(row for row in reversed(evaluations) if row["best"])
         accuracy = "" if best["accuracy"] is None else f", accuracy {best['accuracy']:.3f}"
         stdout.print(f"best_model.pt: step {best['step']:,}, greedy return {best['return_mean']:.2f}{accuracy}")
         stdout.print(f"next: python main.py eval --experiment-name {self.experiment.name}")
