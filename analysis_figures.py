@@ -99,7 +99,7 @@ def plot_bands(
         label = f"{model_name(name)} (n = {count} {of.removesuffix('s') if count == '1' else of}{alone})"
         ax.plot(x, estimate.value, marker=marker, ms=4, lw=2, color=colour, label=label, zorder=4)
         ax.fill_between(x, estimate.low, estimate.high, color=colour, alpha=0.22, lw=0, zorder=3)
-    ax.legend(title="band: 95 % interval", title_fontsize=8, alignment="left")
+    ax.legend(title="band: 95 % interval", title_fontsize=8, alignment="left", loc="lower right")
     return ax
 
 
@@ -122,6 +122,8 @@ def curve_figure(
     """
     fig, ax = new_figure(6.4, 3.8)
     plot_bands(series, ax, of=of)
+    ax.get_legend().remove()  # below the axes instead: such lines may run anywhere
+    fig.legend(title="band: 95 % interval", title_fontsize=8, alignment="left", loc="outside lower left", ncols=2)
     x = np.concatenate([np.asarray(own, float) for own, _ in series.values()])
     if marks:
         shade_periods(ax, marks, float(x.max()) + 1)
@@ -148,7 +150,8 @@ def plot_learning_bands(curves: Mapping[str, tuple[Any, Estimate]], ax: Axes, yl
     plot_bands(curves, ax, of="seeds")
     ax.set(xlabel="environment steps", ylabel=ylabel, xlim=(0, None))
     ax.xaxis.set_major_formatter(thousands)
-    ax.legend(title="interquartile mean; band: 95 % bootstrap over seeds", title_fontsize=8, alignment="left")
+    ax.legend(title="interquartile mean; band: 95 % bootstrap over seeds", title_fontsize=8, alignment="left",
+              loc="lower right")  # fmt: skip
     return ax
 
 

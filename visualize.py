@@ -63,6 +63,7 @@ STYLE = {
     "ytick.labelsize": 8,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
+    "legend.loc": "upper right",  # never "best": it searches all points, and warns when the machine is slow
     "legend.fontsize": 8,
     "savefig.dpi": 160,
     "svg.fonttype": "none",

@@ -24,3 +24,14 @@ def _fixed_seeds() -> None:
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _legends_have_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A legend at "best" searches all points, and Matplotlib warns when that takes a second on a busy machine."""
+    if "matplotlib.legend" in sys.modules:
+
+        def search(*_: object) -> None:
+            raise AssertionError('a legend without a place of its own: loc="best" is slow')
+
+        monkeypatch.setattr(sys.modules["matplotlib.legend"].Legend, "_find_best_position", search)
