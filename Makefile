@@ -56,6 +56,11 @@ format: dev ## format the code and apply what lint can mend
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
 
+.PHONY: wheel
+wheel: dev ## the sdist, and the wheel made from it, into dist/
+	$(python) -I -c 'from setuptools import build_meta; build_meta.build_sdist("dist")'
+	$(python) -m pip wheel --no-deps --no-build-isolation -w dist dist/mpn_rl-*.tar.gz
+
 .PHONY: clean
 clean: ## remove .venv, caches and build leftovers; experiments/ and results stay
 	rm -rf $(VENV) benchmarks/.venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
@@ -87,6 +92,10 @@ bench-ne: dev ## TD3 dense and growing on Pendulum-v1 and HalfCheetah-v4, resuma
 .PHONY: bench-peers
 bench-peers: install ## the same tasks with Stable-Baselines3, in a .venv of its own
 	$(python) benchmarks/peers.py
+
+.PHONY: figures
+figures: install ## the README's pictures of agents, from new trainings into docs/images: minutes
+	$(python) benchmarks/figures.py
 
 .PHONY: torture
 torture: dev ## 200 kills, 1,000 bad inputs, a full disk, two processes on one run: a quarter of an hour

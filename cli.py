@@ -21,9 +21,12 @@ RESUMABLE = {
     "checkpoint_freq",
     "plot_training",
     "tensorboard",
+    "wandb",
+    "wandb_project",
     "device",
     "threads",
 }
+SHELLS = ("bash", "zsh", "tcsh")
 TITLES = {
     "env": "environment",
     "core": "core, the recurrent layer",
@@ -44,9 +47,16 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def make_parser() -> Parser:
+def make_parser(prog: str = "main.py") -> Parser:
     """The parser of all subcommands."""
-    parser = Parser(prog="main.py", description=DESCRIPTION)
+    parser = Parser(prog=prog, description=DESCRIPTION)
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print mpn-rl's completion script for that shell: {', '.join(SHELLS)}",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     _add_training(commands.add_parser("train", help="train on a Gymnasium task"), "train")
     _add_training(commands.add_parser("train-neurogym", help="train on a NeuroGym task"), "train-neurogym")
@@ -68,19 +78,24 @@ def parse(argv: list[str] | None = None, parser: Parser | None = None) -> argpar
     return args
 
 
+def commands_of(parser: Parser) -> dict[str, Parser]:
+    """The parsers of the subcommands."""
+    return next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
+
+
 def options_of(parser: Parser, command: str) -> list[argparse.Action]:
     """The options of a subcommand, those of its own subcommands among them."""
-    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    actions = commands.choices[command]._actions
+    actions = commands_of(parser)[command]._actions
     inner = [action for action in actions if isinstance(action, argparse._SubParsersAction)]
     return [*actions, *(option for action in inner for sub in action.choices.values() for option in sub._actions)]
 
 
 def _add_training(parser: Parser, command: str) -> None:
-    parser.usage = f"main.py {command} [--experiment-name NAME] [--config FILE] [OPTIONS]"
+    parser.usage = f"{parser.prog} [--experiment-name NAME] [--config FILE] [OPTIONS]"
     run = parser.add_argument_group("experiment")
     run.add_argument("--experiment-name", metavar="NAME", help="folder in experiments/ (default: a random name)")
-    run.add_argument("--config", metavar="FILE", help="start from the options in this JSON file; flags override it")
+    text = "start from the options in this JSON file, or in that of the toolkit's configs/ named so; flags override it"
+    run.add_argument("--config", metavar="FILE", help=text)
     run.add_argument("--experiments-dir", metavar="DIR", default="experiments", help="(default: %(default)s)")
     run.add_argument(
         "--resume",
@@ -198,6 +213,36 @@ class _KeyValue(argparse.Action):
         except ValueError:
             value = text
         setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), key: value})
+
+
+# --- completion in the shell --------------------------------------------------------------------------------
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints a shell's completion script and leaves."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        try:
+            print(_completion(values))
+        except ImportError:
+            parser.error(f"{option_string} needs the extra: pip install 'mpn-rl[completion]'")
+        parser.exit(0)
+
+
+def _completion(shell: str) -> str:
+    """The script that completes `mpn-rl` in a shell: options, their choices, files, experiments."""
+    import shtab
+
+    parser = make_parser("mpn-rl")
+    experiments = shtab.cmd("ls experiments 2>/dev/null") | {"tcsh": "D:experiments"}  # the first says it to sh
+    files = {"experiments_dir": shtab.DIRECTORY, "experiment_name": experiments}
+    files |= dict.fromkeys(("config", "checkpoint", "file", "output"), shtab.FILE)
+    for option in (option for command in commands_of(parser) for option in options_of(parser, command)):
+        if option.dest in files:
+            option.complete = files[option.dest]  # type: ignore[attr-defined]
+        elif option.dest in cfg.KINDS:  # `config` checks these names, not the parser
+            option.choices = list(cfg.KINDS[option.dest][1].registry)  # type: ignore[attr-defined]
+    return shtab.complete(parser, shell)
 
 
 # --- commands on a finished experiment --------------------------------------------------------------------

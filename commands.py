@@ -20,11 +20,12 @@ import analysis
 import build
 import cli
 import config as cfg
+import event_logs
 from lanes import EpisodeSeeds
 from loading import how, load_policy, measure, stored_config
 from model_utils import Experiment, versions, write_json
 from options import ConfigError
-from reporting import Reporter, check_tensorboard, draw_training_curves, print_scores, print_tasks, stderr, stdout
+from reporting import Reporter, draw_training_curves, print_scores, print_tasks, stderr, stdout
 from rollout import record_episodes
 from training import DivergedError, Run
 
@@ -45,7 +46,7 @@ def train(args: argparse.Namespace) -> int:
     name = Experiment.check_new(args.experiment_name, args.experiments_dir, overwrite)
     config = cli.config_of(args)
     run = Run(config)  # every mistake shows here, before anything is written
-    check_tensorboard(config)
+    event_logs.check(config)
     record = {**config.to_dict(), "versions": versions()}
     experiment = Experiment.create(name, args.experiments_dir, record, overwrite=overwrite)
     with experiment.lock(), experiment.noting_failure():
@@ -63,7 +64,7 @@ def _resume(args: argparse.Namespace) -> int:
     with experiment.lock():
         stored = stored_config(experiment)
         config = cli.resumed_config(args, experiment.name, stored)
-        check_tensorboard(config)
+        event_logs.check(config)
         with experiment.noting_failure():
             run = Run.resume(config, experiment)
             if run.finished:
@@ -222,7 +223,7 @@ def _checked_output(args: argparse.Namespace) -> Path | None:
         try:
             import imageio_ffmpeg  # noqa: F401
         except ImportError as error:
-            raise ConfigError("--output FILE.mp4 needs the extra: pip install -e '.[video]'") from error
+            raise ConfigError("--output FILE.mp4 needs the extra: pip install 'mpn-rl[video]'") from error
     return output
 
 

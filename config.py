@@ -13,6 +13,7 @@ import json
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from options import ConfigError, Kind, Section, fields_of, flag_of, nearest, option, shortened
@@ -478,6 +479,8 @@ class RunConfig(Section):
     print_freq: int = option(100, "episodes between printed lines; 0: none", low=0)
     plot_training: bool = option(True, "draw plots/training_curves.png")
     tensorboard: bool = option(False, "also write TensorBoard event files")
+    wandb: bool = option(False, "also log to Weights & Biases; WANDB_MODE=offline: into the experiment's folder")
+    wandb_project: str = option("mpn-rl", "the project there")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where the networks live")
     threads: int = option(1, "CPU threads; small networks are fastest on one", low=1, high=256)
 
@@ -628,10 +631,30 @@ def config_from_dict(nested: Mapping[str, Any]) -> Config:
     return make_config("train-neurogym" if nested["env"]["name"] == "neurogym" else "train", {}, nested)
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with the toolkit, by name: configs/ of a clone, or where a wheel has put it."""
+    here = Path(__file__).resolve()
+    clone = here.with_name("pyproject.toml").is_file()
+    folders = [here.with_name("configs")] if clone else [up / "share/mpn-rl/configs" for up in here.parents]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.json"))}
+
+
+def find_config_file(name: str) -> Path:
+    """A --config file: the path, or the one of `shipped_configs` that NAME or configs/NAME.json means."""
+    path, shipped = Path(name), shipped_configs()
+    if path.exists() or str(path.parent) not in (".", "configs"):
+        return path
+    stem = path.name.removesuffix(".json")
+    if stem not in shipped:
+        names = nearest(stem, shipped) or f", {', '.join(shipped)}"
+        raise ConfigError(f"--config {name}: No such file, and none of the toolkit's configurations{names}")
+    return shipped[stem]
+
+
 def read_config_file(path: str) -> dict[str, Any]:
     """The nested options of a --config file."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(find_config_file(path), encoding="utf-8") as file:
             nested = json.load(file)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None

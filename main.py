@@ -9,13 +9,15 @@ import os
 import sys
 
 import cli
-from options import ConfigError
+from options import PROGRAM, ConfigError
+
+NAME = PROGRAM.removeprefix("python ")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit status."""
     try:
-        return _run(cli.parse(argv))
+        return _run(cli.parse(argv, cli.make_parser(NAME)))
     finally:
         _flush()
 
@@ -42,7 +44,9 @@ def _run(args) -> int:
 
 
 def _refuse(args, message: str, status: int) -> int:
-    print(f"main.py {args.command}: {' '.join(message.split())}", file=sys.stderr)
+    # Modules name the program as a clone has it.
+    text = " ".join(message.split()).replace("python main.py", PROGRAM)
+    print(f"{NAME} {args.command}: {text}", file=sys.stderr)
     return status
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+# How this program was started, for lines that say what to type next.
+PROGRAM = "mpn-rl" if Path(sys.argv[0]).stem == "mpn-rl" else "python main.py"
 
 
 class ConfigError(ValueError):

@@ -1,4 +1,4 @@
-"""What the user sees: the progress bar, lines and tables on the terminal, TensorBoard events, training curves."""
+"""What the user sees: the progress bar, lines and tables on the terminal, training curves."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+import event_logs
 from config import Config
 from model_utils import Experiment
 from neurogym_wrapper import REFERENCES, list_tasks
-from options import ConfigError
+from options import PROGRAM
 from terminal import stderr, stdout
 from training import Run, history
 
@@ -36,7 +37,7 @@ POLICY_NAMES = {
 
 
 class Reporter:
-    """The progress bar, the printed lines and the TensorBoard events of one run."""
+    """The progress bar and the printed lines of one run, and what its event logs are told."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config
@@ -58,17 +59,10 @@ class Reporter:
         )
         total = self.config.run.total_steps or self.config.run.num_episodes
         self.task = self.bar.add_task(self.experiment.name, total=total, completed=self._completed(), note="")
-        self.writer = self._tensorboard() if self.config.run.tensorboard else None
+        self.logs = event_logs.open_logs(self.config, self.experiment, run.step)
 
     def _completed(self) -> int:
         return self.run.step if self.config.run.total_steps else self.run.episodes
-
-    def _tensorboard(self) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
-        # A resumed run makes the events after its checkpoint again.
-        purge_step = self.run.step + 1 if self.run.step else None
-        return SummaryWriter(str(self.experiment.path / "tensorboard"), purge_step=purge_step)
 
     def __enter__(self) -> Reporter:
         self.bar.start()
@@ -79,8 +73,8 @@ class Reporter:
 
     def close(self) -> None:
         self.bar.stop()
-        if self.writer is not None:
-            self.writer.close()
+        while self.logs:
+            self.logs.pop().close()
 
     def opening(self) -> None:
         run, config = self.run, self.config
@@ -89,6 +83,8 @@ class Reporter:
         core = config.core.name
         where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
         stdout.print(f"{env}: {core}, {weights:,} weights on {run.device}, {run.num_lanes} lanes; {where}")
+        for log in self.logs:
+            stdout.print(log.where)
         memory = "rollout" if run.learner.on_policy else f"replay of {getattr(config.learner, 'replay', 'transition')}s"
         stdout.print(f"{config.learner.name}, {memory}: {run.replay.nbytes / 2**20:,.0f} MiB when full")
         limit = config.env.max_episode_steps  # type: ignore[attr-defined]
@@ -142,11 +138,9 @@ class Reporter:
         return (self.run.step - self.first_step) / max(time.monotonic() - self.begun, 1e-9)
 
     def _events(self, row: dict[str, Any]) -> None:
-        if self.writer is None:
-            return
-        for key, value in row.items():
-            if key not in ("kind", "step") and value is not None:
-                self.writer.add_scalar(f"{row['kind']}/{key}", float(value), row["step"])
+        told = {key: value for key, value in row.items() if key not in ("kind", "step") and value is not None}
+        for log in self.logs if told else ():
+            log.write({f"{row['kind']}/{key}": float(value) for key, value in told.items()}, row["step"])
 
     def closing(self) -> None:
         run = self.run
@@ -158,15 +152,7 @@ class Reporter:
         best = next(row for row in reversed(evaluations) if row["best"])
         accuracy = "" if best["accuracy"] is None else f", accuracy {best['accuracy']:.3f}"
         stdout.print(f"best_model.pt: step {best['step']:,}, greedy return {best['return_mean']:.2f}{accuracy}")
-        stdout.print(f"next: python main.py eval --experiment-name {self.experiment.name}")
-
-
-def check_tensorboard(config: Config) -> None:
-    if config.run.tensorboard:
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError as error:
-            raise ConfigError("--tensorboard needs the extra: pip install -e '.[tensorboard]'") from error
+        stdout.print(f"next: {PROGRAM} eval --experiment-name {self.experiment.name}")
 
 
 def draw_training_curves(experiment: Experiment, config: Config) -> Path:

@@ -311,7 +311,7 @@ def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        way_out = "pip install -e '.[video]', or write a .gif"
+        way_out = "pip install 'mpn-rl[video]', or write a .gif"
         raise ConfigError(f"writing .mp4 needs imageio-ffmpeg: {way_out}") from error
     frames = iter(frames)
     first = next(frames)

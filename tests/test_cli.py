@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_help_shows_defaults_and_imports_nothing_heavy(command: str | None) -> N
         "import sys, main\n"
         "try: main.main(sys.argv[1:])\n"
         "except SystemExit as left: assert left.code == 0\n"
-        "heavy = {'torch', 'numpy', 'neurogym', 'gymnasium', 'matplotlib', 'rich', 'numba', 'commands'}\n"
+        "heavy = {'torch', 'numpy', 'neurogym', 'gymnasium', 'matplotlib', 'rich', 'numba', 'commands', 'shtab'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     argv = ["--help"] if command is None else [command, "--help"]
@@ -103,3 +104,69 @@ def test_a_mistyped_command_line_is_one_line_and_status_2(
     argv: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
     assert message in refused(capsys, *argv)
+
+
+# --- completion -------------------------------------------------------------------------------------------
+
+COMPLETE = """\
+source {script}
+COMP_WORDS=({words})
+COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+_shtab_mpn_rl
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bash's completion script, in a folder with an experiment and a configuration."""
+    folder = tmp_path_factory.mktemp("completion")
+    (folder / "experiments" / "demo-3").mkdir(parents=True)
+    (folder / "mine.json").touch()
+    command = [sys.executable, str(ROOT / "main.py"), "--print-completion", "bash"]
+    script = folder / "mpn-rl.bash"
+    script.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    subprocess.run(["bash", "-n", script], check=True)
+    return script
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mpn-rl tr", ["train", "train-neurogym"]),
+        ("mpn-rl train --lambda-d", ["--lambda-decay"]),
+        ("mpn-rl train --core backpropamine-s", ["backpropamine-simplemaze"]),
+        ("mpn-rl train-neurogym --algo a", ["a2c"]),
+        ("mpn-rl train --expansion re", ["reference", "redo"]),
+        ("mpn-rl train --replay seq", ["sequence"]),
+        ("mpn-rl train --config mi", ["mine.json"]),
+        ("mpn-rl eval --experiment-name de", ["demo-3"]),
+        ("mpn-rl eval --num-eval-t", ["--num-eval-trials"]),
+        ("mpn-rl analyze pr", ["probe"]),
+        ("mpn-rl sweep su", ["summary"]),
+        ("mpn-rl sweep summary --heat", ["--heatmap"]),
+        ("mpn-rl train --experiments-dir exp", ["experiments"]),
+    ],
+)
+def test_bash_completes(line: str, expected: list[str], script: Path) -> None:
+    """In bash itself, as the Tab key asks: the words so far, and the function that the script has defined."""
+    words = COMPLETE.format(script=script.name, words=shlex.join(line.split()))
+    done = subprocess.run(["bash", "-c", words], cwd=script.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == expected
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_other_shells_have_a_completion_script_too(shell: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.parse(["--print-completion", shell])
+    assert left.value.code == 0
+    assert "train-neurogym" in capsys.readouterr().out
+
+
+def test_completion_without_its_extra_is_one_line(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert "--print-completion needs the extra: pip install 'mpn-rl[completion]'" in refused(
+        capsys, "--print-completion", "bash"
+    )

@@ -7,6 +7,9 @@ import re
 import tomllib
 from pathlib import Path
 
+import yaml
+from packaging.requirements import Requirement
+
 REPOSITORY = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
@@ -29,11 +32,33 @@ def test_every_requirement_has_a_tested_version() -> None:
 
 
 def test_the_installed_versions_fit_the_ranges() -> None:
-    from packaging.requirements import Requirement
-
     for text in PYPROJECT["project"]["dependencies"]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(importlib.metadata.version(requirement.name)), text
+
+
+def test_conda_gets_the_same_ranges() -> None:
+    environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
+    python, pip, *packages, by_pip = environment["dependencies"]
+    assert pip == "pip" and python.startswith("python=")
+    assert Requirement(f"python{PYPROJECT['project']['requires-python']}").specifier.contains(python[len("python=") :])
+    assert by_pip["pip"][-1] == "-e ."
+    named_otherwise = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+    listed = [Requirement(text) for text in (*packages, *by_pip["pip"][:-1])]
+    ranges = {named_otherwise.get(asked.name, asked.name): asked.specifier for asked in listed}
+    assert ranges == {asked.name: asked.specifier for asked in map(Requirement, PYPROJECT["project"]["dependencies"])}
+
+
+def test_no_requirement_has_a_module_of_the_same_name() -> None:
+    """Installed, the modules lie among the packages, where a package `report` would come before `report.py`."""
+    modules = {path.stem for path in REPOSITORY.glob("*.py")}
+    pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pinned = {normal(pin.partition("==")[0]) for pin in pins}
+    owners = importlib.metadata.packages_distributions()
+    suspects = {(name, owner) for name in modules & set(owners) for owner in owners[name] if normal(owner) in pinned}
+    for name, owner in suspects:
+        files = set(map(str, importlib.metadata.files(owner) or []))
+        assert not files & {f"{name}.py", f"{name}/__init__.py"}, f"{owner} has a module {name} too"
 
 
 def normal(name: str) -> str:
