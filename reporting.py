@@ -107,7 +107,7 @@ class Reporter:
             elif row["kind"] == "eval":
                 shown = row["return_mean"] if row["accuracy"] is None else row["accuracy"]
                 name = "return" if row["accuracy"] is None else "accuracy"
-                self.bar.update(self.task, note=f"greedy {name} {shown:.3f}")
+                self.bar.update(self.task, note=f"{self._acted} {name} {shown:.3f}")
             elif row["kind"] == "checkpoint" and self.config.run.plot_training:
                 draw_training_curves(self.experiment, self.config)
             self._events(row)
@@ -134,6 +134,10 @@ class Reporter:
         ]
         return " | ".join(parts)
 
+    @property
+    def _acted(self) -> str:
+        return "sampled" if getattr(self.config.learner, "eval_policy", "greedy") == "sample" else "greedy"
+
     def _speed(self) -> float:
         return (self.run.step - self.first_step) / max(time.monotonic() - self.begun, 1e-9)
 
@@ -148,10 +152,15 @@ class Reporter:
         stdout.print(
             f"done: {run.step:,} steps, {run.episodes:,} episodes in {spent:.0f} s ({self._speed():,.0f} steps/s)"
         )
+        if not run.learner.updates:
+            first = (
+                "a rollout is --num-envs times --rollout-steps" if run.learner.on_policy else "see --learning-starts"
+            )
+            stdout.print(f"note: nothing was learned, the run ended before its first update: {first}")
         evaluations = [row for row in self.experiment.read_metrics() if row["kind"] == "eval"]
         best = next(row for row in reversed(evaluations) if row["best"])
         accuracy = "" if best["accuracy"] is None else f", accuracy {best['accuracy']:.3f}"
-        stdout.print(f"best_model.pt: step {best['step']:,}, greedy return {best['return_mean']:.2f}{accuracy}")
+        stdout.print(f"best_model.pt: step {best['step']:,}, {self._acted} return {best['return_mean']:.2f}{accuracy}")
         stdout.print(f"next: {PROGRAM} eval --experiment-name {self.experiment.name}")
 
 

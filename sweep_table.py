@@ -116,7 +116,7 @@ class Sweep:
             raise RowError(re.sub(r"^main\.py [\w-]+: (argument )?", "", text)) from None
         args.experiments_dir = str(self.base / (self.experiments_dir or args.experiments_dir))
         try:
-            if getattr(args, "config", None) and (self.base / args.config).exists():  # else one of the toolkit's, by name
+            if getattr(args, "config", None) and (self.base / args.config).exists():  # else one of the toolkit's
                 args.config = str(self.base / args.config)
             config = cli.config_of(args) if args.command in TRAINING else None
             name = Experiment.check_new(args.experiment_name or "unnamed", args.experiments_dir, resume=True)

@@ -8,6 +8,7 @@ device's name in benchmarks/results/gpu.json.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def take_turns(shape: tuple[int, int, int, int], rounds: int = 20) -> dict[str, 
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     if not torch.cuda.is_available():
         print("bench-gpu needs an NVIDIA GPU and PyTorch's CUDA build; there is none here", file=sys.stderr)
         return 2

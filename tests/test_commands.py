@@ -51,6 +51,26 @@ def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- train ------------------------------------------------------------------------------------------------
 
 
+def test_a_run_that_learned_nothing_says_so(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    short = [
+        "--experiments-dir",
+        str(tmp_path),
+        "--no-plot-training",
+        "--eval-episodes",
+        "2",
+        "--max-episode-steps",
+        "20",
+    ]
+    waited = ["--learning-starts", "100", "--kernel", "reference", "--hidden-dim", "4", "--total-steps"]
+    assert "nothing was learned" in run(capsys, "train", "--experiment-name", "a", *short, *waited, "60")
+    assert "nothing was learned" not in run(capsys, "train", "--experiment-name", "b", *short, *waited, "200")
+    rollout = ["--algo", "a2c", "--core", "mlp", "--hidden-dim", "4", "--num-envs", "2", "--rollout-steps", "50"]
+    said = run(
+        capsys, "train", "--experiment-name", "c", *short, *rollout, "--total-steps", "60", "--eval-policy", "sample"
+    )
+    assert "--num-envs times --rollout-steps" in said and "sampled return" in said
+
+
 def test_training_says_what_it_does_and_leaves_every_file(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     out = run(capsys, "train-neurogym", "--experiment-name", "shown", "--experiments-dir", str(tmp_path), *TINY,
               "--kernel", "reference", "--num-episodes", "8", "--max-episode-steps", "60", "--print-freq", "4",
