@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from batch import Batch, map_state
 from config import A2CConfig
 from encoder import Encoder
-from learner import Learner
+from learner import Adam, Learner
 from returns import lambda_returns, shannon_entropy, simpson_entropy
 from rollout_buffer import Rollout, RolloutBuffer
 
@@ -165,7 +165,7 @@ class A2CLearner(Learner):
 
     def __init__(self, network: ActorCritic, config: A2CConfig, seed: int, device: torch.device | str = "cpu") -> None:
         super().__init__(network, config, seed, device)
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = Adam(
             [parameter for parameter in self.online.parameters() if parameter.requires_grad],
             lr=config.learning_rate,
             eps=config.adam_eps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from batch import Batch
+
+
+class Adam(torch.optim.Adam):
+    """torch.optim.Adam, step by step the same, without torch._dynamo.
+
+    PyTorch's optimisers import that, over a second, to tell torch.compile where to stop, and nothing here is compiled.
+    """
+
+    _step = staticmethod(inspect.unwrap(torch.optim.Adam.step))
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self._step(self)
+
+
+# Their other methods do so to mark themselves. Where another PyTorch does this differently, nothing happens.
+for _method in vars(torch.optim.Optimizer).values():
+    if hasattr(_method, "__wrapped__"):
+        vars(_method.__wrapped__).setdefault("__dynamo_disable", _method.__wrapped__)
 
 
 class Learner:

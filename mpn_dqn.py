@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from batch import Batch, map_state
 from config import DQNConfig, EncoderConfig
 from encoder import Encoder
-from learner import Learner
+from learner import Adam, Learner
 from mpn_module import MPN
 from returns import n_step_targets, next_values, td_loss
 
@@ -148,7 +148,7 @@ class DQNLearner(Learner):
         self._online: list[Tensor] = list(self.online.parameters())
         self._target: list[Tensor] = list(self.target.parameters())
         trained = [parameter for parameter in self._online if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
+        self.optimizer = Adam(trained, lr=config.learning_rate, fused=True)
         self.networks, self.targets = {"online": self.online}, {"online": self.target}
         self.optimizers = {"online": self.optimizer}
         self.epsilon = config.epsilon_start

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from batch import Batch, map_state, state_parts
 from config import TD3Config
 from encoder import Encoder
-from learner import Learner
+from learner import Adam, Learner
 from linear import Linear
 from plasticity import active_fraction, activities
 from returns import n_step_targets
@@ -198,7 +198,7 @@ class TD3Learner(Learner):
         self.networks = {"actor": self.online, "critic": self.critic}
         self.targets = {name: copy.deepcopy(net).requires_grad_(False) for name, net in self.networks.items()}
         self.optimizers = {
-            name: torch.optim.Adam(_trained(net), lr=config.learning_rate, fused=True)
+            name: Adam(_trained(net), lr=config.learning_rate, fused=True)
             for name, net in self.networks.items()
         }
         self.average = copy.deepcopy(self.online).requires_grad_(False) if config.eval_average else None

@@ -6,6 +6,8 @@ import copy
 import io
 import itertools
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -731,3 +733,25 @@ def test_the_module_runs_as_a_script(capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     before, after = (float(word) for word in printed.split() if word.startswith("0.") and word.count(".") == 1)
     assert after < 0.1 * before
+
+
+def test_our_adam_is_torchs_and_spares_the_import_of_its_compiler() -> None:
+    code = """
+import sys, torch
+from learner import Adam
+from mpn_dqn import main
+main()
+first, second = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+second.load_state_dict(first.state_dict())
+options = {"lr": 0.01, "eps": 1e-4, "weight_decay": 0.1, "fused": True}
+ours, theirs = Adam(first.parameters(), **options), torch.optim.Adam(second.parameters(), **options)
+xs = torch.randn(20, 8, 5)
+for x in xs:
+    ours.zero_grad(), first(x).square().sum().backward(), ours.step()
+ours.load_state_dict(ours.state_dict())
+assert "torch._dynamo" not in sys.modules
+for x in xs:
+    theirs.zero_grad(), second(x).square().sum().backward(), theirs.step()
+assert torch.equal(first.weight, second.weight) and torch.equal(first.bias, second.bias)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
