@@ -16,8 +16,8 @@ import os
 import platform
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,19 +194,18 @@ def draw(rows: list[dict[str, Any]]) -> None:
     visualize.save_figure(figure, RESULTS.with_suffix(".png"))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--only", nargs="*", default=[], help="only rows whose name contains one of these")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
-    args = parser.parse_args()
-    results = load_results()
-    done = {Row(row["task"], row["core"], row["seed"]) for row in results}
-    wanted = [row for row in all_rows(args.seeds) if not args.only or any(part in row.name for part in args.only)]
-    missing = [row for row in wanted if row not in done]
+def run_missing(
+    wanted: list[Any],
+    done: set[Any],
+    run: Callable[[Any], dict[str, Any]],
+    results: list[dict[str, Any]],
+    store: Callable[[list[dict[str, Any]]], None],
+    jobs: int,
+) -> int:
+    """Runs the rows that are not done, `jobs` at a time, and stores each result at once. Returns how many failed."""
+    missing, failed = [row for row in wanted if row not in done], 0
     print(f"{len(wanted) - len(missing)} rows are there, {len(missing)} to go", flush=True)
-    writing, failed = threading.Lock(), 0
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(run, row): row for row in missing}
         for future in concurrent.futures.as_completed(waiting):
             row = waiting[future]
@@ -216,11 +215,23 @@ def main() -> int:
                 failed += 1
                 print(f"{row.name}: {error}", file=sys.stderr, flush=True)
                 continue
-            with writing:
-                results.append(result)
-                store_results(results)
+            results.append(result)
+            store(results)
             value = result.get("accuracy") or result["return_mean"]
             print(f"{row.name}: {value:.3f} in {result['train_seconds']:.0f} s", flush=True)
+    return failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--only", nargs="*", default=[], help="only rows whose name contains one of these")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
+    args = parser.parse_args()
+    results = load_results()
+    done = {Row(row["task"], row["core"], row["seed"]) for row in results}
+    wanted = [row for row in all_rows(args.seeds) if not args.only or any(part in row.name for part in args.only)]
+    failed = run_missing(wanted, done, run, results, store_results, args.jobs)
     if results:
         draw(results)
     met = print_table(results)
