@@ -78,7 +78,7 @@ def encoded(weights: Mapping[str, np.ndarray], obs: np.ndarray, constant_input: 
 def mpn_points(recording: Recording, obs: np.ndarray) -> fixed_points.FixedPoints:
     """All fixed points of the first MPN layer while `obs` is held. Raises: MissingDataError."""
     core = recording.config["core"]
-    if not str(core["name"]).startswith("mpn"):
+    if "freeze_plasticity" not in core:
         raise MissingDataError(
             f"the core {core['name']} has no scalar equations; analyze probe looks for its fixed points by minimisation"
         )
@@ -207,7 +207,8 @@ def core_maps(recording: Recording, most: int = 4) -> dict[str, np.ndarray]:
         layer = int(found[1] or found[3] or 0)
         maps[NAMES[found[2]].strip() + (f" {layer + 1}" if layer else "")] = np.asarray(array, float)
     if not maps:
-        raise MissingDataError("the weights were not recorded: collect again")
+        again = "the weights were not recorded: collect again"
+        raise MissingDataError("the core has no matrix of a known name" if recording.weights else again)
     return dict(list(maps.items())[:most])
 
 
