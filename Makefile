@@ -86,7 +86,7 @@ bench-td3: dev ## environment steps per second of TD3 on HalfCheetah-v4, against
 	$(python) benchmarks/td3.py
 
 .PHONY: bench-ne
-bench-ne: dev ## TD3 dense and growing on Pendulum-v1 and HalfCheetah-v4, resumable: hours
+bench-ne: dev ## dense and growing TD3 and MPN-DQN, resumable: an hour or two
 	$(python) benchmarks/expansion.py
 
 .PHONY: bench-peers
@@ -98,7 +98,7 @@ figures: install ## the README's pictures of agents, from new trainings into doc
 	$(python) benchmarks/figures.py
 
 .PHONY: torture
-torture: dev ## 200 kills, 1,000 bad inputs, a full disk, two processes on one run: a quarter of an hour
+torture: dev ## 200 kills, 1,000 bad inputs, a full disk, two processes on one run: minutes
 	$(python) benchmarks/torture.py
 
 .PHONY: condor-tools
