@@ -17,7 +17,7 @@ import numpy as np
 from rich.progress import Progress
 
 import build
-from compare_runs import compare_runs, formats_of
+from compare_runs import compare_runs, formats_of, plot_plasticity
 from config import Config
 from lanes import EpisodeSeeds
 from loading import how, load_policy, stored_config
@@ -33,9 +33,9 @@ from training import history
 def analyze(args: argparse.Namespace) -> int:
     """Each stage for each experiment in turn; compare takes all of them together."""
     names = chosen(args)
-    for option, stage in (("output", "compare"), ("group_by", "compare")):
-        if getattr(args, option) is not None and args.stage != stage:
-            raise ConfigError(f"--{option.replace('_', '-')} belongs to analyze {stage}")
+    for option in ("output", "group_by"):
+        if getattr(args, option) is not None and args.stage != "compare":
+            raise ConfigError(f"--{option.replace('_', '-')} belongs to analyze compare")
     if args.stage == "compare":
         return compare_runs(args, names)
     stages: dict[str | None, list[Callable]] = {
@@ -48,6 +48,8 @@ def analyze(args: argparse.Namespace) -> int:
     for name in names:
         for run in stages[args.stage]:
             run(args, name)
+    if len(names) > 1 and plot in stages[args.stage]:
+        plot_plasticity(args, names)
     return 0
 
 
@@ -144,6 +146,14 @@ def learning_page(experiment: Experiment, config: Config) -> Any:
     )
 
 
+def growth_pages(experiment: Experiment, config: Config) -> list[Any]:
+    """How able to learn the networks stayed, from metrics.jsonl, and how the topology grew, from masks.npz."""
+    import pages
+
+    rows, title = experiment.read_metrics(), title_of(config)
+    return [pages.plasticity_page(rows, title), pages.masks_page(experiment.read_masks(), title)]
+
+
 def title_of(config: Config) -> str:
     return f"{config.env.env_name}, {config.core.name}"  # type: ignore[attr-defined]
 
@@ -172,7 +182,8 @@ def plot(args: argparse.Namespace, name: str) -> None:
     experiment = Experiment.open(name, args.experiments_dir)
     config = stored_config(experiment)
     written: list[Path] = []
-    for page in (*recorded_pages(args, experiment, config), learning_page(experiment, config)):
+    learned = [learning_page(experiment, config), *growth_pages(experiment, config)]
+    for page in (*recorded_pages(args, experiment, config), *learned):
         written += save(page, experiment.analysis_dir, formats_of(args))
         if page.name == "pca_variance":
             for state, told in page.numbers["states"].items():
@@ -271,7 +282,7 @@ def report(args: argparse.Namespace, name: str) -> None:
     )
     notes += stale_notes(checkpoint, folder) if trained else []
     numbers = read_json(folder / "probes.json") if (folder / "probes.json").is_file() else {}
-    found = [learning_page(experiment, config)]
+    found = [learning_page(experiment, config), *growth_pages(experiment, config)]
     if (folder / "activity.npz").is_file():
         found += recorded_pages(args, experiment, config)
     else:

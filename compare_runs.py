@@ -133,6 +133,31 @@ def learning_bands(task: str, runs: list[dict[str, Any]]) -> tuple[str, dict[str
     return (label, bands) if bands else why
 
 
+def plot_plasticity(args: argparse.Namespace, names: list[str]) -> None:
+    """plasticity_<task>.png of runs side by side: score, active and dormant fractions, density, bands over seeds.
+
+    Groups are runs of one core, learner and expansion. Nothing is drawn where no run has measured its plasticity.
+    """
+    import growth_figures
+    import visualize
+
+    opened = [Experiment.open(name, args.experiments_dir) for name in names]
+    runs = [(stored_config(experiment), growth_figures.curves_of(experiment.read_metrics())) for experiment in opened]
+    runs = [(config, curves) for config, curves in runs if any(curves[name] for name in curves if name != "agent")]
+    fields = [field for field in ("core", "learner", "expansion") if len({group_of(c, [field]) for c, _ in runs}) > 1]
+    grouped = [(group_of(config, fields or ["core"]), config, curves) for config, curves in runs]
+    if "expansion" in fields:  # the last part of the name
+        grouped = [(re.sub(r"\bnone$", "dense", group), config, curves) for group, config, curves in grouped]
+    folder = Path(args.experiments_dir) / compare_name(list(dict.fromkeys(group for group, _, _ in grouped)))
+    for task in dict.fromkeys(config.env.env_name for _, config, _ in grouped):  # type: ignore[attr-defined]
+        of_task = [(group, curves) for group, config, curves in grouped if config.env.env_name == task]  # type: ignore[attr-defined]
+        figure = growth_figures.expansion_figure(growth_figures.by_group(of_task), title=task)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"plasticity_{task.replace('/', '-')}.{suffix}" for suffix in formats_of(args)]
+        written = [visualize.save_figure(figure, path) for path in paths]
+        stdout.print("runs side by side: " + ", ".join(map(str, written)))
+
+
 def compare_name(groups: list[str]) -> str:
     """compare-gru-mpn: the groups' names as a folder's."""
     return ("compare-" + re.sub(r"[^\w.]+", "-", "-".join(groups)).strip("-"))[:80]

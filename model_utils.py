@@ -296,6 +296,16 @@ class Experiment:
             with _disk_errors(self.metrics_path):
                 os.truncate(self.metrics_path, size)
 
+    def read_masks(self) -> dict[str, Any]:
+        """plots/masks.npz, {weight: (S, H, D) bool, "step": (S,)}; {} where the topology never changed."""
+        import numpy as np
+
+        path = self.plots_dir / "masks.npz"
+        if not path.is_file():
+            return {}
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every row of metrics.jsonl; [] without a file. A half-written last line is ignored.
 

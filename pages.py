@@ -7,7 +7,7 @@ with the sentence that says what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import behaviour
 import decoding
 import demixed
 import estimates
+import growth_figures
 import pca_analysis
 import state_figures
 import trials
@@ -160,6 +161,45 @@ def learning_page(history: Mapping[str, Any], evaluations: list[dict], reference
     return Page(
         name, "learning", heading, caption, figure, table, {"evaluations": evaluations}, headline=tuple(table[1:2])
     )
+
+
+def plasticity_page(rows: Iterable[Mapping[str, Any]], title: str) -> Page:
+    """One run's score, active and dormant fractions and density over steps."""
+    name, heading = "plasticity", "How it stayed able to learn"
+    curves = growth_figures.curves_of(rows)
+    measured = {network: run for network, run in curves.items() if network != "agent" and run}
+    if not measured:
+        return Page(name, "learning", heading, missing="not available: no plasticity metrics were logged")
+    shown = {"agent": curves.get("agent", {}), **measured}
+    figure = growth_figures.expansion_figure(
+        {network: {quantity: [curve] for quantity, curve in run.items()} for network, run in shown.items()}, title=title
+    )
+    ends = {f"{quantity}, {network}": curve for network, run in measured.items() for quantity, curve in run.items()}
+    table = [Row(f"{what} at the end, step {curve[0][-1]:,.0f}", float(curve[1][-1])) for what, curve in ends.items()]
+    caption = (
+        "Score without exploration, and of each network the mean share of active units (above 0 where rectified; "
+        "neither silent nor saturated where signed), the share of dormant ones (at most a tenth of their layer's mean "
+        "activity) and, where its topology changes, the share of weights that exist, over environment steps; n = 1 "
+        "run, measured on one training batch each. Bands over seeds: analyze plot with all of their runs."
+    )
+    numbers = {what: {"steps": list(map(float, x)), "values": list(map(float, y))} for what, (x, y) in ends.items()}
+    return Page(name, "learning", heading, caption, figure, table, numbers)
+
+
+def masks_page(masks: Mapping[str, np.ndarray], title: str) -> Page:
+    """The largest mask over time; `masks`: masks.npz, {weight: (S, H, D) bool, "step": (S,)}, or {}."""
+    name, heading = "masks", "How its topology grew"
+    largest = growth_figures.largest(masks)
+    if largest is None:
+        return Page(name, "learning", heading, missing="not available: the topology is fixed (--expansion none)")
+    mask, steps = np.asarray(masks[largest], bool), np.asarray(masks["step"])
+    table = [Row(f"density of {largest}, step {steps[place]:,.0f}", float(mask[place].mean())) for place in (0, -1)]
+    caption = (
+        f"The weights of {largest}, {mask.shape[1]} by {mask.shape[2]}, at {min(5, len(steps))} moments: there from "
+        "the start, grown, pruned, or absent by then."
+    )
+    figure = growth_figures.mask_figure(mask, steps, title=f"{title}: {largest}")
+    return Page(name, "learning", heading, caption, figure, table, {"density": mask.mean((1, 2)).tolist()})
 
 
 # --- behaviour ----------------------------------------------------------------------------------------------

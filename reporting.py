@@ -184,26 +184,20 @@ def draw_training_curves(experiment: Experiment, config: Config) -> Path:
 
 
 def _draw_plasticity(experiment: Experiment, config: Config, rows: list[dict[str, Any]]) -> None:
+    import growth_figures
     import visualize
 
     title = f"{config.env.env_name}, {config.core.name}"  # type: ignore[attr-defined]
-    wanted = {"active_fraction": "active fraction", "dormant_fraction": "dormant fraction", "density": "density"}
-    runs: dict[str, dict[str, Any]] = {}
-    for key in dict.fromkeys(key for row in rows for key in row if "/" in key):
-        network, _, quantity = key.partition("/")
-        told = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-        if quantity in wanted and len(told) > 1:
-            runs.setdefault(network, {})[wanted[quantity]] = [tuple(np.transpose(told))]
-    if runs:
-        figure = visualize.expansion_figure(runs, title=title)
+    curves = {network: run for network, run in growth_figures.curves_of(rows).items() if run}
+    if curves:
+        runs = {network: {name: [curve] for name, curve in run.items()} for network, run in curves.items()}
+        figure = growth_figures.expansion_figure(runs, title=title)
         visualize.save_figure(figure, experiment.plots_dir / "plasticity.png")
-    masks = experiment.path / "plots" / "masks.npz"
-    if masks.is_file():
-        with np.load(masks) as saved:
-            name = max((key for key in saved.files if key != "step"), key=lambda key: saved[key][0].size, default=None)
-            if name is not None:
-                figure = visualize.mask_figure(saved[name], saved["step"], title=f"{title}: {name}")
-                visualize.save_figure(figure, experiment.plots_dir / "masks.png")
+    masks = experiment.read_masks()
+    name = growth_figures.largest(masks)
+    if name is not None:
+        figure = growth_figures.mask_figure(masks[name], masks["step"], title=f"{title}: {name}")
+        visualize.save_figure(figure, experiment.plots_dir / "masks.png")
 
 
 def print_tasks() -> None:

@@ -198,8 +198,7 @@ class TD3Learner(Learner):
         self.networks = {"actor": self.online, "critic": self.critic}
         self.targets = {name: copy.deepcopy(net).requires_grad_(False) for name, net in self.networks.items()}
         self.optimizers = {
-            name: Adam(_trained(net), lr=config.learning_rate, fused=True)
-            for name, net in self.networks.items()
+            name: Adam(_trained(net), lr=config.learning_rate, fused=True) for name, net in self.networks.items()
         }
         self.average = copy.deepcopy(self.online).requires_grad_(False) if config.eval_average else None
         self._actor = _trained(self.online)

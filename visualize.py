@@ -1,8 +1,8 @@
 """Every picture of the toolkit: learning curves and principal components.
 
-matplotlib is imported only here and in `video`, only its object-oriented side: no pyplot, no global style.
-Functions `plot_x(arrays, ax) -> ax` draw into axes of the caller; `*_figure` and `plot_training_curves` lay
-out a whole page. The caller saves the picture with `save_figure`, and its numbers beside it.
+matplotlib is imported only here, in the `*_figures` modules and in `video`, only its object-oriented side: no pyplot,
+no global style. Functions `plot_x(arrays, ax) -> ax` draw into axes of the caller; `*_figure` and
+`plot_training_curves` lay out a whole page. The caller saves the picture with `save_figure`, and its numbers beside it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import CenteredNorm, LinearSegmentedColormap, ListedColormap, Normalize, to_rgba_array
+from matplotlib.colors import CenteredNorm, LinearSegmentedColormap, Normalize, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from numpy.typing import ArrayLike
@@ -537,78 +536,3 @@ def plot_score_scatter(x: np.ndarray, y: np.ndarray, scores: np.ndarray, ax: Axe
             getattr(ax, f"set_{name}scale")("log")
     ax.figure.colorbar(dots, ax=ax, label=label)
     return ax
-
-
-# --- topology -----------------------------------------------------------------------------------------------
-
-Curves = Sequence[tuple[ArrayLike, ArrayLike]]  # (steps, values) of every seed
-
-
-def common_grid(curves: Curves) -> tuple[np.ndarray, np.ndarray]:
-    """Steps at which any seed has a value and all have begun and none has ended (T,), and the curves there (n, T)."""
-    known = [(np.asarray(steps, float), np.asarray(values, float)) for steps, values in curves]
-    grid = np.unique(np.concatenate([steps for steps, _ in known]))
-    grid = grid[(grid >= max(steps[0] for steps, _ in known)) & (grid <= min(steps[-1] for steps, _ in known))]
-    return grid, np.stack([np.interp(grid, steps, values) for steps, values in known])
-
-
-@house_style()
-def expansion_figure(runs: Mapping[str, Mapping[str, Curves]], *, title: str | None = None) -> Figure:
-    """What growing does: a panel per quantity over steps, a colour per run; bands span the seeds.
-
-    Args: runs: {"expanded": {"density": curves, "active fraction": curves, "return": curves}, "dense": ...}; a run
-    may lack a quantity.
-    """
-    quantities = list(dict.fromkeys(name for run in runs.values() for name in run))
-    fig, axes = new_figure(3.4 * len(quantities) + 0.4, 3.4, columns=len(quantities))
-    for quantity, ax in zip(quantities, np.atleast_1d(axes), strict=True):
-        for index, (label, run) in enumerate(runs.items()):
-            if run.get(quantity):
-                grid, curves = common_grid(run[quantity])
-                colour = OTHER_COLOURS[index % len(OTHER_COLOURS)]
-                plot_band(grid, curves, (curves.min(0), curves.max(0)), ax, colour=colour, label=label)
-        ax.set(xlabel="environment steps", ylabel=quantity, xlim=(0, None))
-        ax.set_ylim(*((-0.02, 1.04) if "density" in quantity or "fraction" in quantity else (None, None)))
-        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        ax.xaxis.set_major_formatter(thousands)
-    handles = {label: handle for ax in fig.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fig.legend(list(handles.values()), list(handles), title="thick: mean over n seeds; band: their range; thin: each",
-               title_fontsize=8, alignment="left", ncols=4, loc="outside lower left")  # fmt: skip
-    page_title(fig, title)
-    return fig
-
-
-MASK_COLOURS = {"absent": "#F4F4F4", "there from the start": "#6E6E6E", "grown": "#0072B2", "pruned": "#E69F00"}
-
-
-def mask_history(masks: np.ndarray) -> np.ndarray:
-    """Every weight's past as an index into MASK_COLOURS: (S, H, D) bool -> (S, H, D)."""
-    ever = np.logical_or.accumulate(masks, axis=0)
-    since_start = np.logical_and.accumulate(masks, axis=0)
-    return np.select([since_start, masks, ever], [1, 2, 3], 0)
-
-
-@house_style()
-def mask_figure(masks: np.ndarray, steps: ArrayLike, *, title: str | None = None, panels: int = 5) -> Figure:
-    """A layer's mask over time: what was there from the start, what has grown, what was pruned by then.
-
-    Args:
-        masks: (S, H, D) bool, H hidden units and D inputs. steps: (S,) environment steps.
-        panels: moments shown, evenly spread, the first and the last among them.
-    """
-    steps, past = np.asarray(steps), mask_history(np.asarray(masks, dtype=bool))
-    shown = np.unique(np.linspace(0, len(steps) - 1, min(panels, len(steps))).round().astype(int))
-    height, width = past.shape[1:]
-    wide = float(np.clip(3.0 * width / height, 1.3, 3.0))
-    fig, axes = new_figure(max(5.4, wide * len(shown) + 0.8), 3.9, columns=len(shown))
-    colours = ListedColormap(list(MASK_COLOURS.values()))
-    for index, ax in zip(shown, np.atleast_1d(axes), strict=True):
-        ax.imshow(past[index], cmap=colours, vmin=-0.5, vmax=3.5, aspect="auto", interpolation="nearest")
-        ax.set(title=f"{thousands(steps[index])} steps\ndensity {masks[index].mean():.2f}", xlabel="input")
-        ax.spines[:].set_visible(True)
-        ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-    np.atleast_1d(axes)[0].set_ylabel("hidden unit")
-    handles = [Patch(fc=colour, ec="#AAAAAA", lw=0.5, label=name) for name, colour in MASK_COLOURS.items()]
-    fig.legend(handles=handles, ncols=4, loc="outside lower left")
-    page_title(fig, title)
-    return fig

@@ -121,6 +121,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw(results: dict[str, Any]) -> None:
+    import growth_figures
     import visualize
 
     runs: dict[str, dict[str, Any]] = {}
@@ -130,7 +131,7 @@ def draw(results: dict[str, Any]) -> None:
             steps = each["steps"] / each["iterations"] * 50 * (np.arange(len(values)) + 0.5)
             runs.setdefault(each["contender"], {}).setdefault(panel, []).append((steps, values))
     if runs:
-        visualize.save_figure(visualize.expansion_figure(runs), RESULTS.with_suffix(".png"))
+        visualize.save_figure(growth_figures.expansion_figure(runs), RESULTS.with_suffix(".png"))
 
 
 def main() -> int:

@@ -180,6 +180,7 @@ def print_table(rows: list[dict[str, Any]]) -> bool:
 
 def draw(rows: list[dict[str, Any]]) -> None:
     """Returns, active fractions and density over steps, one picture per task, beside the JSON."""
+    import growth_figures
     import visualize
 
     for task in TASKS:
@@ -190,7 +191,9 @@ def draw(rows: list[dict[str, Any]]) -> None:
                     if steps:
                         runs.setdefault(row["network"], {}).setdefault(quantity, []).append((steps, values))
         if runs:
-            figure = visualize.expansion_figure(runs, title=f"{task}: {NAMES.get(task, 'TD3')}, dense and expanded")
+            figure = growth_figures.expansion_figure(
+                runs, title=f"{task}: {NAMES.get(task, 'TD3')}, dense and expanded"
+            )
             visualize.save_figure(figure, RESULTS.with_name(f"expansion_{task.split('-')[0].lower()}.png"))
 
 

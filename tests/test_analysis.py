@@ -356,3 +356,27 @@ def test_pictures_come_in_other_formats_beside_the_png(home: Path) -> None:
     assert main.main(["analyze", "--experiment-name", "seed-1", "--num-episodes", "2", "--format", "pdf"]) == 0
     folder = home / "experiments/seed-1/analysis"
     assert (folder / "behaviour.pdf").read_bytes().startswith(b"%PDF") and (folder / "behaviour.png").is_file()
+
+
+def test_runs_that_are_plotted_together_show_their_plasticity_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    where = ["--experiments-dir", str(tmp_path)]
+    measured = [*TINY, *where, "--core", "gru", "--eval-freq", "40", "--plasticity-metrics-freq", "40"]
+    for name, options in [
+        ("dense-0", ["--seed", "0"]),
+        ("dense-1", ["--seed", "1"]),
+        ("grown-0", ["--expansion", "paper", "--update-interval", "20"]),
+    ]:
+        assert main.main(["train-neurogym", "--experiment-name", name, *measured, *options]) == 0
+    assert main.main(["analyze", "--experiment-name", "dense-*", "grown-0", "--num-episodes", "2", *where]) == 0
+    said = capsys.readouterr().out
+    assert (tmp_path / "compare-dense-paper" / "plasticity_ContextDecisionMaking-v0.png").stat().st_size > 0
+    assert "runs side by side: " in said
+    page = json.loads((tmp_path / "grown-0" / "analysis" / "plasticity.json").read_text())
+    logged = [row for row in Experiment.open("grown-0", tmp_path).read_metrics() if row["kind"] == "plasticity"]
+    assert page["density, online"]["values"] == [row["online/density"] for row in logged]
+    masks = json.loads((tmp_path / "grown-0" / "analysis" / "masks.json").read_text())
+    assert masks["density"][0] < masks["density"][-1]
+    assert (tmp_path / "grown-0" / "analysis" / "masks.png").is_file()
+    assert "topology is fixed" in json.loads((tmp_path / "dense-0" / "analysis" / "masks.json").read_text())["missing"]

@@ -29,7 +29,8 @@ FLOORS = {
 }  # fmt: skip
 # Arrays in; numbers, or figures, out: on floor 0, each standing on those before it.
 ANALYSIS = ("estimates", "pca_analysis", "trials", "behaviour", "decoding", "demixed", "fixed_points", "comparison",
-            "visualize", "analysis_figures", "state_figures", "pages", "mechanism_pages", "probe_pages")  # fmt: skip
+            "visualize", "analysis_figures", "state_figures", "growth_figures", "pages", "mechanism_pages",
+            "probe_pages")  # fmt: skip
 FLOORS |= dict.fromkeys(ANALYSIS, 0)
 # Parts of floor 0 that lean on each other: the kernels are one thing in several files, and every module may
 # raise the ConfigError that options.py defines.
@@ -99,7 +100,7 @@ def test_neurogym_is_imported_in_its_wrapper_alone() -> None:
 
 
 def test_matplotlib_is_imported_where_figures_are_drawn_alone() -> None:
-    assert importers("matplotlib") == {"visualize", "analysis_figures", "state_figures", "video"}
+    assert importers("matplotlib") == {"visualize", "analysis_figures", "state_figures", "growth_figures", "video"}
 
 
 @pytest.mark.parametrize("module", ANALYSIS)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import config as cfg
+import growth_figures
 import plasticity
 import visualize
 from actor_critic import A2CLearner, ActorCritic
@@ -189,11 +190,11 @@ def test_killing_units_shows() -> None:
 def test_every_weight_shows_its_past() -> None:
     masks = np.array([[[1, 1, 0, 0, 0]], [[1, 0, 1, 0, 0]], [[1, 1, 0, 1, 0]]], dtype=bool)
     # From the start; pruned and grown again; grown and pruned; grown; never.
-    assert visualize.mask_history(masks).tolist() == [[[1, 1, 0, 0, 0]], [[1, 3, 2, 0, 0]], [[1, 2, 3, 2, 0]]]
+    assert growth_figures.mask_history(masks).tolist() == [[[1, 1, 0, 0, 0]], [[1, 3, 2, 0, 0]], [[1, 2, 3, 2, 0]]]
 
 
 def test_seeds_with_other_steps_meet_on_one_grid() -> None:
-    grid, curves = visualize.common_grid([([0, 10, 20], [0.0, 1.0, 2.0]), ([5, 15, 25], [0.5, 1.5, 2.5])])
+    grid, curves = growth_figures.common_grid([([0, 10, 20], [0.0, 1.0, 2.0]), ([5, 15, 25], [0.5, 1.5, 2.5])])
     assert grid.tolist() == [5, 10, 15, 20]
     assert curves.tolist() == [[0.5, 1.0, 1.5, 2.0], [0.5, 1.0, 1.5, 2.0]]
 
@@ -201,12 +202,45 @@ def test_seeds_with_other_steps_meet_on_one_grid() -> None:
 def test_figures_of_growth_are_drawn_also_where_a_run_lacks_a_quantity(tmp_path: Path) -> None:
     curves = [([0, 10, 20], [0.2, 0.5, 0.75]), ([0, 10, 20], [0.2, 0.4, 0.75])]
     runs = {"paper": {"density": curves, "return": curves}, "dense": {"return": curves}}
-    figure = visualize.expansion_figure(runs, title="growth")
+    figure = growth_figures.expansion_figure(runs, title="growth")
     assert [ax.get_ylabel() for ax in figure.axes] == ["density", "return"]
     assert [len(ax.get_legend_handles_labels()[1]) for ax in figure.axes] == [1, 2]
     assert visualize.save_figure(figure, tmp_path / "a.png").stat().st_size > 0
     masks = np.random.default_rng(0).random((9, 12, 5)) < 0.4
-    drawn = visualize.mask_figure(masks, np.arange(9) * 1000, title="W")
+    drawn = growth_figures.mask_figure(masks, np.arange(9) * 1000, title="W")
     assert [ax.get_title(loc="left").split()[0] for ax in drawn.axes] == ["0", "2k", "4k", "6k", "8k"]
-    assert len(visualize.mask_figure(masks[:1], [0]).axes) == 1
+    assert len(growth_figures.mask_figure(masks[:1], [0]).axes) == 1
     assert visualize.save_figure(drawn, tmp_path / "b.png").stat().st_size > 0
+
+
+def test_rows_become_curves_by_network_and_several_runs_become_groups() -> None:
+    rows = [
+        {"kind": "episode", "step": 1, "reward": 3.0},
+        {
+            "kind": "plasticity",
+            "step": 10,
+            "critic/density": 0.2,
+            "critic/active_fraction/q1.2": 0.4,
+            "actor/density": None,
+        },
+        {"kind": "eval", "step": 10, "return_mean": -5.0, "accuracy": None},
+        {"kind": "plasticity", "step": 20, "critic/density": 0.3, "actor/density": 0.5},
+        {"kind": "eval", "step": 20, "return_mean": -4.0, "accuracy": None},
+        {"kind": "plasticity", "step": 30, "critic/density": 0.4, "actor/density": 0.6},
+    ]
+    curves = growth_figures.curves_of(rows)
+    told = {
+        network: {name: np.asarray(curve).tolist() for name, curve in run.items()} for network, run in curves.items()
+    }
+    assert told == {
+        "critic": {"density": [[10, 20, 30], [0.2, 0.3, 0.4]]},
+        "agent": {"greedy return": [[10, 20], [-5.0, -4.0]]},
+        "actor": {"density": [[20, 30], [0.5, 0.6]]},
+    }
+    groups = growth_figures.by_group([("grown", curves), ("grown", curves), ("dense", {"agent": curves["agent"]})])
+    assert {group: {name: len(seeds) for name, seeds in panels.items()} for group, panels in groups.items()} == {
+        "grown": {"density, critic": 2, "greedy return": 2, "density, actor": 2},
+        "dense": {"greedy return": 1},
+    }
+    scored = [{"kind": "eval", "step": step, "return_mean": 1.0, "accuracy": 0.5} for step in (1, 2)]
+    assert list(growth_figures.curves_of(scored)["agent"]) == ["greedy accuracy"]
