@@ -22,7 +22,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "expansion.json"
 FOLDER = ROOT / "experiments" / "bench-expansion"
-# The learning rate is that of the paper; its authors' code, and our default, has 3e-4.
 TD3 = "train --algo td3 --learning-rate 0.001"
 TASKS: dict[str, dict[str, Any]] = {
     "Pendulum-v1": {

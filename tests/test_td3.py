@@ -549,7 +549,7 @@ def test_defaults_are_those_of_the_paper_with_an_mlp_and_of_sequences_with_a_mem
     assert (mlp.env.env_name, mlp.core.name, mlp.core.hidden_dim, mlp.core.num_layers) == ("Pendulum-v1", "mlp", 256, 2)
     assert (mlp.core.activation, mlp.encoder.embed_dim, mlp.learner.replay) == ("relu", 0, "transition")
     published = {"gamma": 0.99, "target_tau": 0.005, "policy_noise": 0.2, "noise_clip": 0.5, "policy_freq": 2}
-    published |= {"learning_rate": 3e-4, "batch_size": 256, "expl_noise": 0.1, "buffer_size": 1_000_000}
+    published |= {"learning_rate": 1e-3, "batch_size": 256, "expl_noise": 0.1, "buffer_size": 1_000_000}
     assert {name: getattr(mlp.learner, name) for name in published} == published
     gru = cfg.make_config("train", {"learner": "td3", "core": "gru"})
     assert (gru.core.hidden_dim, gru.encoder.embed_dim, gru.learner.replay) == (128, 32, "sequence")
