@@ -608,6 +608,7 @@ def make_config(command: str, flags: Mapping[str, Any], file: Mapping[str, Any] 
     unknown = [key for key in file if key not in (*PARTS, "versions")]
     if unknown:
         raise ConfigError(f"unknown section {unknown[0]!r} in the configuration{nearest(unknown[0], PARTS)}")
+    _refuse_other_command(command, file.get("env"))
     learner = cast(Any, _choose_class("learner", COMMAND_DEFAULTS[command], flags, file)).name
     defaults = {**COMMAND_DEFAULTS[command], **LEARNER_DEFAULTS.get((command, learner), {})}
     core = cast(Any, _choose_class("core", defaults, flags, file)).name
@@ -615,6 +616,15 @@ def make_config(command: str, flags: Mapping[str, Any], file: Mapping[str, Any] 
     classes = {part: _choose_class(part, defaults, flags, file) for part in PARTS}
     refuse_idle_flags(flags, classes)
     return Config(**{part: _make_section(part, cls, defaults, flags, file) for part, cls in classes.items()})
+
+
+def _refuse_other_command(command: str, env: Any) -> None:
+    """A configuration whose tasks belong to the other training command would silently take that one's place."""
+    for other, defaults in COMMAND_DEFAULTS.items():
+        if other != command and isinstance(env, Mapping) and env.get("name") == defaults["env"]:
+            raise ConfigError(
+                f"env.name is {env['name']!r} in the configuration: take the command {other}, not {command}"
+            )
 
 
 def config_from_dict(nested: Mapping[str, Any]) -> Config:

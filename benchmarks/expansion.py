@@ -4,7 +4,8 @@
 
 Resumable, as benchmarks/learning.py: a row that is in benchmarks/results/expansion.json is skipped, a run that was
 interrupted goes on from its last checkpoint. Every row is one `python main.py train ...` and one `python main.py eval`
-of its final_model.pt on other seeds. HalfCheetah-v4 takes an hour or two and the extra "mujoco".
+on other seeds, of final_model.pt or, on NeuroGym, best_model.pt. HalfCheetah-v4 takes an hour or two and the extra
+"mujoco".
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ TASKS: dict[str, dict[str, Any]] = {
     "Pendulum-v1": {
         "seeds": (0, 1, 2, 3, 4),
         "train": f"{TD3} --total-steps 20000 --learning-starts 1000",
-        "eval": "--num-eval-episodes 100",
+        "eval": "--checkpoint final --num-eval-episodes 100",
     },
     "HalfCheetah-v4": {
         "seeds": (0, 1, 2),
         "train": f"{TD3} --total-steps 100000 --learning-starts 10000",
-        "eval": "--num-eval-episodes 20",
+        "eval": "--checkpoint final --num-eval-episodes 20",
     },
     "ContextDecisionMaking-v0": {
         "seeds": (0, 1, 2, 3, 4),
         "train": "train-neurogym --total-steps 60000 --plasticity-metrics-freq 2000",
-        "eval": "--num-eval-trials 10000",
+        "eval": "--checkpoint best --num-eval-trials 10000",
     },
 }
 NAMES = {"ContextDecisionMaking-v0": "MPN-DQN"}
@@ -84,7 +85,7 @@ def run(row: Row) -> dict[str, Any]:
     begun = time.monotonic()
     learning.call([*options, *where, "--resume", "auto", "--no-plot-training", "--checkpoint-freq", "20000"])
     seconds = time.monotonic() - begun
-    shown = ["eval", "--checkpoint", "final", *how["eval"].split(), "--seed", "1000", "--json"]
+    shown = ["eval", *how["eval"].split(), "--seed", "1000", "--json"]
     scores = json.loads(learning.call([*shown, *where]).strip().splitlines()[-1])
     metrics = [json.loads(line) for line in (FOLDER / row.name / "metrics.jsonl").read_text().splitlines()]
     curves = {name: curve(metrics, *source) for name, source in QUANTITIES.items()}
@@ -205,7 +206,7 @@ def main() -> int:
     results = load_results()
     wanted = [row for row in all_rows(args.seeds) if not args.only or any(part in row.name for part in args.only)]
     failed = learning.run_missing(wanted, set(map(key_of, results)), run, results, store_results, args.jobs)
-    draw(results)
+    draw(load_results())  # in their order
     met = print_table(results)
     return 0 if met and not failed else 1
 

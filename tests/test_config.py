@@ -176,3 +176,10 @@ def test_trial_replay_counts_trials_and_keeps_500_unless_told(command: str) -> N
     assert cfg.make_config(command, {"replay": "trial"}).learner.buffer_size == 500
     assert cfg.make_config(command, {"replay": "trial", "buffer_size": 70}).learner.buffer_size == 70
     assert cfg.make_config(command, {}, {"learner": {"replay": "trial"}}).learner.buffer_size == 500
+
+
+def test_a_configuration_of_the_other_command_is_refused() -> None:
+    with pytest.raises(ConfigError, match="take the command train, not train-neurogym"):
+        cfg.make_config("train-neurogym", {}, {"env": {"name": "gymnasium", "env_name": "CartPole-v1"}})
+    with pytest.raises(ConfigError, match="take the command train-neurogym, not train"):
+        cfg.make_config("train", {}, {"env": {"name": "neurogym"}})

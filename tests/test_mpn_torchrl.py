@@ -190,7 +190,8 @@ def test_the_documented_example_is_short_and_runs(tmp_path: Path) -> None:
         [sys.executable, "-c", short], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"mean return over 100 greedy episodes: \d+\.\d", done.stdout.strip().splitlines()[-1])
+    said = r"2,000 frames, mean return over 100 greedy episodes: \d+\.\d+"
+    assert re.fullmatch(said, done.stdout.strip().splitlines()[-1])
 
 
 def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
