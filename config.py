@@ -658,14 +658,17 @@ def find_config_file(name: str) -> Path:
     stem = path.name.removesuffix(".json")
     if stem not in shipped:
         names = nearest(stem, shipped) or f", {', '.join(shipped)}"
-        raise ConfigError(f"--config {name}: No such file, and none of the toolkit's configurations{names}")
+        raise ConfigError(f"--config {name}: no such file, and none of the toolkit's configurations{names}")
     return shipped[stem]
 
 
 def read_config_file(path: str) -> dict[str, Any]:
     """The nested options of a --config file."""
+    found = find_config_file(path)
+    if found.suffix == ".toml":
+        raise ConfigError(f"--config {path} is a sweep's file: take sweep run {path}")
     try:
-        with open(find_config_file(path), encoding="utf-8") as file:
+        with open(found, encoding="utf-8") as file:
             nested = json.load(file)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None

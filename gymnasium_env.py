@@ -82,6 +82,8 @@ def make_gymnasium(
             env = gymnasium.make(spec, max_episode_steps, disable_env_checker=True, **how, **(env_args or {}))
         except Exception as error:  # whatever a task's constructor may raise
             reason = " ".join(str(error).split()).partition(" was raised from")[0] or type(error).__name__
+            if isinstance(error, gymnasium.error.DependencyNotInstalled) and "mujoco" in reason.lower():
+                reason = "it needs the extra: pip install 'mpn-rl[mujoco]'"  # Gymnasium's own advice brings a newer one
             raise ConfigError(f"--env-name {env_name} cannot be made: {reason}{_arguments(spec, env_args)}") from error
     if not isinstance(spaces.flatten_space(env.observation_space), spaces.Box):
         raise ConfigError(f"--env-name {env_name} has observations of no fixed size: {env.observation_space}")

@@ -300,7 +300,7 @@ class Experiment:
         """plots/masks.npz, {weight: (S, H, D) bool, "step": (S,)}; {} where the topology never changed."""
         import numpy as np
 
-        path = self.plots_dir / "masks.npz"
+        path = self.path / "plots" / "masks.npz"
         if not path.is_file():
             return {}
         with np.load(path, allow_pickle=False) as archive:

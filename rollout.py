@@ -216,12 +216,14 @@ def record_episodes(
 
 
 def _frame(env: gymnasium.Env) -> np.ndarray:
+    task: Any = env.unwrapped
+    if isinstance(getattr(task, "last_u", None), np.generic):
+        task.last_u = float(task.last_u)  # Pendulum-v1 draws its torque, and pygame refuses NumPy's numbers
     try:
         frame: Any = env.render()
     except NotImplementedError:
         frame = None
     if not isinstance(frame, np.ndarray):
-        task = env.unwrapped
         raise ConfigError(f"--env-name {task.spec.id if task.spec else type(task).__name__} cannot be rendered")
     return frame
 

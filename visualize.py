@@ -488,9 +488,10 @@ def plot_band(
     Args: steps: (T,). curves: one row per seed, (n, T). band: its lower and upper edge, (T,) each; nan: none.
     """
     ax.fill_between(steps, *band, color=colour, alpha=0.18, lw=0)
+    marker = "o" if np.size(steps) == 1 else ""  # a line through one point draws nothing
     for curve in curves:
-        ax.plot(steps, curve, lw=0.6, alpha=0.4, color=colour)
-    ax.plot(steps, curves.mean(axis=0), lw=2.2, color=colour, label=f"{label} (n = {len(curves)})")
+        ax.plot(steps, curve, lw=0.6, alpha=0.4, color=colour, marker=marker, ms=3)
+    ax.plot(steps, curves.mean(axis=0), lw=2.2, color=colour, marker=marker, label=f"{label} (n = {len(curves)})")
     return ax
 
 

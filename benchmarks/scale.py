@@ -90,7 +90,7 @@ def bench_length() -> dict[str, Any]:
 def bench_lanes(steps: int = 61_440) -> dict[str, Any]:
     found = {}
     for lanes in LANES:
-        rows = [run_once(steps, "--num-envs", str(lanes)) for _ in range(3)]
+        rows = [run_once(steps, "--num-envs", str(lanes), "--buffer-size", str(steps)) for _ in range(3)]
         found[f"{lanes} lanes"] = {
             "microseconds_per_step": [q / steps * 1e6 for q in quartiles([row["seconds"] for row in rows])],
             "peak_mib": max(row["peak_mib"] for row in rows),

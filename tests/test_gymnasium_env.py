@@ -152,3 +152,12 @@ def test_velocities_are_hidden_only_where_they_are_known() -> None:
 def test_what_a_gymnasium_task_lacks_is_empty_without_a_warning() -> None:
     env: cfg.Any = make_gymnasium("CartPole-v1")
     assert (env.trial_steps, env.dt_ms, env.n_actions, env.conditions) == (0, 0.0, 2, {})
+
+
+def test_a_mujoco_task_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise gymnasium.error.DependencyNotInstalled("MuJoCo is not installed, run `pip install gymnasium[mujoco]`")
+
+    monkeypatch.setattr(gymnasium, "make", missing)
+    with pytest.raises(ConfigError, match=r"HalfCheetah-v4 cannot be made: .*pip install 'mpn-rl\[mujoco\]'"):
+        make_gymnasium("HalfCheetah-v4")

@@ -187,7 +187,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ("train --overwrite", "--overwrite needs --experiment-name"),
         ("train --resume --overwrite --experiment-name x", "exclude each other"),
         ("train --resume --experiment-name x", "no experiment 'x' in experiments/"),
-        ("train --config nope.json", "--config nope.json: No such file"),
+        ("train --config nope.json", "--config nope.json: no such file"),
         ("train --config zzz", "none of the toolkit's configurations, backpropamine_maze, "),
         ("train --config td3_dens", "did you mean 'td3_dense'"),
         ("train --config configs/td3_dens.json", "did you mean 'td3_dense'"),

@@ -13,7 +13,7 @@ import build
 import config as cfg
 from lanes import SEED_RANGES, EpisodeSeeds, Lanes
 from options import ConfigError
-from rollout import evaluate, join_episodes, record_episodes, reset_rows, run_scripted
+from rollout import _frame, evaluate, join_episodes, record_episodes, reset_rows, run_scripted
 
 
 class Clock(gymnasium.Env):
@@ -205,3 +205,13 @@ def test_exploration_while_recording_is_a_function_of_the_seed() -> None:
 def test_a_task_without_pictures_is_named() -> None:
     with pytest.raises(ConfigError, match="Clock cannot be rendered"):
         next(record_episodes(network(), Clock(), [5], frames=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_pendulum_is_drawn_after_an_action_of_any_precision(dtype: type) -> None:
+    """Gymnasium 0.29 hands the torque, a NumPy number, to pygame, which refuses one of 32 bits."""
+    env = gymnasium.make("Pendulum-v1", render_mode="rgb_array")
+    env.reset(seed=0)
+    env.step(np.array([0.5], dtype=dtype))
+    assert _frame(env).shape == (500, 500, 3)
+    env.close()
