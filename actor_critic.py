@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from batch import Batch, map_state
 from config import A2CConfig
-from encoder import Encoder
+from encoder import AgentNetwork, Encoder
 from learner import Adam, Learner
 from returns import lambda_returns, shannon_entropy, simpson_entropy
 from rollout_buffer import Rollout, RolloutBuffer
@@ -21,7 +21,7 @@ from rollout_buffer import Rollout, RolloutBuffer
 ENTROPIES = {"shannon": shannon_entropy, "simpson": simpson_entropy}
 
 
-class ActorCritic(nn.Module):
+class ActorCritic(AgentNetwork):
     """pi(. | s_t) = softmax(linear(h_t)) and V(s_t) = linear(h_t), h_t the core's output for the encoded observation.
 
     Args:
@@ -47,14 +47,6 @@ class ActorCritic(nn.Module):
         self.head = nn.Linear(hidden_dim, action_dim)
         self.value_head = nn.Linear(hidden_dim, 1)
 
-    def init_state(self, batch_size: int, device: torch.device | str | None = None):
-        """The core's state at an episode's start."""
-        return self.core.init_state(batch_size, device or self.head.weight.device)  # type: ignore[operator]
-
-    def features(self, obs: Tensor, state):
-        """One step without the heads: obs (B, D) -> h (B, H) and the next state."""
-        return self.core(self.encoder(obs), state)
-
     def forward(self, obs: Tensor, state):
         """One step: obs (B, D) -> logits (B, A), V (B,) and the next state."""
         h, state = self.features(obs, state)
@@ -64,12 +56,6 @@ class ActorCritic(nn.Module):
         """A sequence: obs (B, T, D) -> logits (B, T, A), V (B, T), the last state; `reset` as in the core contract."""
         hs, state = self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
         return self.head(hs), self.value_head(hs).squeeze(-1), state
-
-    @torch.no_grad()
-    def select_action(self, obs: Tensor, state, epsilon: float = 0.0, generator: torch.Generator | None = None):
-        """Actions (B,) by `choose`, and the next state, which moves on whatever the action."""
-        h, state = self.features(obs, state)
-        return self.choose(self.head(h), epsilon, generator), state
 
     def choose(self, logits: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """The best actions (B,), or with `sample_policy` drawn ones; a share `epsilon` of them is uniform."""

@@ -602,6 +602,8 @@ def make_config(command: str, flags: Mapping[str, Any], file: Mapping[str, Any] 
     asked = {**file.get("run", {}), **flags}
     if "num_episodes" in asked and "total_steps" not in asked:
         flags = {**flags, "total_steps": None}  # a default does not override what was asked for
+    if "wandb_project" in flags and not asked.get("wandb"):
+        raise ConfigError(f"--wandb-project does nothing without --wandb, got {flags['wandb_project']!r}")
     asked = {**file.get("learner", {}), **flags}
     if asked.get("replay") == "trial" and "buffer_size" not in asked:
         flags = {**flags, "buffer_size": TRIAL_BUFFER_SIZE}  # the fields' own default counts steps

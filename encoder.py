@@ -1,6 +1,8 @@
-"""What stands between an observation and the core, whatever the learner."""
+"""What stands around a core, whatever the learner: the encoder in front of it, and the network that acts."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,3 +26,42 @@ class Encoder(nn.Module):
         """(..., obs_dim) -> (..., output_dim)."""
         x = torch.tanh(self.embedding(obs)) if self.embedding is not None else obs
         return nn.functional.pad(x, (0, 1), value=1.0) if self.constant_input else x
+
+
+class AgentNetwork(nn.Module):
+    """The network that acts: head(h_t), with h_t the core's output for the encoded observation.
+
+    Subclasses set `encoder`, `core` and `head`, and say in `choose` what the head's output means.
+    """
+
+    encoder: Encoder
+    core: nn.Module
+    head: Any
+
+    def init_state(self, batch_size: int, device: torch.device | str | None = None):
+        """The core's state at an episode's start."""
+        return self.core.init_state(batch_size, device or next(self.head.parameters()).device)  # type: ignore[operator]
+
+    def features(self, obs: Tensor, state):
+        """One step without the head: obs (B, D) -> h (B, H) and the next state."""
+        return self.core(self.encoder(obs), state)
+
+    def forward(self, obs: Tensor, state):
+        """One step: obs (B, D) -> what the head makes of h (B, A), and the next state."""
+        h, state = self.features(obs, state)
+        return self.head(h), state
+
+    def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
+        """A sequence: obs (B, T, D) -> (B, T, A) and the last state; `reset` as in the core contract."""
+        hs, state = self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
+        return self.head(hs), state
+
+    @torch.no_grad()
+    def select_action(self, obs: Tensor, state, epsilon: float = 0.0, generator: torch.Generator | None = None):
+        """Actions by `choose`, and the next state, which moves on whatever the action."""
+        h, state = self.features(obs, state)
+        return self.choose(self.head(h), epsilon, generator), state
+
+    def choose(self, preferences: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """Actions from what the head returned (B, A), a share `epsilon` of them random."""
+        raise NotImplementedError

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from batch import Batch, map_state
 from config import DQNConfig, EncoderConfig
-from encoder import Encoder
+from encoder import AgentNetwork, Encoder
 from learner import Adam, Learner
 from mpn_module import MPN
 from returns import n_step_targets, next_values, td_loss
 
 
-class MPNDQN(nn.Module):
+class MPNDQN(AgentNetwork):
     """Q(s_t, .) = linear(h_t), with h_t the core's output for the encoded observation.
 
     Args:
@@ -45,30 +45,6 @@ class MPNDQN(nn.Module):
         self.encoder = encoder or Encoder(obs_dim, defaults.embed_dim, defaults.constant_input)
         self.core = core or MPN(self.encoder.output_dim, hidden_dim, **mpn_options)
         self.head = nn.Linear(hidden_dim, action_dim)
-
-    def init_state(self, batch_size: int, device: torch.device | str | None = None):
-        """The core's state at an episode's start."""
-        return self.core.init_state(batch_size, device or self.head.weight.device)  # type: ignore[operator]
-
-    def features(self, obs: Tensor, state):
-        """One step without the head: obs (B, D) -> h (B, H) and the next state."""
-        return self.core(self.encoder(obs), state)
-
-    def forward(self, obs: Tensor, state):
-        """One step: obs (B, D) -> Q (B, A) and the next state."""
-        h, state = self.features(obs, state)
-        return self.head(h), state
-
-    def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
-        """A sequence: obs (B, T, D) -> Q (B, T, A) and the last state; `reset` as in the core contract."""
-        hs, state = self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
-        return self.head(hs), state
-
-    @torch.no_grad()
-    def select_action(self, obs: Tensor, state, epsilon: float = 0.0, generator: torch.Generator | None = None):
-        """Epsilon-greedy actions (B,) and the next state, which moves on whatever the action."""
-        q_values, state = self(obs, state)
-        return self.choose(q_values, epsilon, generator), state
 
     def choose(self, q_values: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """Epsilon-greedy actions (B,) from Q (B, A)."""

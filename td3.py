@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from batch import Batch, map_state, state_parts
 from config import TD3Config
-from encoder import Encoder
+from encoder import AgentNetwork, Encoder
 from learner import Adam, Learner
 from linear import Linear
 from plasticity import active_fraction, activities
@@ -64,7 +64,7 @@ class BoundedHead(nn.Linear):
         return torch.addcmul(actions, self.scale, drawn).clamp_(self.low, self.high)
 
 
-class Actor(nn.Module):
+class Actor(AgentNetwork):
     """pi(s_t) = head(h_t), with h_t the core's output for the encoded observation.
 
     Args:
@@ -91,29 +91,10 @@ class Actor(nn.Module):
         self.core = core or MLPCore(self.encoder.output_dim, hidden_dim, 2, "relu")
         self.head = BoundedHead(hidden_dim, low, high)
 
-    def init_state(self, batch_size: int, device: torch.device | str | None = None):
-        """The core's state at an episode's start."""
-        return self.core.init_state(batch_size, device or self.head.weight.device)  # type: ignore[operator]
-
-    def features(self, obs: Tensor, state):
-        """One step without the head: obs (B, D) -> h (B, H) and the next state."""
-        return self.core(self.encoder(obs), state)
-
-    def forward(self, obs: Tensor, state):
-        """One step: obs (B, D) -> actions (B, A) and the next state."""
-        h, state = self.features(obs, state)
-        return self.head(h), state
-
     def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
         """A sequence: obs (B, T, D) -> actions (B, T, A) and the last state; `reset` as in the core contract."""
         hs, state = self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
         return self.head(hs.contiguous()), state  # torch's GRU returns time first, in other strides
-
-    @torch.no_grad()
-    def select_action(self, obs: Tensor, state, epsilon: float = 0.0, generator: torch.Generator | None = None):
-        """Actions (B, A) without noise, a share `epsilon` of them random, and the next state."""
-        actions, state = self(obs, state)
-        return self.choose(actions, epsilon, generator), state
 
     def choose(self, actions: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """What the head returned, a share `epsilon` of the rows replaced by random actions."""

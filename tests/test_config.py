@@ -183,3 +183,10 @@ def test_a_configuration_of_the_other_command_is_refused() -> None:
         cfg.make_config("train-neurogym", {}, {"env": {"name": "gymnasium", "env_name": "CartPole-v1"}})
     with pytest.raises(ConfigError, match="take the command train-neurogym, not train"):
         cfg.make_config("train", {}, {"env": {"name": "neurogym"}})
+
+
+def test_a_project_without_wandb_does_nothing() -> None:
+    with pytest.raises(ConfigError, match="--wandb-project does nothing without --wandb, got 'mine'"):
+        cfg.make_config("train", {"wandb_project": "mine"})
+    assert cfg.make_config("train", {"wandb_project": "mine", "wandb": True}).run.wandb_project == "mine"
+    assert cfg.make_config("train", {"wandb_project": "mine"}, {"run": {"wandb": True}}).run.wandb
