@@ -45,10 +45,11 @@ test: dev ## the whole test suite
 	$(python) -m pytest $(PYTEST_ARGS)
 
 .PHONY: check
-check: dev ## formatting, lint, types, tests: what CI runs
+check: dev ## formatting, lint, types, import rule, tests: what CI runs
 	$(python) -m ruff format --check .
 	$(python) -m ruff check .
 	$(python) -m mypy
+	$(python) tests/lint_imports.py
 	$(MAKE) --no-print-directory test
 
 .PHONY: format

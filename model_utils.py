@@ -38,7 +38,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, cast
 
-from options import ConfigError, nearest
+from mpn_rl.options import ConfigError, nearest
 
 ROOT = "experiments"
 CHECKPOINT_FORMAT = 1

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batch import Batch, map_state
-from config import DQNConfig, EncoderConfig
-from encoder import AgentNetwork, Encoder
-from learner import Adam, Learner
 from mpn_module import MPN
-from returns import n_step_targets, next_values, td_loss
+from mpn_rl.config import DQNConfig, EncoderConfig
+from mpn_rl.contracts import Batch, map_state
+from mpn_rl.learners.base import Adam, Learner
+from mpn_rl.networks.encoder import AgentNetwork, Encoder
+from mpn_rl.returns import n_step_targets, next_values, td_loss
 
 
 class MPNDQN(AgentNetwork):

@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from config import MPNConfig
-from mpn_kernels import ACTIVATIONS, mpn_scan
+from mpn_rl.config import MPNConfig
+from mpn_rl.kernels.mpn import ACTIVATIONS, mpn_scan
 
 # (H, D) -> the shape of eta and lambda, which broadcasts over the synapses.
 GRANULARITIES = {

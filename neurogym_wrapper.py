@@ -22,7 +22,7 @@ import gymnasium
 import numpy as np
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from options import ConfigError, nearest
+from mpn_rl.options import ConfigError, nearest
 
 LIST_COMMAND = "python main.py train-neurogym --list-envs"
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.decomposition import PCA
 
-from options import ConfigError
+from mpn_rl.options import ConfigError
 
 Activity = dict[str, np.ndarray]
 REQUIRED = ("observations", "actions", "episode", "step", "trial", "new_trial", "hidden")

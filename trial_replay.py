@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from batch import Batch, Steps, state_parts
-from options import ConfigError
+from mpn_rl.contracts import Batch, Steps, state_parts
+from mpn_rl.options import ConfigError
 
 
 class ReplayBuffer:

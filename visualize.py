@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from numpy.typing import ArrayLike
 
-from options import ConfigError
+from mpn_rl.options import ConfigError
 
 # Okabe & Ito (2008): told apart with every common colour blindness.
 MODEL_COLOURS = {

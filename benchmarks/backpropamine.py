@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from backpropamine import Backpropamine  # noqa: E402
-from config import CoreConfig  # noqa: E402
+from mpn_rl.config import CoreConfig  # noqa: E402
+from mpn_rl.networks.backpropamine import Backpropamine  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "backpropamine.json"
 PRESETS = [name for name in CoreConfig.registry if name.startswith("backpropamine")]

@@ -121,8 +121,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw(results: dict[str, Any]) -> None:
-    import growth_figures
     import visualize
+    from mpn_rl.expansion import growth_figures
 
     runs: dict[str, dict[str, Any]] = {}
     for group, panel in PANELS.items():

@@ -54,9 +54,9 @@ def quartiles(values: list[float]) -> list[float]:
 @contextmanager
 def a_run(**flags: Any) -> Iterator[Any]:
     """A training run of train-neurogym, in a folder that goes when it is left."""
-    import config as cfg
     from model_utils import Experiment
-    from training import Run
+    from mpn_rl import config as cfg
+    from mpn_rl.training import Run
 
     config = cfg.make_config("train-neurogym", {"eval_freq": 0, "checkpoint_freq": 0, **flags})
     with tempfile.TemporaryDirectory() as folder:
@@ -89,16 +89,16 @@ def bench_acting() -> dict[str, Any]:
     """One acting step of all lanes, per lane, and the environment's own step."""
     import torch
 
-    import build
-    import config as cfg
+    from mpn_rl import config as cfg
+    from mpn_rl import registry
 
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
-    env = build.make_env(cfg.make_config("train-neurogym", {}).env)
+    env = registry.make_env(cfg.make_config("train-neurogym", {}).env)
     for lanes in (1, 16, 128):
         calls: dict[str, Callable[[], Any]] = {}
         for name, flags in CORES.items():
-            network = build.make_network(cfg.make_config("train-neurogym", flags), build.spaces(env))
+            network = registry.make_network(cfg.make_config("train-neurogym", flags), registry.spaces(env))
             obs, state = torch.randn(lanes, 5), network.init_state(lanes)
             generator = torch.Generator()
 
@@ -219,8 +219,8 @@ def seconds_to(threshold: float, seed: int) -> dict[str, Any]:
 
 def bench_checkpoint() -> dict[str, Any]:
     """What a checkpoint costs at the default interval: last.pt with a full memory, and the training curves' picture."""
-    import config as cfg
-    from reporting import draw_training_curves
+    from mpn_rl import config as cfg
+    from mpn_rl.reporting import draw_training_curves
 
     interval = cfg.RunConfig().checkpoint_freq
     with a_run() as run:

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from mpn_kernels import mpn_scan  # noqa: E402
+from mpn_rl.kernels.mpn import mpn_scan  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "scan.json"
 # (B, T, D, H): what is asked of fused against the loop and against the LSTM.
@@ -96,7 +96,7 @@ def multiply_adds_per_second() -> float:
     """One core's rate, eight chains of 16 numbers in registers; the best of ten."""
     import numba
 
-    from mpn_lanes import floats, load, store
+    from mpn_rl.kernels.simd import floats, load, store
 
     def chains(address, steps):
         p = floats(address)

@@ -180,8 +180,8 @@ def print_table(rows: list[dict[str, Any]]) -> bool:
 
 def draw(rows: list[dict[str, Any]]) -> None:
     """Returns, active fractions and density over steps, one picture per task, beside the JSON."""
-    import growth_figures
     import visualize
+    from mpn_rl.expansion import growth_figures
 
     for task in TASKS:
         runs: dict[str, dict[str, list]] = {}

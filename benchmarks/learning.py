@@ -62,15 +62,15 @@ def matched_hidden_dim(task: str, core: str) -> int | None:
     """The hidden size at which a GRU or LSTM has the MPN's number of trained weights, None for the default."""
     if core not in ("gru", "lstm"):
         return None
-    import build
-    import config as cfg
+    from mpn_rl import config as cfg
+    from mpn_rl import registry
 
     command = "train-neurogym" if task in NEUROGYM else "train"
     flags: dict[str, Any] = {"env_name": task.split(",")[0]} | ({"mask_velocity": True} if task == MASKED else {})
-    spaces = build.spaces(build.make_env(cfg.make_config(command, flags).env))
+    spaces = registry.spaces(registry.make_env(cfg.make_config(command, flags).env))
 
     def weights(**core_flags: Any) -> int:
-        network = build.make_network(cfg.make_config(command, {**flags, **core_flags}), spaces)
+        network = registry.make_network(cfg.make_config(command, {**flags, **core_flags}), spaces)
         return sum(part.numel() for part in network.parameters() if part.requires_grad)
 
     target = weights(core="mpn")

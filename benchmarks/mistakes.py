@@ -18,9 +18,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, get_origin
 
-import config as cfg
 import main as program
-from options import fields_of, flag_of, unwrap_optional
+from mpn_rl import config as cfg
+from mpn_rl.options import fields_of, flag_of, unwrap_optional
 
 TINY = ["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2", "--max-episode-steps", "30", "--eval-episodes", "2",
         "--learning-starts", "50", "--buffer-size", "400", "--sequence-length", "8", "--sequence-stride", "8",

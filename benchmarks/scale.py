@@ -36,14 +36,14 @@ def update_at(steps: int, chunk: int | None) -> dict[str, float]:
     """In a fresh process: milliseconds of an update on TRIALS trials of `steps`, and the memory that it adds."""
     import torch
 
-    import build
-    import config as cfg
-    from batch import Batch
+    from mpn_rl import config as cfg
+    from mpn_rl import registry
+    from mpn_rl.contracts import Batch
 
     torch.set_num_threads(1)
     flags = {"replay": "trial", "replay_state": "stored", "bptt_chunk_size": chunk}
     config = cfg.make_config("train-neurogym", flags)
-    learner = build.make_learner(config, build.Spaces(5, 3), torch.device("cpu"))
+    learner = registry.make_learner(config, registry.Spaces(5, 3), torch.device("cpu"))
 
     def batch_of(length: int) -> Batch:
         shape = (TRIALS, length)

@@ -115,9 +115,9 @@ class PlainTD3:
 
 def a_run(folder: str, **flags: Any) -> Any:
     """A training run in a folder of its own, as `python main.py train --algo td3` drives it."""
-    import config as cfg
     from model_utils import Experiment
-    from training import Run
+    from mpn_rl import config as cfg
+    from mpn_rl.training import Run
 
     fixed = {"learner": "td3", "env_name": TASK, "learning_starts": STARTS, "total_steps": 1_000_000}
     config = cfg.make_config("train", {**fixed, "eval_freq": 0, "checkpoint_freq": 0, **flags})
@@ -127,7 +127,7 @@ def a_run(folder: str, **flags: Any) -> Any:
 
 
 def contenders(folder: str) -> dict[str, Callable[[], Any]]:
-    import config as cfg
+    from mpn_rl import config as cfg
 
     steps: dict[str, Callable[[], Any]] = {"plain": PlainTD3().step, "dense": a_run(folder).advance}
     kinds = cfg.ExpansionConfig.registry

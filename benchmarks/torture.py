@@ -36,10 +36,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import mistakes  # noqa: E402
 from mistakes import TINY  # noqa: E402
 
-import commands  # noqa: E402  (before any fork, so that each one starts at once)
 import main as program  # noqa: E402
 from model_utils import Experiment, load_checkpoint, read_json  # noqa: E402
-from options import ConfigError  # noqa: E402
+from mpn_rl import commands  # noqa: E402  (before any fork, so that each one starts at once)
+from mpn_rl.options import ConfigError  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "torture.json"
 COMMON = ["--no-plot-training", "--device", "cpu"]

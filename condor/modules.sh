@@ -5,4 +5,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ ! -e condor/python.tar.gz ]; then
   echo "error : no condor/python.tar.gz to bring along; make it with: .venv/bin/python condor/pack.py"
 fi
-echo "modules = $(echo *.py | tr ' ' ,)"
+echo "modules = $(echo *.py | tr ' ' ,),mpn_rl"

@@ -29,10 +29,10 @@ from typing import Any, NamedTuple
 import condor_tools
 import pytest
 
-import cli
-import config as cfg
 import main
-from options import flag_of
+from mpn_rl import arguments
+from mpn_rl import config as cfg
+from mpn_rl.options import flag_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
@@ -71,7 +71,7 @@ replay = Replay()
 """,
 }
 # Pages whose Python a test of their own runs; the first one adds to the code, so that its commands run only there.
-PYTHON_ELSEWHERE = {"docs/extending.md": "test_extending.py", "docs/torchrl.md": "test_mpn_torchrl.py"}
+PYTHON_ELSEWHERE = {"docs/extending.md": "test_extending.py", "docs/torchrl.md": "networks/test_torchrl_modules.py"}
 COMMANDS_ELSEWHERE = ["docs/extending.md"]
 
 
@@ -258,8 +258,8 @@ def at_home(home: Home, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 def shorter(argv: list[str]) -> list[str]:
     """Options that make a training short, of those that its parts have. Raises: ConfigError where main.py would."""
-    args = cli.parse(argv)
-    config, given, options = cli.config_of(args), cli.config_flags(args), []
+    args = arguments.parse(argv)
+    config, given, options = arguments.config_of(args), arguments.config_flags(args), []
     for part in cfg.PARTS:
         section = getattr(config, part)
         for field in dataclasses.fields(section):
@@ -310,7 +310,7 @@ def try_toolkit(words: list[str], trial: Trial) -> None:
     if not words:  # the program's name, and no command
         return
     if "..." in words:  # a part is left out: the rest must be what the parser knows
-        cli.parse([word for word in words if word != "..."])
+        arguments.parse([word for word in words if word != "..."])
         return
     refusal = [line for line in trial.shown if re.match(r"main\.py [\w-]+: |\S+:\d+:\d+: ", line)]
     argv = [*words, *further(words, trial.home)]
@@ -333,7 +333,7 @@ def further(words: list[str], home: Home) -> list[str]:
         again = "--experiment-name" in words and not {"--resume", "--overwrite"} & set(words)
         return [*shorter(words), *(["--overwrite"] if again else [])]
     if words[0] in ("eval", "render", "analyze"):
-        args = cli.parse(words)
+        args = arguments.parse(words)
         names = [args.experiment_name] if isinstance(args.experiment_name, str) else args.experiment_name
         for name in names:
             home.need(name)
@@ -554,10 +554,10 @@ def test_every_condor_command_is_one_of_htcondors_and_has_its_options(page: str)
         root = condor_tools.condor_root()
     except condor_tools.UnavailableError as reason:
         pytest.skip(str(reason))
-    for program, *arguments in commands:
+    for program, *words in commands:
         assert (root / "bin" / program).exists(), program
         help_text = condor_tools.run(root, program, "-help")
-        for option in (word for word in arguments if re.match(r"-\w", word)):
+        for option in (word for word in words if re.match(r"-\w", word)):
             assert option in help_text.stdout + help_text.stderr, f"{program} {option}"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from lint_imports import lint_imports
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -90,8 +91,12 @@ def copy_tree(tree: Path) -> Path:
     (tree / "tests").mkdir(parents=True)
     for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "constraints.txt"]:
         shutil.copy(path, tree)
-    for name in ("conftest", "test_cores", "test_contracts", "test_floors", "test_packaging"):
-        shutil.copy(ROOT / "tests" / f"{name}.py", tree / "tests")
+    for folder in ("mpn_rl", "configs"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("conftest", "networks/test_cores", "package/test_contracts", "test_packaging"):
+        path = tree / "tests" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / "tests" / f"{name}.py", path)
     return tree
 
 
@@ -138,9 +143,9 @@ def test_the_page_has_a_core_a_task_and_a_learner_within_three_touches() -> None
     sections = dict(re.findall(r"^## (A \w+)\n(.*?)(?=^## )", PAGE, re.DOTALL | re.MULTILINE))
     touched = {title: [block.file for block in blocks(text)] for title, text in sections.items()}
     assert touched == {
-        "A core": ["gated_mpn.py", "config.py", "build.py", "build.py"],
-        "A task": ["delayed_recall.py", "gymnasium_env.py"],
-        "A learner": ["reinforce.py", "config.py", "build.py", "build.py"],
+        "A core": ["mpn_rl/networks/gated_mpn.py", "mpn_rl/config.py", "mpn_rl/registry.py", "mpn_rl/registry.py"],
+        "A task": ["mpn_rl/tasks/delayed_recall.py", "mpn_rl/tasks/gymnasium_tasks.py"],
+        "A learner": ["mpn_rl/learners/reinforce.py", "mpn_rl/config.py", "mpn_rl/registry.py", "mpn_rl/registry.py"],
     }
 
 
@@ -162,21 +167,24 @@ def test_every_command_of_the_page_runs(extended: Path) -> None:
         assert {"behaviour.png", "trajectories_M.png"} <= {path.name for path in folder.iterdir()}
 
 
-def test_the_new_parts_keep_their_contracts_and_their_floors(extended: Path) -> None:
-    """The page's own test commands, in one, and those of the two lists that tests remind of."""
+def test_the_new_parts_keep_their_contracts(extended: Path) -> None:
+    """The page's own test commands, in one."""
     given = [command for command in commands(PAGE) if command[0] == "-m"]
     assert [command[:2] for command in given] == [["-m", "pytest"]] * len(given)
     files = {command[2] for command in given}
     words = " or ".join(command[command.index("-k") + 1] for command in given)
-    own = f"({words}) or installed or floors or no_requirement"
-    lists = ["tests/test_floors.py", "tests/test_packaging.py"]
-    done = python(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", *sorted(files), *lists, "-k", own, "-rA")
+    done = python(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", *sorted(files), "-k", words, "-rA")
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("test_cores.py::test_unroll_equals_stepping_resets_included[gated-mpn-1]",
-                 "test_contracts.py::test_a_resumed_run_ends_as_the_uninterrupted_one[reinforce]",
-                 "test_contracts.py::test_lanes_come_back_in_the_middle_of_their_episodes[DelayedRecall-v0]",
-                 "test_packaging.py::test_every_module_in_the_root_is_installed"):  # fmt: skip
+    for name in ("networks/test_cores.py::test_unroll_equals_stepping_resets_included[gated-mpn-1]",
+                 "package/test_contracts.py::test_a_resumed_run_ends_as_the_uninterrupted_one[reinforce]",
+                 "package/test_contracts.py::test_lanes_come_back_in_the_middle_of_their_episodes[DelayedRecall-v0]",
+                 ):  # fmt: skip
         assert f"PASSED tests/{name}" in done.stdout, name
+
+
+def test_the_new_modules_keep_the_import_rule(extended: Path) -> None:
+    done = lint_imports(extended)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_help_and_mistakes_know_the_new_parts(extended: Path) -> None:
@@ -190,7 +198,8 @@ def test_help_and_mistakes_know_the_new_parts(extended: Path) -> None:
 
 def test_a_block_for_a_place_that_is_gone_is_noticed(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path / "tree")
-    for file, place in (("config.py", "at the end of its brains"), ("build.py", "the last row of BRAINS"),
-                        ("build.py", "somewhere"), ("build.py", "a new file")):  # fmt: skip
+    for file, place in (("mpn_rl/config.py", "at the end of its brains"),
+                        ("mpn_rl/registry.py", "the last row of BRAINS"),
+                        ("mpn_rl/registry.py", "somewhere"), ("mpn_rl/registry.py", "a new file")):  # fmt: skip
         with pytest.raises(AssertionError):
             put(Block(file, place, "pass\n"), tree)

@@ -363,7 +363,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 def test_what_no_module_foresaw_is_still_one_line(
     error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import commands
+    from mpn_rl import commands
 
     def fail(_args):
         raise error

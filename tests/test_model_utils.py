@@ -29,7 +29,7 @@ from model_utils import (
     unpack,
     write_json,
 )
-from options import ConfigError
+from mpn_rl.options import ConfigError
 
 REPOSITORY = Path(model_utils.__file__).parent
 

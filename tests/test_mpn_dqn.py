@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 import mpn_dqn
-from batch import Batch, Steps, map_state, state_parts
-from config import DQNConfig
 from mpn_dqn import MPNDQN, DQNLearner, Encoder, compute_td_loss_trial, epsilon_at
 from mpn_module import MPN
-from rnn_module import MLPCore
+from mpn_rl.config import DQNConfig
+from mpn_rl.contracts import Batch, Steps, map_state, state_parts
+from mpn_rl.networks.baseline_cores import MLPCore
 from trial_replay import ReplayBuffer, SequenceReplayBuffer, TrialReplayBuffer
 
 

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 import mpn_module
 from mpn_module import MPN
-from options import ConfigError
+from mpn_rl.options import ConfigError
 
 FORMS = ("multiplicative", "additive")
 RULES = ("associative", "presynaptic", "postsynaptic", "oja")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import neurogym_wrapper as ng
-from options import ConfigError
+from mpn_rl.options import ConfigError
 
 TASKS = ng.list_tasks()
 TRAINABLE = [task.name for task in TASKS if task.trainable]

@@ -14,9 +14,17 @@ REPOSITORY = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
 
-def test_every_module_in_the_root_is_installed() -> None:
-    modules = sorted(path.stem for path in REPOSITORY.glob("*.py"))
-    assert sorted(PYPROJECT["tool"]["setuptools"]["py-modules"]) == modules
+def test_every_module_and_package_is_installed() -> None:
+    setuptools = PYPROJECT["tool"]["setuptools"]
+    assert sorted(setuptools["py-modules"]) == sorted(path.stem for path in REPOSITORY.glob("*.py"))
+    folders = {str(path.parent.relative_to(REPOSITORY)).replace("/", ".") for path in REPOSITORY.glob("mpn_rl/**/*.py")}
+    assert set(setuptools["packages"]) == folders | set(setuptools["package-dir"])
+
+
+def test_the_root_holds_eight_modules_and_no_folder_is_crowded() -> None:
+    assert len(list(REPOSITORY.glob("*.py"))) == 8
+    for folder in {path.parent for path in REPOSITORY.glob("mpn_rl/**/*.py")}:
+        assert len(list(folder.glob("*.py"))) <= 16, folder
 
 
 def test_every_requirement_has_a_tested_version() -> None:
@@ -50,8 +58,8 @@ def test_conda_gets_the_same_ranges() -> None:
 
 
 def test_no_requirement_has_a_module_of_the_same_name() -> None:
-    """Installed, the modules lie among the packages, where a package `report` would come before `report.py`."""
-    modules = {path.stem for path in REPOSITORY.glob("*.py")}
+    """Installed, the modules lie among those of other packages."""
+    modules = {path.stem for path in REPOSITORY.glob("*.py")} | {"mpn_rl"}
     pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
     pinned = {normal(pin.partition("==")[0]) for pin in pins}
     owners = importlib.metadata.packages_distributions()

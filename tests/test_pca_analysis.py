@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pca_analysis
-from options import ConfigError
+from mpn_rl.options import ConfigError
 
 
 def make_activity() -> dict[str, np.ndarray]:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from batch import Batch, Steps, map_state, state_parts
-from options import ConfigError
+from mpn_rl.contracts import Batch, Steps, map_state, state_parts
+from mpn_rl.options import ConfigError
 from trial_replay import ReplayBuffer, SequenceReplayBuffer, TrialReplayBuffer
 
 SHAPES = [(2, 3), (4,)]  # two state tensors

@@ -13,9 +13,9 @@ import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
-import video
 import visualize
-from options import ConfigError
+from mpn_rl import video
+from mpn_rl.options import ConfigError
 
 RNG = np.random.default_rng(0)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = (".ci", "benchmarks", "condor", "configs", "docs", "tests")
+FOLDERS = (".ci", "benchmarks", "condor", "configs", "docs", "mpn_rl", "tests")
 # What is made in a working copy and belongs to no release.
 LEFTOVERS = shutil.ignore_patterns("__pycache__", ".venv*", "*.nb[ic]", "*.py[cod]", ".*.tmp", "python.tar.gz", "*.swp")
 TINY = ["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2", "--max-episode-steps", "30", "--eval-episodes", "2",
@@ -48,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sdist(place: Path) -> Path:
-    # -I: this folder's build.py, config.py and so on are not for setuptools to import.
+    # -I: this folder's mpn_rl/registry.py, mpn_rl/config.py and so on are not for setuptools to import.
     script = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     run(sys.executable, "-I", "-c", script, place, cwd=place / "repository")
     [sdist] = place.glob("*.tar.gz")
@@ -87,11 +87,28 @@ def test_the_sdist_is_the_repository(place: Path, sdist: Path) -> None:
 
 
 def test_the_wheel_has_every_module_configuration_and_template(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name for name in names if "/" not in name} == {path.name for path in ROOT.glob("*.py")}
-    shared = {name.partition(".data/data/share/mpn-rl/")[2] for name in names}
-    files = [*(ROOT / "configs").iterdir(), *(ROOT / "condor").iterdir()]
-    assert {f"{path.parent.name}/{path.name}" for path in files if path.is_file() and path.suffix != ".gz"} <= shared
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.py"), *ROOT.glob("mpn_rl/**/*.py")]}
+    data = [path for folder in ("configs", "condor") for path in (ROOT / folder).iterdir() if path.suffix != ".gz"]
+    assert modules | {f"mpn_rl/{path.relative_to(ROOT)}" for path in data if path.is_file()} <= names
+
+
+def test_the_wheel_has_nine_top_level_names(wheel: Path) -> None:
+    """Any other would hide a module of another project."""
+    top = {name.partition("/")[0].removesuffix(".py") for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in top if ".dist-info" not in name} == {"mpn_rl", *(path.stem for path in ROOT.glob("*.py"))}
+    assert len(top) == 10
+
+
+def test_foreign_modules_of_common_names_break_nothing(scripts: Path, tmp_path: Path) -> None:
+    """A project that has a config.py of its own, and PyPA's `build` or the like beside the toolkit."""
+    for name in ("config", "build", "batch", "cli", "options", "report", "training", "sweep"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('this module is not the toolkit's')\n")
+    python = scripts / "python"
+    run(python, "-c", "from mpn_dqn import MPNDQN; print(MPNDQN(obs_dim=4, hidden_dim=8, action_dim=2))", cwd=tmp_path)
+    line = ["train", *TINY, "--experiment-name", "foreign", "--num-episodes", "4", "--buffer-size", "400"]
+    run(python, "-c", "import sys; sys.path.insert(0, ''); import main; sys.exit(main.main(sys.argv[1:]))", *line,
+        cwd=tmp_path)  # fmt: skip
 
 
 def test_an_installed_toolkit_trains_and_evaluates_in_an_empty_folder(scripts: Path, tmp_path: Path) -> None:
@@ -105,7 +122,7 @@ def test_an_installed_toolkit_trains_and_evaluates_in_an_empty_folder(scripts: P
 
 
 def test_the_modules_that_run_are_the_installed_ones(scripts: Path, tmp_path: Path) -> None:
-    modules = sorted(path.stem for path in ROOT.glob("*.py"))
+    modules = [*sorted(path.stem for path in ROOT.glob("*.py")), "mpn_rl", "mpn_rl.kernels.mpn", "mpn_rl.sweep.table"]
     script = "import importlib.util, sys\nfor name in sys.argv[1:]: print(importlib.util.find_spec(name).origin)"
     found = run(scripts / "python", "-c", script, *modules, cwd=tmp_path).splitlines()
     assert all(Path(path).is_relative_to(scripts.parent) for path in found) and len(found) == len(modules)
@@ -113,7 +130,7 @@ def test_the_modules_that_run_are_the_installed_ones(scripts: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["published_cartpole", "configs/published_cartpole.json"])
 def test_a_configuration_of_the_toolkit_is_found_by_name(name: str, scripts: Path, tmp_path: Path) -> None:
-    script = "import sys, config; print(config.read_config_file(sys.argv[1])['core']['eta'])"
+    script = "import sys; from mpn_rl import config; print(config.read_config_file(sys.argv[1])['core']['eta'])"
     assert run(scripts / "python", "-c", script, name, cwd=tmp_path) == "0.05\n"
 
 
@@ -126,7 +143,8 @@ def test_an_installed_toolkit_trains_from_a_configuration_by_name(scripts: Path,
 
 def test_the_templates_are_checked_where_they_were_copied_to(scripts: Path, tmp_path: Path) -> None:
     """As the README has it: copy condor/, and let the last lines of its scripts start the installed program."""
-    shutil.copytree(scripts.parent / "share/mpn-rl/condor", tmp_path / "condor")
+    find = "from mpn_rl.config import package_data; print(package_data('condor'))"
+    shutil.copytree(run(scripts / "python", "-c", find, cwd=tmp_path).strip(), tmp_path / "condor")
     for script in (tmp_path / "condor").glob("*.sh"):
         script.write_text(script.read_text().replace('exec "$python" main.py', f'exec "{scripts / "mpn-rl"}"'))
     said = run(scripts / "mpn-rl", "sweep", "check", "condor/train.job", cwd=tmp_path)

@@ -1,0 +1,195 @@
+"""`analyze compare`: several runs side by side, in groups, on common seeds."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from model_utils import Experiment, read_json, versions, write_bytes_atomic, write_json
+from mpn_rl.config import Config
+from mpn_rl.evaluation import load_policy, measure, scores_file, stored_config
+from mpn_rl.options import ConfigError, nearest
+from mpn_rl.reporting import stderr, stdout
+from mpn_rl.tasks.lanes import EpisodeSeeds
+
+# eval's scores and their names.
+MEASURES = {"accuracy": "accuracy", "normalised_score": "normalised score", "return_mean": "return"}
+
+
+def formats_of(args: argparse.Namespace) -> list[str]:
+    """The suffixes of every picture."""
+    return ["png", *([args.format] if args.format else [])]
+
+
+def compare_runs(args: argparse.Namespace, names: list[str]) -> int:
+    """Several runs side by side, in groups: table, comparison.csv, runs.csv, comparison.json, comparison.png."""
+    from mpn_rl.analysis import comparison
+    from mpn_rl.analysis.figures import behaviour_figures
+
+    runs = [run for name in names if (run := run_of(args, name)) is not None]
+    if not runs:
+        raise ConfigError("none of these experiments has the checkpoint to be compared by; train them first")
+    groups = list(dict.fromkeys(run["group"] for run in runs))
+    rows, pairs = comparison.compare(measures_of(runs))
+    curves = {task: learning_bands(task, runs) for task in dict.fromkeys(run["task"] for run in runs)}
+    folder = Path(args.output) if args.output else Path(args.experiments_dir) / compare_name(groups)
+    folder.mkdir(parents=True, exist_ok=True)
+    print_comparison(rows, pairs)
+    page = behaviour_figures.comparison_page(rows, pairs, curves, title=f"{len(runs)} runs, seed {args.seed} of eval")
+    from visualize import save_figure
+
+    pictures = [save_figure(page, folder / f"comparison.{suffix}") for suffix in formats_of(args)]
+    write_bytes_atomic(folder / "comparison.csv", comparison_csv(rows, pairs).encode())
+    columns = ["experiment", "group", "task", "seed", *MEASURES]
+    lines = [",".join(columns), *(",".join(_cell(run.get(column)) for column in columns) for run in runs)]
+    write_bytes_atomic(folder / "runs.csv", ("\n".join(lines) + "\n").encode())
+    plain = {"rows": [row._asdict() | {"iqm": row.iqm._asdict()} for row in rows]}
+    plain |= {"improvement": [pair._asdict() | {"probability": pair.probability._asdict()} for pair in pairs]}
+    write_json(folder / "comparison.json", {**plain, "runs": runs, "versions": versions()})
+    stdout.print("written: " + ", ".join(str(path) for path in (*pictures, folder / "comparison.csv")))
+    return 0
+
+
+def run_of(args: argparse.Namespace, name: str) -> dict[str, Any] | None:
+    """One run's scores on the common seeds, its group, its evaluations while it learned; None without a checkpoint."""
+    experiment = Experiment.open(name, args.experiments_dir)
+    config = stored_config(experiment)
+    checkpoint = experiment.checkpoint(args.checkpoint)
+    if not checkpoint.is_file():
+        stderr.print(f"note: {name} is left out: no checkpoint {checkpoint}")
+        return None
+    group = group_of(config, args.group_by or ["core"])
+    source = EpisodeSeeds("eval", args.seed)
+    seeds = [source() for _ in range(args.num_eval_episodes)]
+    file = scores_file(args, experiment)
+    scores = read_json(file) if file.is_file() and file.stat().st_mtime >= checkpoint.stat().st_mtime else {}
+    if args.num_eval_trials or scores.get("episode_seeds") != seeds:
+        stderr.print(f"evaluating {name}: {args.num_eval_trials or args.num_eval_episodes} "
+                     f"{'trials' if args.num_eval_trials else 'episodes'}")  # fmt: skip
+        _, _, network = load_policy(args, name)
+        scores, _ = measure(args, experiment, config, network)
+    evaluations = [row for row in experiment.read_metrics() if row["kind"] == "eval"]
+    about = {"experiment": name, "group": group, "task": config.env.env_name, "seed": config.run.seed}  # type: ignore[attr-defined]
+    return {**about, **{key: scores.get(key) for key in MEASURES}, "evaluations": evaluations}
+
+
+def group_of(config: Config, fields: list[str]) -> str:
+    """The values of some options, by which runs are grouped: "mpn", or "mpn, hidden_dim 64"."""
+    nested = config.to_dict()
+    named = {part: section["name"] for part, section in nested.items() if "name" in section}
+    flat = {key: value for section in nested.values() for key, value in section.items() if key != "name"} | named
+    flat["algo"] = named["learner"]
+    labels = []
+    for field in (field.replace("-", "_") for field in fields):
+        if field not in flat:
+            raise ConfigError(f"--group-by {field!r} is no option of {config.core.name} runs{nearest(field, flat)}")
+        labels.append(str(flat[field]) if field in (*named, "algo", "env_name") else f"{field} {flat[field]}")
+    return ", ".join(labels)
+
+
+def measures_of(runs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """{measure: {group: {task: scores of the seeds}}}, over all tasks together where every group has played each.
+
+    Returns of different tasks have different units, so each task's return is a measure of its own.
+    """
+    tasks = list(dict.fromkeys(run["task"] for run in runs))
+    played = {(run["group"], run["task"]) for run in runs}
+    even = len(played) == len(tasks) * len({group for group, _ in played})
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for key, name in MEASURES.items():
+        for run in (run for run in runs if run[key] is not None):
+            apart = len(tasks) > 1 and (key == "return_mean" or not even)
+            of_group = found.setdefault(f"{name}, {run['task']}" if apart else name, {}).setdefault(run["group"], {})
+            of_group.setdefault(run["task"], []).append(run[key])
+    return found
+
+
+def learning_bands(task: str, runs: list[dict[str, Any]]) -> tuple[str, dict[str, Any]] | str:
+    """A task's learning curves by group with their bands, or why there are none."""
+    from mpn_rl.analysis import comparison, confidence_intervals
+
+    own = [run for run in runs if run["task"] == task and run["evaluations"]]
+    scored = bool(own) and all(row.get("accuracy") is not None for run in own for row in run["evaluations"])
+    key, label = ("accuracy", "greedy accuracy") if scored else ("return_mean", "greedy return")
+    bands: dict[str, Any] = {}
+    why = "not available: no evaluations were logged"
+    for group in dict.fromkeys(run["group"] for run in own):
+        curves = [([row["step"] for row in run["evaluations"]], [row[key] for row in run["evaluations"]])
+                  for run in own if run["group"] == group]  # fmt: skip
+        band = confidence_intervals.attempt(partial(comparison.learning_band, curves))
+        if isinstance(band, str):
+            why = band
+        else:
+            bands[group] = band
+    return (label, bands) if bands else why
+
+
+def plot_plasticity(args: argparse.Namespace, names: list[str]) -> None:
+    """plasticity_<task>.png of runs side by side: score, active and dormant fractions, density, bands over seeds.
+
+    Groups are runs of one core, learner and expansion. Nothing is drawn where no run has measured its plasticity.
+    """
+    import visualize
+    from mpn_rl.expansion import growth_figures
+
+    opened = [Experiment.open(name, args.experiments_dir) for name in names]
+    runs = [(stored_config(experiment), growth_figures.curves_of(experiment.read_metrics())) for experiment in opened]
+    runs = [(config, curves) for config, curves in runs if any(curves[name] for name in curves if name != "agent")]
+    fields = [field for field in ("core", "learner", "expansion") if len({group_of(c, [field]) for c, _ in runs}) > 1]
+    grouped = [(group_of(config, fields or ["core"]), config, curves) for config, curves in runs]
+    if "expansion" in fields:  # the last part of the name
+        grouped = [(re.sub(r"\bnone$", "dense", group), config, curves) for group, config, curves in grouped]
+    folder = Path(args.experiments_dir) / compare_name(list(dict.fromkeys(group for group, _, _ in grouped)))
+    for task in dict.fromkeys(config.env.env_name for _, config, _ in grouped):  # type: ignore[attr-defined]
+        of_task = [(group, curves) for group, config, curves in grouped if config.env.env_name == task]  # type: ignore[attr-defined]
+        figure = growth_figures.expansion_figure(growth_figures.by_group(of_task), title=task)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"plasticity_{task.replace('/', '-')}.{suffix}" for suffix in formats_of(args)]
+        written = [visualize.save_figure(figure, path) for path in paths]
+        stdout.print("runs side by side: " + ", ".join(map(str, written)))
+
+
+def compare_name(groups: list[str]) -> str:
+    """compare-gru-mpn: the groups' names as a folder's."""
+    return ("compare-" + re.sub(r"[^\w.]+", "-", "-".join(groups)).strip("-"))[:80]
+
+
+def print_comparison(rows: list[Any], pairs: list[Any]) -> None:
+    """Interquartile means and probabilities of improvement as a table."""
+    table = Table(title="interquartile mean over seeds, 95 % bootstrap", title_justify="left", box=None, pad_edge=False)
+    table.add_column("measure", overflow="fold")
+    table.add_column("group", overflow="fold")
+    for column in ("value", "interval", "n"):
+        table.add_column(column, justify="right", no_wrap=True)
+    lines = [(row.measure, row.group, row.iqm) for row in rows]
+    lines += [(pair.measure, f"P({pair.group} > {pair.other})", pair.probability) for pair in pairs]
+    for name, group, part in lines:
+        ends = f"[{part.low:.3f}, {part.high:.3f}]" if np.isfinite(part.low) else "one seed"
+        table.add_row(name, group, f"{part.value:.3f}", ends, str(part.n))
+    stdout.print(table)
+
+
+def comparison_csv(rows: list[Any], pairs: list[Any]) -> str:
+    """The table as CSV: kind, measure, group, other, value, low, high, n."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["kind", "measure", "group", "other", "value", "low", "high", "n"])
+    parts = [("interquartile mean", row.measure, row.group, "", row.iqm) for row in rows]
+    parts += [("probability of improvement", p.measure, p.group, p.other, p.probability) for p in pairs]
+    for *names, part in parts:
+        writer.writerow([*names, *(_cell(value) for value in part)])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,94 @@
+"""activity.npz written episode by episode, so that a long recording never stands in memory as a whole."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from model_utils import atomic_file
+from mpn_rl.options import ConfigError
+from mpn_rl.rollout import join_episodes
+
+COPIED = 2**20  # bytes moved at a time
+
+
+class ActivityWriter:
+    """Takes the episodes of `rollout.record_episodes`; arrays with more than one number per step go to disk at once.
+
+    The file is an ordinary NPZ, a ZIP of .npy members, which `np.load` and `pca_analysis.load_activity` read. A kill
+    leaves nothing behind: what is not yet complete has no name.
+
+    Args:
+        folder: where to write, on the disk that takes the result.
+        states: names of the states to keep, "M"; None: all.
+    Attributes: episodes, steps, nbytes: what was taken so far; nbytes counts the arrays uncompressed.
+    """
+
+    def __init__(self, folder: Path, states: Sequence[str] | None = None) -> None:
+        self.folder, self.states = folder, states
+        self.columns: list[dict[str, np.ndarray]] = []
+        self.wide: dict[str, tuple[IO[bytes], np.ndarray]] = {}  # name -> its bytes so far, an episode's array
+        self.episodes = self.steps = self.nbytes = 0
+
+    def __enter__(self) -> ActivityWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file, _array in self.wide.values():
+            file.close()
+
+    def chosen(self, episode: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The episode without the states that are not wanted. Raises: ConfigError for one that is not there."""
+        if self.states is None:
+            return episode
+        there = [name.removeprefix("state_") for name in episode if name.startswith("state_")]
+        unknown = [name for name in self.states if name not in [*there, "h"]]
+        if unknown:
+            raise ConfigError(f"--states must be of h, {', '.join(there)} for this core, got {unknown[0]!r}")
+        dropped = {f"state_{name}" for name in there if name not in self.states}
+        return {name: array for name, array in episode.items() if name not in dropped}
+
+    def add(self, episode: dict[str, np.ndarray], most: float = np.inf) -> bool:
+        """Take one episode, unless the recording would then have more than `most` bytes: False."""
+        episode = self.chosen(episode)
+        size = sum(array.nbytes for array in episode.values())
+        if self.nbytes + size > most:
+            return False
+        for name in [name for name, array in episode.items() if array.ndim > 1]:
+            array = np.ascontiguousarray(episode.pop(name))
+            if name not in self.wide:
+                raw = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 (closed at exit)
+                self.wide[name] = (raw, np.empty((0, *array.shape[1:]), array.dtype))
+            self.wide[name][0].write(array.data)
+        self.columns.append(episode)
+        self.episodes, self.steps, self.nbytes = (
+            self.episodes + 1,
+            self.steps + len(episode["rewards"]),
+            self.nbytes + size,
+        )
+        return True
+
+    def write(self, path: Path, **scalars: Any) -> None:
+        """The NPZ, whole or not at all; `scalars` are what is one number for the whole recording."""
+        columns = {**join_episodes(self.columns), **{name: np.array(value) for name, value in scalars.items()}}
+        with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, array in columns.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+            for name, (raw, empty) in self.wide.items():
+                header = np.lib.format.header_data_from_array_1_0(empty)
+                raw.seek(0)
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array_header_1_0(member, {**header, "shape": (self.steps, *empty.shape[1:])})
+                    shutil.copyfileobj(raw, member, COPIED)
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with atomic_file(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -1,0 +1,321 @@
+"""Trials side by side: aligned on the task's periods, with their conditions, choices and evidence.
+
+Reads the arrays of one recording (`pca_analysis.load_activity`). A trial's choice is the action of its last step, its
+ground truth the right action there: the step at which NeuroGym scores the decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mpn_rl.analysis.confidence_intervals import MissingDataError
+from mpn_rl.options import ConfigError
+from pca_analysis import Activity, split_trials
+
+Table = dict[str, np.ndarray]
+# Conditions that name what was shown first and is to be remembered, by how their names begin.
+STIMULI = ("sample", "stim", "theta", "pair", "v1", "duration1", "direction")
+SIGNED = ("log_odd", "v1-v2", "duration1-duration2")  # strengths that carry their own sign
+FEW = 8  # numbers with more values than this are no categories
+
+
+class Aligned(NamedTuple):
+    """Rows of the recording, one line per trial, one column per aligned step.
+
+    rows (n, T): the step of the recording, -1 where a trial has none. time (T,): of the column, in `unit` (ms, or steps
+    where the task has no clock). onsets: the column at which each period begins, in order.
+    """
+
+    rows: np.ndarray
+    time: np.ndarray
+    unit: str
+    onsets: dict[str, int]
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """The last column of each period."""
+        starts = [*self.onsets.values(), self.rows.shape[1]]
+        return {name: following - 1 for name, following in zip(self.onsets, starts[1:], strict=True)}
+
+    def marks(self) -> dict[str, float]:
+        """The time at which each period begins."""
+        return {name: float(self.time[column]) for name, column in self.onsets.items()}
+
+
+class Strength(NamedTuple):
+    """Signed strength of the evidence per trial (n,), its name, and the two actions: for negative, for positive."""
+
+    values: np.ndarray
+    label: str
+    low_action: int
+    high_action: int
+
+
+# --- alignment ----------------------------------------------------------------------------------------------
+
+
+def complete_trials(activity: Activity) -> list[np.ndarray]:
+    """The trials that were played to their end; the episodes of a task without trials."""
+    return split_trials(activity, complete_only=bool(np.any(activity["new_trial"])))
+
+
+def _periods(activity: Activity, trial: np.ndarray) -> dict[str, tuple[int, int]]:
+    """(first step in the trial, number of steps) of each period; one that comes again is called `name 2`."""
+    names = activity["period"][trial] if "period" in activity else np.full(len(trial), "")
+    starts = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1), len(trial)]
+    found: dict[str, tuple[int, int]] = {}
+    seen: dict[str, int] = {}
+    for start, end in zip(starts[:-1], starts[1:], strict=True):
+        name = str(names[start]) or "trial"
+        seen[name] = seen.get(name, 0) + 1
+        found[name if seen[name] == 1 else f"{name} {seen[name]}"] = (int(start), int(end - start))
+    return found
+
+
+def _clock(activity: Activity) -> tuple[float, str]:
+    dt_ms = float(activity.get("dt_ms", 0.0))
+    return (dt_ms, "ms") if dt_ms > 0 else (1.0, "steps")
+
+
+def align_periods(activity: Activity, trials: Sequence[np.ndarray]) -> Aligned:
+    """Align every period on its own onset, one after the other: fixation | stimulus | delay | decision.
+
+    A period that most trials have gets as many columns as it has steps in the median trial: the rest of a longer one
+    is left out, a shorter one leaves -1. The time of a column is that of the median trial.
+    """
+    if not trials:
+        raise MissingDataError("the recording holds no complete trial")
+    spans = [_periods(activity, trial) for trial in trials]
+    names = list(dict.fromkeys(name for span in spans for name in span))
+    lengths = {name: int(np.median([span.get(name, (0, 0))[1] for span in spans])) for name in names}
+    starts = {name: float(np.median([span[name][0] for span in spans if name in span])) for name in names}
+    names = sorted((name for name in names if lengths[name]), key=starts.__getitem__)
+    if not names:
+        raise MissingDataError("no period is common to most trials")
+    onsets = dict(zip(names, np.cumsum([0, *(lengths[name] for name in names)]).tolist(), strict=False))
+    rows = np.full((len(trials), sum(lengths[name] for name in names)), -1)
+    for line, trial, span in zip(rows, trials, spans, strict=True):
+        for name in names:
+            start, length = span.get(name, (0, 0))
+            length = min(length, lengths[name])
+            line[onsets[name] : onsets[name] + length] = trial[start : start + length]
+    dt, unit = _clock(activity)
+    return Aligned(rows, dt * np.arange(rows.shape[1]), unit, onsets)
+
+
+def align_on(
+    activity: Activity, trials: Sequence[np.ndarray], period: str, before: int = 0, after: int | None = None
+) -> Aligned:
+    """Align trials on the onset of one period: columns from `before` steps earlier to `after` steps later.
+
+    Trials without the period get a line of -1. Raises ConfigError, listing the periods there are.
+    """
+    spans = [_periods(activity, trial) for trial in trials]
+    known = list(dict.fromkeys(name for span in spans for name in span))
+    if period not in known:
+        raise ConfigError(f"no period {period!r} in this recording; there is {', '.join(known)}")
+    if after is None:
+        after = max(len(trial) - span[period][0] for trial, span in zip(trials, spans, strict=True) if period in span)
+    rows = np.full((len(trials), before + after), -1)
+    for line, trial, span in zip(rows, trials, spans, strict=True):
+        if period in span:
+            steps = span[period][0] + np.arange(-before, after)
+            inside = (steps >= 0) & (steps < len(trial))
+            line[inside] = trial[steps[inside]]
+    dt, unit = _clock(activity)
+    return Aligned(rows, dt * np.arange(-before, after), unit, {period: before})
+
+
+def take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The values at aligned rows (n, T), as floats (n, T, ...); nan where a trial has no step."""
+    taken = np.asarray(array)[rows].astype(np.result_type(array.dtype, np.float32))
+    taken[rows < 0] = np.nan
+    return taken
+
+
+def at_period_ends(array: np.ndarray, aligned: Aligned, labels: np.ndarray | None = None) -> dict[str, Table]:
+    """Mean of a state at each period's last aligned step, over all trials or per label: {period: {label: (...)}}.
+
+    For M these are the snapshots that show where a memory is written: (H, D') each.
+    """
+    labels = np.full(len(aligned.rows), "all trials") if labels is None else np.asarray(labels)
+    snapshots: dict[str, Table] = {}
+    for period, column in aligned.ends.items():
+        rows = aligned.rows[:, column]
+        kinds = {
+            f"{kind:.4g}" if labels.dtype.kind == "f" else str(kind): kind for kind in np.unique(labels[known(labels)])
+        }
+        groups = {name: rows[(labels == kind) & (rows >= 0)] for name, kind in kinds.items()}
+        snapshots[period] = {
+            kind: array[chosen].mean(axis=0, dtype=np.float64) for kind, chosen in groups.items() if len(chosen)
+        }
+    return snapshots
+
+
+# --- what each trial was ------------------------------------------------------------------------------------
+
+
+def known(values: np.ndarray) -> np.ndarray:
+    """Where a label is known: neither nan nor an empty string."""
+    if values.dtype.kind in "US":
+        return values != ""
+    return ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
+
+
+def trial_table(activity: Activity, trials: Sequence[np.ndarray]) -> Table:
+    """One value per trial in every column, (n,): `pandas.DataFrame(trial_table(...))` reads it.
+
+    episode, trial, length (steps), choice, ground_truth (nan: none), correct (the task's score), every
+    condition_<name>, decided (whether the trial reached the period in which most trials end) and reaction (time from
+    that period's onset to the trial's last step, ms or steps; nan where it was not reached).
+
+    Raises MissingDataError for a task without trials.
+    """
+    if not np.any(activity["new_trial"]) or not trials:
+        raise MissingDataError("the task has no trials that end")
+    first, last = np.array([trial[0] for trial in trials]), np.array([trial[-1] for trial in trials])
+    truth = activity["ground_truth"][last].astype(float)
+    spans = [_periods(activity, trial) for trial in trials]
+    ending = [next(reversed(span)) for span in spans]
+    final = max(dict.fromkeys(ending), key=ending.count)
+    dt, _ = _clock(activity)
+    reaction = [
+        dt * (len(trial) - 1 - span[final][0]) if final in span else np.nan
+        for trial, span in zip(trials, spans, strict=True)
+    ]
+    table = {name: activity[name][first] for name in ("episode", "trial")}
+    table |= {"length": last - first + 1, "choice": activity["actions"][last]}
+    table |= {"ground_truth": np.where(truth < 0, np.nan, truth), "correct": activity["correct"][last].astype(float)}
+    table |= {"decided": np.array([final in span for span in spans]), "reaction": np.array(reaction)}
+    return table | {name: activity[name][first] for name in activity if name.startswith("condition_")}
+
+
+def _condition(table: Table, name: str) -> np.ndarray | None:
+    values = table.get(f"condition_{name}")
+    return values.astype(float) if values is not None and values.dtype.kind in "biuf" else None
+
+
+def _magnitude(table: Table) -> tuple[np.ndarray, str] | None:
+    """The evidence's strength without its sign: `coh`, or coh_1, coh_2, ... of the context's own channel."""
+    if (coherence := _condition(table, "coh")) is not None:
+        return np.abs(coherence), "coherence"
+    context, channel = _condition(table, "context"), 1
+    channels = []
+    while (coherence := _condition(table, f"coh_{channel}")) is not None:
+        channels.append(coherence)
+        channel += 1
+    if context is None or not channels or not np.isin(context, np.arange(len(channels))).all():
+        return None
+    return np.abs(np.stack(channels)[context.astype(int), np.arange(len(context))]), "attended coherence"
+
+
+def _difference(table: Table, name: str) -> np.ndarray | None:
+    parts = [_condition(table, part) for part in name.split("-")]
+    if any(part is None for part in parts):
+        return None
+    return parts[0] if len(parts) == 1 else parts[0] - parts[1]  # type: ignore[operator]
+
+
+def signed_strength(table: Table) -> Strength:
+    """How strongly each trial spoke for one of two choices, and for which.
+
+        strength = coherence x (+1 where the right action is the higher of the two, -1 where it is the lower)
+
+    The coherence is the condition `coh`, or of `coh_1`, `coh_2` that which the condition `context` attends to. Tasks
+    without one may have a strength that carries its own sign (SIGNED), turned so that it grows with the higher action.
+
+    Raises MissingDataError where there is neither, or where the task has not exactly two right actions.
+    """
+    truth = table["ground_truth"]
+    sides = np.unique(truth[known(truth)])
+    if len(sides) != 2:
+        raise MissingDataError(f"the task has {len(sides)} right actions at the decision where two are needed")
+    sign = np.where(np.isnan(truth), np.nan, np.where(truth == sides[1], 1.0, -1.0))
+    if (strength := _magnitude(table)) is not None:
+        magnitude, label = strength
+        return Strength(magnitude * sign, f"{label} (%)" if magnitude.max() > 1 else label, *map(int, sides))
+    for name in SIGNED:
+        values = _difference(table, name)
+        if values is not None:
+            turned = values * (1.0 if np.nansum(values * sign) >= 0 else -1.0)
+            label = name if np.array_equal(turned, values, equal_nan=True) else f"-({name})"
+            return Strength(turned, label, *map(int, sides))
+    raise MissingDataError("the task's conditions hold no coherence or other graded evidence")
+
+
+def accumulated_evidence(
+    activity: Activity, aligned: Aligned, strength: np.ndarray, context: np.ndarray | None = None
+) -> np.ndarray:
+    """The evidence that the agent had seen up to each aligned step, noise included, (n, T).
+
+        e_t = sum_{s <= t} w . (obs_s - mean over trials of obs_s)      w = sum_s cov(obs_s, strength)
+
+    w weights each observation entry by how it follows the signed strength over trials, in each context apart, so no
+    knowledge of the task's channels is needed. Positive values speak for the higher action; 0 before there was any.
+
+    Args:
+        strength: signed coherence, (n,), nan where unknown.
+        context: which channel was to be attended, (n,); None if there is but one.
+    """
+    seen = take(activity["observations"], aligned.rows).astype(float)  # (n, T, D)
+    evidence = np.zeros(aligned.rows.shape)
+    context = np.zeros(len(seen)) if context is None else context
+    for kind in np.unique(context[known(context)]):
+        own = context == kind
+        there = ~np.isnan(seen[own])
+        count = np.maximum(there.sum(axis=0), 1)
+        centred = np.where(there, seen[own] - np.where(there, seen[own], 0.0).sum(axis=0) / count, 0.0)
+        centred[:, np.abs(centred).max(axis=(0, 2)) < 1e-6] = 0.0  # rounding, where all trials see the same
+        drive = np.where(known(strength[own]), strength[own] - np.nanmean(strength[own]), 0.0)
+        weight = np.einsum("n,ntd->d", drive, centred)
+        evidence[own] = np.cumsum(centred @ (weight / max(np.linalg.norm(weight), 1e-12)), axis=1)
+    return evidence
+
+
+def _category(values: np.ndarray, groups: int = 4) -> np.ndarray:
+    """Labels as they are if few; numbers with more than FEW values cut at their quantiles, labelled by group means."""
+    kinds = np.unique(values[known(values)])
+    if len(kinds) <= FEW or values.dtype.kind in "US":
+        return values
+    edges = np.quantile(values[known(values)], np.linspace(0, 1, groups + 1)[1:-1])
+    group = np.searchsorted(edges, values, side="right")
+    means = np.array([values[known(values) & (group == own)].mean() for own in range(groups)])
+    return np.where(known(values), means[group], np.nan)
+
+
+def label_sets(activity: Activity, aligned: Aligned, table: Table) -> tuple[Table, dict[str, str]]:
+    """What can be asked of the state at every step: labels per trial, (n,), or per trial and step, (n, T).
+
+        stimulus   the first condition called like a stimulus (STIMULI), else the right choice
+        evidence   the sign of the evidence seen so far (`accumulated_evidence`); nan before any
+        choice     the action at the trial's last step
+        context    the condition of that name, or `rule`
+
+    Returns: the labels that vary, and for the others the sentence that says why not.
+    """
+    conditions = {name.removeprefix("condition_"): name for name in table if name.startswith("condition_")}
+    shown = [n for start in STIMULI for n in conditions if n.startswith(start) and not n.endswith("period")]
+    context = conditions.get("context", conditions.get("rule"))
+    labels: Table = {"stimulus": _category(table[conditions[shown[0]] if shown else "ground_truth"])}
+    missing: dict[str, str] = {}
+    try:
+        strength = signed_strength(table)
+        if strength.label.startswith(SIGNED + tuple(f"-({name})" for name in SIGNED)):
+            raise MissingDataError("the task shows its evidence at once, with nothing to accumulate")
+        evidence = accumulated_evidence(activity, aligned, strength.values, table.get("condition_context"))
+        labels["evidence"] = np.where(np.abs(evidence) < 1e-9, np.nan, np.sign(evidence))
+    except MissingDataError as reason:
+        missing["evidence"] = str(reason)
+    labels["choice"] = table["choice"]
+    if context is None:
+        missing["context"] = str(MissingDataError("the task has no condition `context`"))
+    else:
+        labels["context"] = table[context]
+    for name, values in list(labels.items()):
+        if len(np.unique(values[known(values)])) < 2:
+            missing[name] = str(MissingDataError(f"the {name} is the same in all trials"))
+            del labels[name]
+    return labels, missing

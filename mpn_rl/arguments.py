@@ -1,0 +1,430 @@
+"""The command line, generated from `config.py` so that every field has a flag. Stdlib only: --help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import typing
+from typing import Any, Literal, NoReturn
+
+from mpn_rl import config as cfg
+from mpn_rl.options import ConfigError, fields_of, flag_of, nearest, unwrap_optional
+
+DESCRIPTION = "Train, evaluate and look into networks that change themselves: the MPN-DQN and its kin."
+# Options that a resumed run may change: they do not touch what is learned so far.
+RESUMABLE = {
+    "num_episodes",
+    "total_steps",
+    "print_freq",
+    "checkpoint_freq",
+    "plot_training",
+    "tensorboard",
+    "wandb",
+    "wandb_project",
+    "device",
+    "threads",
+}
+SHELLS = ("bash", "zsh", "tcsh")
+TITLES = {
+    "env": "environment",
+    "core": "core, the recurrent layer",
+    "encoder": "encoder in front of the core",
+    "learner": "learner and replay",
+    "expansion": "growing and pruning the topology",
+    "run": "run",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose mistakes are one line and exit status 2."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def make_parser(prog: str = "main.py") -> Parser:
+    """The parser of all subcommands."""
+    parser = Parser(prog=prog, description=DESCRIPTION)
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print mpn-rl's completion script for that shell: {', '.join(SHELLS)}",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    _add_training(commands.add_parser("train", help="train on a Gymnasium task"), "train")
+    _add_training(commands.add_parser("train-neurogym", help="train on a NeuroGym task"), "train-neurogym")
+    _add_eval(commands.add_parser("eval", help="measure a trained agent, greedily"))
+    _add_render(commands.add_parser("render", help="film a trained agent"))
+    _add_analyze(commands.add_parser("analyze", help="record a trained agent's activity and draw it"))
+    _add_sweep(commands.add_parser("sweep", help="many runs from one table: expand, check, run, status, summary"))
+    return parser
+
+
+def parse(argv: list[str] | None = None, parser: Parser | None = None) -> argparse.Namespace:
+    """The parsed command line; a mistake, told in one line, leaves with exit status 2."""
+    parser = parser or make_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        known = [option for name in options_of(parser, args.command) for option in name.option_strings]
+        parser.exit(2, f"{parser.prog} {args.command}: no option {flag!r}{nearest(flag, known)}\n")
+    return args
+
+
+def commands_of(parser: Parser) -> dict[str, Parser]:
+    """The parsers of the subcommands."""
+    return next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
+
+
+def options_of(parser: Parser, command: str) -> list[argparse.Action]:
+    """The options of a subcommand, those of its own subcommands among them."""
+    actions = commands_of(parser)[command]._actions
+    inner = [action for action in actions if isinstance(action, argparse._SubParsersAction)]
+    return [*actions, *(option for action in inner for sub in action.choices.values() for option in sub._actions)]
+
+
+def _add_training(parser: Parser, command: str) -> None:
+    parser.usage = f"{parser.prog} [--experiment-name NAME] [--config FILE] [OPTIONS]"
+    run = parser.add_argument_group("experiment")
+    run.add_argument("--experiment-name", metavar="NAME", help="folder in experiments/ (default: a random name)")
+    text = "start from the options in this JSON file, or in that of the toolkit's configs/ named so; flags override it"
+    run.add_argument("--config", metavar="FILE", help=text)
+    run.add_argument("--experiments-dir", metavar="DIR", default="experiments", help="(default: %(default)s)")
+    run.add_argument(
+        "--resume",
+        nargs="?",
+        const="yes",
+        choices=("yes", "auto"),
+        help="continue from last.pt; auto: continue where there is one, else start",
+    )
+    run.add_argument("--overwrite", action="store_true", help="replace an experiment of the same name")
+    run.add_argument(
+        "--checkpoint-exit-code",
+        metavar="CODE",
+        type=_whole(3, 125),
+        help="exit status after a SIGTERM or --checkpoint-exit-every, once all is saved: 85 for HTCondor "
+        "(default: 143, as SIGTERM gives)",
+    )
+    run.add_argument(
+        "--checkpoint-exit-every",
+        metavar="MINUTES",
+        type=_positive,
+        help="save and leave with --checkpoint-exit-code after so long (default: never)",
+    )
+    if command == "train-neurogym":
+        run.add_argument("--list-envs", action="store_true", help="list every NeuroGym task and leave")
+    for part, title in TITLES.items():
+        _add_section(parser.add_argument_group(title), part, command)
+
+
+def _add_section(group: argparse._ArgumentGroup, part: str, command: str) -> None:
+    if part in ("core", "learner", "expansion"):
+        flag, base = cfg.KINDS[part]
+        names = list(base.registry)  # type: ignore[attr-defined]
+        default = cfg.COMMAND_DEFAULTS[command][part]
+        group.add_argument(
+            flag,
+            dest=part,
+            metavar="NAME",
+            default=argparse.SUPPRESS,
+            help=f"one of {', '.join(names)} (default: {default})",
+        )
+    classes: list[Any] = cfg.section_classes(part)
+    if part == "env":
+        family = cfg.COMMAND_DEFAULTS[command]["env"]
+        classes = [cls for cls in classes if cls.name == family]
+    seen: set[str] = set()
+    for cls in classes:
+        for field, kind in fields_of(cls):
+            if field.name not in seen:
+                seen.add(field.name)
+                _add_field(group, field, kind, _defaults(command, part, classes, field.name))
+
+
+def _defaults(command: str, part: str, classes: list[Any], name: str) -> str:
+    """'0.9', or '0.9; 0.99 with a2c' where kinds or learners differ."""
+    shown: dict[str, list[str]] = {}
+    for cls in classes:
+        for field in (field for field in dataclasses.fields(cls) if field.name == name):
+            for learner in [cls.name] if part == "learner" else cfg.LearnerConfig.registry:
+                default = _show(cfg.default_of(command, learner, field, cls.name if part == "core" else None))
+                users = shown.setdefault(default, [])
+                kind = cls.name if part in cfg.KINDS else learner
+                users += [] if kind in users else [kind]
+    first, *others = shown.items()
+    return "; ".join([first[0], *(f"{default} with {', '.join(users)}" for default, users in others)])
+
+
+def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: Any, default: str) -> None:
+    """One field's flag; absent from the result unless it is given."""
+    flag, text = flag_of(field), field.metadata["help"].replace("%", "%%")
+    kind, optional = unwrap_optional(kind)
+    shown = f"{text}{_range(field)} (default: {default})"
+    common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+    if kind is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=shown, **common)
+    elif typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        group.add_argument(flag, choices=choices, metavar="NAME", help=f"{shown}; {', '.join(choices)}", **common)
+    elif typing.get_origin(kind) is dict:
+        group.add_argument(flag, action=_KeyValue, metavar="KEY=VALUE", help=f"{text}; may be repeated", **common)
+    else:
+        metavar = field.name.upper().rsplit("_", 1)[-1]
+        group.add_argument(flag, type=_reader(kind, optional), metavar=metavar, help=shown, **common)
+
+
+def _range(field: dataclasses.Field) -> str:
+    """', 0 to 1' where a field is bounded on both sides; that a size is positive needs no word."""
+    low, high = field.metadata["low"], field.metadata["high"]
+    low = field.metadata["above"] if low is None else low
+    return f", {low:g} to {high:g}" if isinstance(high, float) and low is not None else ""
+
+
+def _show(default: Any) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return "none" if default is None else f"{default}"
+
+
+def _reader(kind: type, optional: bool):
+    def read(text: str):
+        return None if optional and text.lower() == "none" else kind(text)
+
+    read.__name__ = {int: "whole number", float: "number"}.get(kind, kind.__name__)
+    return read
+
+
+class _KeyValue(argparse.Action):
+    """--env-arg KEY=VALUE, repeatable; VALUE is JSON where it reads as JSON, else text."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        key, equals, text = str(values).partition("=")
+        if not equals or not key:
+            parser.error(f"{option_string} must be KEY=VALUE, got {values!r}")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), key: value})
+
+
+# --- completion in the shell --------------------------------------------------------------------------------
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints a shell's completion script and leaves."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        try:
+            print(_completion(values))
+        except ImportError:
+            parser.error(f"{option_string} needs the extra: pip install 'mpn-rl[completion]'")
+        parser.exit(0)
+
+
+def _completion(shell: str) -> str:
+    """The script that completes `mpn-rl` in a shell: options, their choices, files, experiments."""
+    import shtab
+
+    parser = make_parser("mpn-rl")
+    experiments = shtab.cmd("ls experiments 2>/dev/null") | {"tcsh": "D:experiments"}  # the first says it to sh
+    files = {"experiments_dir": shtab.DIRECTORY, "experiment_name": experiments}
+    files |= dict.fromkeys(("config", "checkpoint", "file", "output"), shtab.FILE)
+    for option in (option for command in commands_of(parser) for option in options_of(parser, command)):
+        if option.dest in files:
+            option.complete = files[option.dest]  # type: ignore[attr-defined]
+        elif option.dest in cfg.KINDS:  # `config` checks these names, not the parser
+            option.choices = list(cfg.KINDS[option.dest][1].registry)  # type: ignore[attr-defined]
+    return shtab.complete(parser, shell)
+
+
+# --- commands on a finished experiment --------------------------------------------------------------------
+
+
+def _add_existing(parser: Parser, several: bool = False) -> None:
+    named: dict[str, Any] = {"metavar": "NAME", "required": True, "help": "folder in experiments/"}
+    if several:
+        named |= {"nargs": "+", "help": "folders in experiments/, or patterns such as 'ctx-*'"}
+    parser.add_argument("--experiment-name", **named)
+    parser.add_argument("--experiments-dir", metavar="DIR", default="experiments", help="(default: %(default)s)")
+    parser.add_argument(
+        "--checkpoint", metavar="best|final|last|PATH", default="best", help="weights to load (default: %(default)s)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    parser.add_argument(
+        "--policy", choices=("greedy", "sample"), help="actions of an a2c agent: best or drawn (default: as trained)"
+    )
+    parser.add_argument(
+        "--lesion",
+        metavar="PART",
+        help="hold a part of the core's state at zero: trace, eligibility or modulator of backpropamine",
+    )
+    _add_number(parser, "--seed", 0, 2**31 - 1, 0, "seed of the episodes")
+    _add_number(parser, "--threads", 1, 256, 1, "CPU threads")
+
+
+def _add_number(parser: Any, flag: str, low: int, high: int, default: int | None, text: str) -> None:
+    shown = text if default is None else f"{text} (default: {default})"
+    parser.add_argument(flag, metavar="N", type=_whole(low, high), default=default, help=shown)
+
+
+def _add_eval(parser: Parser) -> None:
+    _add_existing(parser)
+    _add_number(parser, "--num-eval-episodes", 1, 100_000, 10, "episodes")
+    _add_number(parser, "--num-eval-trials", 1, 10_000_000, None, "at least so many NeuroGym trials, in whole episodes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line, and no table")
+
+
+def _add_render(parser: Parser) -> None:
+    _add_existing(parser)
+    parser.add_argument("--output", metavar="FILE", help="FILE.gif or FILE.mp4 (default: videos/episode_<seed>.gif)")
+    _add_number(parser, "--fps", 1, 100, None, "frames per second (default: 10 for NeuroGym, else 30)")
+    _add_number(parser, "--max-steps", 1, 100_000, 500, "longest film, in steps")
+
+
+STAGES = {
+    "collect": "record episodes",
+    "plot": "draw the recording",
+    "probe": "delays, noise, lesions, held inputs",
+    "compare": "groups of runs side by side",
+    "report": "everything as one HTML page",
+}
+
+
+def _add_analyze(parser: Parser) -> None:
+    stages = "; ".join(f"{name}: {text}" for name, text in STAGES.items())
+    parser.add_argument("stage", nargs="?", choices=tuple(STAGES), help=f"{stages}; none: collect and plot")
+    _add_existing(parser, several=True)
+    parser.add_argument("--format", choices=("svg", "pdf"), help="write pictures as this too, beside the PNG")
+    record = parser.add_argument_group("collect")
+    _add_number(record, "--num-episodes", 1, 100_000, 100, "episodes to record")
+    _add_number(record, "--max-megabytes", 1, 10**6, 500, "largest recording, before compression")
+    record.add_argument(
+        "--states", nargs="+", metavar="NAME", help="parts of the state to keep: M, c, H (default: all)"
+    )
+    record.add_argument(
+        "--precision", choices=("float16", "float32"), default="float16", help="of M in the file (default: %(default)s)"
+    )
+    record.add_argument(
+        "--epsilon", metavar="P", type=_probability, default=0.0, help="random actions while recording (default: 0)"
+    )
+    drawn = parser.add_argument_group("plot")
+    drawn.add_argument(
+        "--color-by", metavar="NAME", help="condition, choice, ground_truth, time, trial or obs_<i> (default: chosen)"
+    )
+    probing = parser.add_argument_group("probe")
+    _add_number(probing, "--num-trials", 1, 1_000_000, 400, "NeuroGym trials at each point of a curve, at least")
+    probing.add_argument(
+        "--delays",
+        nargs="+",
+        metavar="MS",
+        type=_positive,
+        help="delays to try (default: 0.5 to 8 times the trained one)",
+    )
+    several = parser.add_argument_group("compare")
+    several.add_argument("--group-by", nargs="+", metavar="OPTION", help="core, algo, hidden_dim, ... (default: core)")
+    several.add_argument("--output", metavar="DIR", help="where to write (default: experiments/compare-<groups>)")
+    _add_number(several, "--num-eval-episodes", 1, 100_000, 100, "episodes by which runs are compared")
+    _add_number(several, "--num-eval-trials", 1, 10_000_000, None, "at least so many NeuroGym trials instead")
+    bound = parser.add_argument_group("report")
+    bound.add_argument(
+        "--probes", action=argparse.BooleanOptionalAction, default=True, help="make the probes if they are not there"
+    )
+
+
+# --- many runs ----------------------------------------------------------------------------------------------
+
+
+def _add_sweep(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+
+    def add(name: str, text: str) -> Parser:
+        action: Parser = actions.add_parser(name, help=text, description=text)
+        kind = "the sweep's TOML file" if name == "expand" else "TOML file, HTCondor submit file, or args file"
+        action.add_argument("file", metavar="FILE", help=kind)
+        folder = "where the runs lie (default: as their command line says)"
+        action.add_argument("--experiments-dir", metavar="DIR", help=folder)
+        return action
+
+    expand = add("expand", "write a grid or a random search as an args file, one row per run")
+    expand.add_argument("--overwrite", action="store_true", help="replace an args file that is there")
+    check = add("check", "check every row against the command line that it becomes; start nothing")
+    check.add_argument("--resume", action="store_true", help="rows that have begun as they stand here are no mistake")
+    run = add("run", "run the rows on this machine; what is complete is left alone, the rest is continued")
+    _add_number(run, "--workers", 1, 1000, None, "rows at a time (default: as many as there are cores)")
+    _add_number(run, "--retries", 0, 100, 1, "further starts of a row that fails")
+    _add_number(run, "--limit", 1, 10**6, None, "rows to run, of those that are not complete (default: all)")
+    add("status", "say of every row whether it is done, running, interrupted, failed or missing")
+    summary = add("summary", "sum the rows up over seeds: table, curves, heat map")
+    text = "greedy evaluation to judge by: the last one, or that of best_model.pt (default: %(default)s)"
+    summary.add_argument("--score", choices=("final", "best"), default="final", help=text)
+    summary.add_argument("--heatmap", nargs=2, metavar=("X", "Y"), help="draw the score over two columns")
+    summary.add_argument("--output", metavar="DIR", help="folder of the CSV and PNG files (default: beside FILE)")
+
+
+def _whole(low: int, high: int):
+    def read(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must lie in [{low}, {high}], got {value}")
+        return value
+
+    read.__name__ = "whole number"
+    return read
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be greater than 0, got {text}")
+    return value
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"must lie in [0, 1], got {value}")
+    return value
+
+
+def config_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """The configuration's values that were given on the command line, by field name."""
+    names = {field.name for part in cfg.PARTS for cls in cfg.section_classes(part) for field in dataclasses.fields(cls)}
+    return {name: value for name, value in vars(args).items() if name in names | {"core", "learner", "expansion"}}
+
+
+def config_of(args: argparse.Namespace) -> cfg.Config:
+    """The configuration that a training command line asks for. Raises: ConfigError."""
+    file = cfg.read_config_file(args.config) if args.config else None
+    return cfg.make_config(args.command, config_flags(args), file)
+
+
+def resumed_config(args: argparse.Namespace, name: str, stored: cfg.Config) -> cfg.Config:
+    """Experiment `name`'s own options; a flag may only repeat them or change one of RESUMABLE. Raises: ConfigError."""
+    flags = config_flags(args)
+    cfg.refuse_idle_flags(flags, {part: type(getattr(stored, part)) for part in cfg.PARTS})
+    wanted = config_of(args).to_dict() if args.config else {}
+    changes = {}
+    for part in cfg.PARTS:
+        section = stored.to_dict()[part]
+        for key, value in section.items():
+            field = part if key == "name" else key
+            asked = flags.get(field, wanted.get(part, {}).get(key, value))
+            if asked == value:
+                continue
+            if part == "run" and key in RESUMABLE:
+                changes[key] = asked
+            else:
+                flag = cfg.KINDS[field][0] if field in cfg.KINDS else "--" + field.replace("_", "-")
+                raise ConfigError(
+                    f"--resume continues '{name}' as it was: {flag} is {value}, got {asked}; "
+                    "leave the option out, or start another experiment"
+                )
+    return dataclasses.replace(stored, run=dataclasses.replace(stored.run, **changes))

@@ -1,0 +1,235 @@
+"""One function per subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model_utils import Experiment, versions, write_json
+from mpn_rl import arguments, event_logs, registry
+from mpn_rl import config as cfg
+from mpn_rl.analysis import stages
+from mpn_rl.evaluation import how, load_policy, measure, stored_config
+from mpn_rl.options import ConfigError
+from mpn_rl.reporting import Reporter, draw_training_curves, print_scores, print_tasks, stderr, stdout
+from mpn_rl.rollout import record_episodes
+from mpn_rl.tasks.lanes import EpisodeSeeds
+from mpn_rl.training import DivergedError, Run
+
+# --- train ----------------------------------------------------------------------------------------------
+
+
+def train(args: argparse.Namespace) -> int:
+    """train and train-neurogym: one handler, two sets of defaults."""
+    if getattr(args, "list_envs", False):
+        print_tasks()
+        return 0
+    _check_exit_options(args)
+    resuming = args.resume == "yes" or (args.resume == "auto" and _has_run(args))
+    if resuming:
+        return _resume(args)
+    # A run that died before its first checkpoint has nothing to continue: --resume auto starts it anew.
+    overwrite = args.overwrite or (args.resume == "auto" and _is_unfinished(args))
+    name = Experiment.check_new(args.experiment_name, args.experiments_dir, overwrite)
+    config = arguments.config_of(args)
+    run = Run(config)  # every mistake shows here, before anything is written
+    event_logs.check(config)
+    record = {**config.to_dict(), "versions": versions()}
+    experiment = Experiment.create(name, args.experiments_dir, record, overwrite=overwrite)
+    with experiment.lock(), experiment.noting_failure():
+        run.start(experiment)
+        return _drive(run, args)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    experiment = Experiment.open(_needed_name(args), args.experiments_dir)
+    if not experiment.checkpoint("last").is_file():
+        raise ConfigError(
+            f"--resume needs {experiment.checkpoint('last')}, which is not there; --resume auto starts anew where "
+            "there is nothing to continue"
+        )
+    with experiment.lock():
+        stored = stored_config(experiment)
+        config = arguments.resumed_config(args, experiment.name, stored)
+        event_logs.check(config)
+        with experiment.noting_failure():
+            run = Run.resume(config, experiment)
+            if run.finished:
+                stdout.print(
+                    f"{experiment.path} is complete: {run.step:,} steps, {run.episodes:,} episodes; nothing was "
+                    "changed. Train on with more --num-episodes or --total-steps"
+                )
+                return 0
+            if config != stored:  # where the run is going now, so that the next --resume goes there too
+                write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
+            return _drive(run, args)
+
+
+def _check_exit_options(args: argparse.Namespace) -> None:
+    if args.checkpoint_exit_every is not None and args.checkpoint_exit_code is None:
+        raise ConfigError(
+            "--checkpoint-exit-every needs --checkpoint-exit-code: the status that says 'saved, start me again', "
+            "checkpoint_exit_code = 85 in a submit file"
+        )
+    if args.checkpoint_exit_code is not None and args.resume != "auto":
+        stderr.print(
+            "note: without --resume auto the command line that --checkpoint-exit-code asks to start again will not "
+            "go on from what was saved"
+        )
+
+
+def _is_unfinished(args: argparse.Namespace) -> bool:
+    experiment = Experiment(_needed_name(args), Path(args.experiments_dir))
+    if experiment.checkpoint("final").is_file():
+        raise ConfigError(
+            f"--resume auto: {experiment.path} holds a finished model but no last.pt to continue from; "
+            "choose another --experiment-name, or replace it with --overwrite"
+        )
+    return experiment.exists()
+
+
+def _has_run(args: argparse.Namespace) -> bool:
+    return Experiment(_needed_name(args), Path(args.experiments_dir)).checkpoint("last").is_file()
+
+
+def _needed_name(args: argparse.Namespace) -> str:
+    if args.experiment_name is None:
+        raise ConfigError("--resume needs --experiment-name")
+    return Experiment.check_new(args.experiment_name, args.experiments_dir, args.overwrite, resume=True)
+
+
+def _drive(run: Run, args: argparse.Namespace) -> int:
+    """Advance a run to its end; print, draw, and leave cleanly when told to, or when its time is up."""
+    assert run.experiment is not None
+    experiment, reporter = run.experiment, Reporter(run)
+    leave_at = time.monotonic() + 60.0 * (args.checkpoint_exit_every or math.inf)
+    reporter.opening()
+    status = 0
+    with _signals() as received, reporter:
+        try:
+            while not run.done and not received:
+                reporter.rows(run.advance())
+                if time.monotonic() >= leave_at and not run.done:
+                    received.append(signal.SIGTERM)
+            if received:
+                run.save()
+                status = 128 + received[0]
+            else:
+                reporter.rows(run.finish())
+        except DivergedError as error:
+            reporter.close()
+            stderr.print(f"training stopped: {error}")
+            experiment.note_failure(str(error))
+            status = 1
+    # Who sends SIGTERM kills soon after: there is no time for pictures.
+    if run.config.run.plot_training and experiment.metrics_size() and status != 128 + signal.SIGTERM:
+        draw_training_curves(experiment, run.config)
+    if status >= 128:
+        again = f"--experiment-name {experiment.name} --resume"
+        stderr.print(f"stopped at step {run.step:,}; everything is in {experiment.path}: continue with {again}")
+    elif status == 0:
+        reporter.closing()
+    return args.checkpoint_exit_code or status if status == 128 + signal.SIGTERM else status
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying, so that the run can finish its step and save."""
+    received: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C leaves at once
+        os.write(2, b"\nfinishing the step and saving; Ctrl-C again leaves without\n")  # print is not safe here
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- a finished experiment --------------------------------------------------------------------------------
+
+
+def evaluate_command(args: argparse.Namespace) -> int:
+    experiment, config, network = load_policy(args)
+    scores, file = measure(args, experiment, config, network)
+    if isinstance(config.env, cfg.NeuroGymConfig) and scores["trials"] == 0:
+        trial_steps = registry.make_env(config.env).trial_steps
+        stderr.print(
+            f"note: no trial was completed: one takes {trial_steps} steps, and an episode ends after "
+            f"{config.env.max_episode_steps} (--max-episode-steps of the training)"
+        )
+    if args.json:
+        stdout.print(json.dumps(scores, allow_nan=False))
+    else:
+        print_scores(config, scores, how(network))
+        stdout.print(f"written to {file}")
+    return 0
+
+
+def render(args: argparse.Namespace) -> int:
+    from mpn_rl import video
+
+    _checked_output(args)
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory, but looks for a screen
+    experiment, config, network = load_policy(args)
+    neurogym = isinstance(config.env, cfg.NeuroGymConfig)
+    output = _checked_output(args) or experiment.videos_dir / f"episode_{args.seed}.gif"
+    env = registry.make_env(config.env, render_mode="rgb_array")
+    seed = EpisodeSeeds("eval", args.seed)()
+    options = {
+        "frames": not neurogym,
+        "max_steps": args.max_steps,
+        "reset_state_on_trial": config.run.reset_state_on_trial,
+    }
+    episode = next(record_episodes(network, env, [seed], **options))
+    if neurogym:
+        episode["dt_ms"] = np.array(float(env.dt_ms))
+        frames = video.neurogym_frames(episode, env.channel_names)
+    else:
+        names = getattr(env.unwrapped, "action_names", None)
+        shown = (episode[name] for name in ("frames", "q_values", "actions", "rewards"))
+        frames = video.gym_frames(*shown, action_names=names)
+    video.write_video(output, frames, args.fps or (10 if neurogym else 30))
+    stdout.print(f"{len(episode['actions'])} steps, return {episode['rewards'].sum():.2f}: {output}")
+    return 0
+
+
+def _checked_output(args: argparse.Namespace) -> Path | None:
+    if args.output is None:
+        return None
+    output = Path(args.output)
+    if output.suffix not in (".gif", ".mp4"):
+        raise ConfigError(f"--output must end in .gif or .mp4, got {args.output!r}")
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output {output}: there is no folder {output.parent}; make it or choose another")
+    if output.suffix == ".mp4":
+        try:
+            import imageio_ffmpeg  # noqa: F401
+        except ImportError as error:
+            raise ConfigError("--output FILE.mp4 needs the extra: pip install 'mpn-rl[video]'") from error
+    return output
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "train": train,
+    "train-neurogym": train,
+    "eval": evaluate_command,
+    "render": render,
+    "analyze": stages.analyze,
+}

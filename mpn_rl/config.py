@@ -1,0 +1,727 @@
+"""Every option of the toolkit, once: its type, default, range and help text.
+
+The command line (`arguments.py`), the reader of `--config` files and `config.json` are generated from these
+frozen dataclasses; no default stands anywhere else. A class registers itself under the name that selects
+it (`--core lstm`), so a new core, environment family or learner is one dataclass here, its module, and one
+row in `registry.py`. What an option is stands in `options.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from mpn_rl.options import ConfigError, Kind, Section, fields_of, flag_of, nearest, option, shortened
+
+# --- environments ---------------------------------------------------------------------------------------
+
+
+class EnvConfig(Kind):
+    """A family of environments; `registry` maps its name to its options."""
+
+
+@dataclass(frozen=True)
+class GymnasiumConfig(EnvConfig, name="gymnasium"):
+    env_name: str = option("CartPole-v1", "Gymnasium id, such as CartPole-v1")
+    env_args: dict[str, Any] = option({}, "argument of the environment's constructor", flag="--env-arg")
+    max_episode_steps: int | None = option(None, "time limit in steps; none: the task's own", low=1)
+    mask_velocity: bool = option(False, "hide the velocities of a classic-control task, so that it needs memory")
+
+
+@dataclass(frozen=True)
+class NeuroGymConfig(EnvConfig, name="neurogym"):
+    env_name: str = option("ContextDecisionMaking-v0", "NeuroGym task; --list-envs shows all")
+    env_args: dict[str, Any] = option({}, "argument of the task's constructor", flag="--env-arg")
+    max_episode_steps: int = option(150, "time limit in steps, which truncates: NeuroGym never ends by itself", low=1)
+
+
+# --- cores ----------------------------------------------------------------------------------------------
+
+Granularity = Literal["scalar", "pre", "post", "matrix"]
+
+
+class CoreConfig(Kind):
+    """A recurrent (or memoryless) core."""
+
+
+@dataclass(frozen=True)
+class MPNConfig(CoreConfig, name="mpn"):
+    hidden_dim: int = option(128, "hidden units per layer", low=1)
+    num_layers: int = option(1, "stacked layers", low=1, high=100)
+    activation: Literal["tanh", "relu", "sigmoid", "linear"] = option("tanh", "activation function f")
+    eta: float = option(1.0, "Hebbian learning rate; negative is anti-Hebbian")
+    lambda_decay: float = option(0.85, "decay of M per step", low=0.0, high=1.0)
+    lambda_max: float = option(1.0, "upper bound of lambda while it is trained", above=0.0, high=1.0)
+    eta_shape: Granularity = option("scalar", "one eta, one per input (pre), per hidden unit (post), or per synapse")
+    lambda_shape: Granularity = option(
+        "scalar", "one lambda, one per input (pre), per hidden unit (post), or per synapse"
+    )
+    train_eta: bool = option(True, "learn eta by backpropagation")
+    train_lambda: bool = option(True, "learn lambda by backpropagation")
+    train_m0: bool = option(False, "learn the initial modulation M(0), else 0")
+    form: Literal["multiplicative", "additive"] = option("multiplicative", "W * (M + 1), or W + M")
+    rule: Literal["associative", "presynaptic", "postsynaptic", "oja"] = option("associative", "what M correlates")
+    bias: bool = option(True, "bias b")
+    freeze_plasticity: bool = option(False, "keep M = 0: the control without memory")
+    kernel: Literal["auto", "reference", "fused"] = option("auto", "scan over time: fused, or plain PyTorch")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lambda_decay > self.lambda_max:
+            raise ConfigError(
+                f"--lambda-decay must lie in [0, --lambda-max = {self.lambda_max}], got {self.lambda_decay}"
+            )
+
+
+@dataclass(frozen=True)
+class FrozenMPNConfig(MPNConfig, name="mpn-frozen"):
+    freeze_plasticity: bool = option(True, "keep M = 0: the control without memory")
+
+
+@dataclass(frozen=True)
+class RNNConfig(CoreConfig, name="rnn"):
+    hidden_dim: int = option(128, "hidden units per layer", low=1)
+    num_layers: int = option(1, "stacked layers", low=1, high=100)
+
+
+@dataclass(frozen=True)
+class GRUConfig(RNNConfig, name="gru"):
+    pass
+
+
+@dataclass(frozen=True)
+class LSTMConfig(RNNConfig, name="lstm"):
+    pass
+
+
+@dataclass(frozen=True)
+class MLPConfig(CoreConfig, name="mlp"):
+    hidden_dim: int = option(128, "hidden units per layer", low=1)
+    num_layers: int = option(1, "stacked layers", low=1, high=100)
+    activation: Literal["tanh", "relu", "sigmoid", "linear"] = option("tanh", "activation function f")
+
+
+@dataclass(frozen=True)
+class BackpropamineConfig(CoreConfig, name="backpropamine"):
+    """The paper's network, with the maze's size; `backpropamine.Backpropamine` has the equations."""
+
+    hidden_dim: int = option(100, "hidden units per layer", low=1)
+    cell: Literal["rnn", "lstm"] = option("rnn", "network whose recurrent connections carry the Hebbian trace H")
+    trace_rule: Literal["hard-clip", "decay", "oja", "soft-clip"] = option(
+        "hard-clip", "how H changes and what bounds it"
+    )
+    modulation: Literal["none", "simple", "fanout", "retroactive"] = option(
+        "simple", "what gates H: eta; M; M spread over the units; or M on an eligibility trace"
+    )
+    alpha_shape: Literal["connection", "neuron", "scalar"] = option(
+        "connection", "one plasticity alpha per connection, per postsynaptic neuron, or one"
+    )
+    trace_clip: float = option(1.0, "bound c of H, with --trace-rule hard-clip and soft-clip", above=0.0)
+    eta: float = option(0.01, "start of the learned rate of H, with retroactive of the eligibility trace")
+    modulator_activation: Literal["tanh", "sigmoid", "linear"] = option("tanh", "activation function of M")
+    init_scale: float = option(0.01, "alpha, and an RNN's w, start at this times U(0, 1)", low=0.0)
+    kernel: Literal["auto", "reference", "fused"] = option("auto", "scan over time: fused, or plain PyTorch")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.modulation == "retroactive" and self.trace_rule in ("decay", "oja"):
+            raise ConfigError(
+                f"--modulation retroactive needs --trace-rule hard-clip or soft-clip, got {self.trace_rule}; "
+                "decay and oja have no form for it: use --modulation simple"
+            )
+        if self.cell == "rnn":
+            return
+        if self.trace_rule != "hard-clip":
+            raise ConfigError(f"--cell lstm has only --trace-rule hard-clip, got {self.trace_rule}; use --cell rnn")
+        if self.modulation == "retroactive":
+            raise ConfigError(
+                "--cell lstm has no eligibility trace: --modulation must be none, simple or fanout, got retroactive; "
+                "use --cell rnn"
+            )
+        if self.kernel == "fused":
+            raise ConfigError("--kernel fused exists for --cell rnn, got lstm; use --kernel auto or reference")
+
+
+@dataclass(frozen=True)
+class BackpropamineSimpleMazeConfig(BackpropamineConfig, name="backpropamine-simplemaze"):
+    """As in the public code's simplemaze: plastic even where M is 0, by the fan-out's bias."""
+
+    modulation: Literal["none", "simple", "fanout", "retroactive"] = option(
+        "fanout", "what gates H: eta; M; M spread over the units; or M on an eligibility trace"
+    )
+    trace_clip: float = option(2.0, "bound c of H, with --trace-rule hard-clip and soft-clip", above=0.0)
+    init_scale: float = option(0.001, "alpha, and an RNN's w, start at this times U(0, 1)", low=0.0)
+
+
+@dataclass(frozen=True)
+class BackpropamineMazeConfig(BackpropamineConfig, name="backpropamine-maze"):
+    """As in the public code's maze, modulated; --modulation none and retroactive are its other plastic networks."""
+
+
+@dataclass(frozen=True)
+class BackpropamineCueRewardConfig(BackpropamineConfig, name="backpropamine-cue-reward"):
+    """As in the public code's cue-reward task."""
+
+    hidden_dim: int = option(200, "hidden units per layer", low=1)
+    eta: float = option(0.1, "start of the learned rate of H, with retroactive of the eligibility trace")
+
+
+@dataclass(frozen=True)
+class EncoderConfig(Section):
+    """What stands between the observation and the core; `encoder.Encoder` says why."""
+
+    embed_dim: int = option(32, "width of the learned embedding tanh(Ax + a) in front of the core; 0: none", low=0)
+    constant_input: bool = option(False, "append a constant 1 to the core's input")
+
+
+# --- learners -------------------------------------------------------------------------------------------
+
+
+class LearnerConfig(Kind):
+    """A learning algorithm."""
+
+
+@dataclass(frozen=True)
+class ReplayConfig(Section):
+    """Replay memory, shared by the off-policy learners."""
+
+    replay: Literal["transition", "sequence", "trial"] = option(
+        "sequence", "what is replayed: single steps, fixed-length sequences, or whole trials"
+    )
+    replay_state: Literal["zero", "stored", "burn-in"] = option(
+        "burn-in", "where a replayed sequence's state starts: anew, as stored, or stored and then --burn-in steps"
+    )
+    buffer_size: int = option(50_000, "capacity in steps; with --replay trial in trials, 500 unless given", low=1)
+    batch_size: int = option(32, "transitions or sequences per update", low=1)
+    trial_batch_size: int = option(4, "trials per update, with --replay trial", low=1)
+    burn_in: int = option(10, "steps that only warm up the state, with --replay-state burn-in", low=0)
+    sequence_length: int = option(40, "learning steps per sequence", low=1)
+    sequence_stride: int = option(20, "steps from one sequence's start to the next one's", low=1)
+    bptt_chunk_size: int | None = option(None, "truncated BPTT: gradients stop every so many steps; none: full", low=1)
+    prioritized: bool = option(False, "sample by TD error")
+    priority_exponent: float = option(0.6, "priority = |TD error| to this power", low=0.0, high=1.0)
+    importance_exponent: float = option(0.4, "importance-sampling correction", low=0.0, high=1.0)
+    learning_starts: int = option(1_000, "environment steps before the first update", low=0)
+    update_every: int = option(16, "environment steps per update", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sequence_stride > self.sequence_length:
+            raise ConfigError(
+                f"--sequence-stride must be at most --sequence-length = {self.sequence_length}, "
+                f"or steps are never learned, got {self.sequence_stride}"
+            )
+
+
+@dataclass(frozen=True)
+class DQNConfig(ReplayConfig, LearnerConfig, name="dqn"):
+    gamma: float = option(0.9, "discount per step", low=0.0, high=1.0)
+    n_step: int = option(1, "steps of reward before bootstrapping", low=1)
+    double_dqn: bool = option(True, "double DQN: the online network picks the next action")
+    loss: Literal["huber", "mse"] = option("huber", "loss on the TD error")
+    learning_rate: float = option(3e-3, "Adam's step size", above=0.0)
+    lr_final: float = option(0.1, "step size at the end of the run, as a share of --learning-rate", low=0.0, high=1.0)
+    grad_clip: float = option(10.0, "largest gradient norm", above=0.0)
+    target_update: Literal["soft", "periodic"] = option("soft", "how the target network follows")
+    target_tau: float = option(0.02, "share of the online weights taken per update, with soft", above=0.0, high=1.0)
+    target_update_freq: int = option(200, "updates between copies, with periodic", low=1)
+    epsilon_start: float = option(0.5, "exploration at the start", low=0.0, high=1.0)
+    epsilon_end: float = option(0.05, "exploration at the end", low=0.0, high=1.0)
+    epsilon_decay: float = option(0.4, "share of the run over which epsilon falls", above=0.0, high=1.0)
+    epsilon_schedule: Literal["linear", "exponential", "step"] = option("linear", "how epsilon falls")
+    act_with: Literal["target", "online"] = option(
+        "target", "network that is evaluated and saved as best_model.pt: the averaged target, or the online one"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epsilon_end > self.epsilon_start:
+            raise ConfigError(
+                f"--epsilon-end must not exceed --epsilon-start, got {self.epsilon_end} > {self.epsilon_start}"
+            )
+
+
+@dataclass(frozen=True)
+class A2CConfig(LearnerConfig, name="a2c"):
+    gamma: float = option(0.9, "discount per step", low=0.0, high=1.0)
+    rollout_steps: int = option(32, "steps of every lane per update", low=1)
+    gae_lambda: float | None = option(
+        0.8, "lambda of generalised advantage estimation; none: Monte Carlo returns", low=0.0, high=1.0
+    )
+    bootstrap: bool = option(True, "count the value of what a time limit or the rollout's end cut off, else 0")
+    value_coef: float = option(0.1, "weight of the value's squared error in the loss", low=0.0)
+    entropy_coef: float = option(0.05, "weight of the policy's entropy in the loss", low=0.0)
+    entropy_form: Literal["shannon", "simpson"] = option(
+        "shannon", "entropy: -sum p log p (shannon), or 1 - sum p^2 (simpson)"
+    )
+    normalize_advantage: bool = option(False, "scale every rollout's advantages to mean 0 and deviation 1")
+    bptt_chunk_size: int | None = option(None, "truncated BPTT: gradients stop every so many steps; none: full", low=1)
+    learning_rate: float = option(6e-3, "Adam's step size", above=0.0)
+    lr_final: float = option(0.1, "step size at the end of the run, as a share of --learning-rate", low=0.0, high=1.0)
+    adam_eps: float = option(1e-8, "Adam's epsilon, which bounds the steps along small gradients", above=0.0)
+    weight_decay: float = option(0.0, "L2 penalty, added to the gradient as Adam does", low=0.0)
+    grad_clip: float = option(1.0, "largest gradient norm", above=0.0)
+    warmup_updates: int = option(0, "rollouts at the start that train nothing", low=0)
+    eval_policy: Literal["greedy", "sample"] = option(
+        "greedy", "evaluated policy: the most probable action, or drawn as in training"
+    )
+
+
+@dataclass(frozen=True)
+class TD3Config(ReplayConfig, LearnerConfig, name="td3"):
+    gamma: float = option(0.99, "discount per step", low=0.0, high=1.0)
+    n_step: int = option(1, "steps of reward before bootstrapping", low=1)
+    n_step_delay: int = option(0, "updates that bootstrap after one step, before --n-step begins", low=0)
+    learning_rate: float = option(3e-4, "Adam's step size", above=0.0)
+    lr_final: float = option(1.0, "step size at the end of the run, as a share of --learning-rate", low=0.0, high=1.0)
+    grad_clip: float | None = option(None, "largest gradient norm; none: no limit", above=0.0)
+    target_tau: float = option(0.005, "share of the online weights taken per update", above=0.0, high=1.0)
+    policy_freq: int = option(2, "updates of the critics per update of the actor and the targets", low=1)
+    expl_noise: float = option(0.1, "exploration noise, in halves of the action's range", low=0.0)
+    policy_noise: float = option(0.2, "noise on the target's actions, in halves of the action's range", low=0.0)
+    noise_clip: float = option(0.5, "largest noise on the target's actions, in halves of the range", low=0.0)
+    critic_layers: int = option(2, "hidden layers of each critic, as wide as the core", low=1, high=100)
+    critic_layer_norm: Literal["none", "last", "all"] = option(
+        "none", "hidden layers of the critics with a LayerNorm before the ReLU"
+    )
+    eval_average: bool = option(False, "evaluate and save a running average of the actor's weights")
+    average_tau: float = option(
+        0.005, "share of the actor's weights that the average takes per update", above=0.0, high=1.0
+    )
+    experience_review: bool = option(False, "replay early transitions more often while few critic units are active")
+    review_below: float = option(
+        0.4, "active share of the critics' hidden units below which it begins", above=0.0, high=1.0
+    )
+    review_chance: float = option(0.5, "share of such batches when no unit is active", low=0.0, high=1.0)
+    review_share: float = option(0.3, "share of the memory, the oldest, that they are drawn from", above=0.0, high=1.0)
+    dynamic_buffer: bool = option(False, "drop the oldest tenth of the memory where the policy has moved away from it")
+    buffer_min_size: int | None = option(None, "size it never falls below; none: a tenth of --buffer-size", low=1)
+    buffer_threshold: float = option(
+        0.2, "half the mean squared distance of actions, in halves of the range, beyond which it drops", low=0.0
+    )
+    buffer_adjustment_interval: int = option(10_000, "environment steps between two such looks", low=1)
+
+    @property
+    def smallest_buffer(self) -> int:
+        return self.buffer_size // 10 if self.buffer_min_size is None else self.buffer_min_size
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.smallest_buffer > self.buffer_size:
+            raise ConfigError(
+                f"--buffer-min-size must not exceed --buffer-size = {self.buffer_size}, got {self.buffer_min_size}"
+            )
+
+
+# --- expansion ------------------------------------------------------------------------------------------
+
+
+class ExpansionConfig(Kind):
+    """How the topology grows and is pruned while the network learns."""
+
+
+@dataclass(frozen=True)
+class NoExpansionConfig(ExpansionConfig, name="none"):
+    """Dense layers throughout."""
+
+
+@dataclass(frozen=True)
+class PaperExpansionConfig(ExpansionConfig, name="paper"):
+    """Neuroplastic Expansion as its paper describes it; `neuroplastic_expansion` has the equations.
+
+    Where the paper's own numbers are not public (the two fractions, the interval), these are ours.
+    """
+
+    sparsity: float = option(0.25, "share of the weights that are absent at the end, in [0, 1)")
+    actor_sparsity: float | None = option(None, "the same of TD3's actor alone; none: --sparsity")
+    critic_sparsity: float | None = option(None, "the same of TD3's critics alone; none: --sparsity")
+    initial_sparsity: float | None = option(0.8, "share that is absent at the start; none: as at the end")
+    grow: Literal["gradient", "accumulated", "random", "none"] = option(
+        "gradient", "which absent weights grow: of the largest gradient, of the largest mean of several, or any"
+    )
+    grad_accumulation_n: int = option(1, "gradients in that mean, with --grow accumulated", low=1, high=1000)
+    prune: Literal["magnitude", "dormant", "none"] = option(
+        "dormant", "which weights are pruned: the smallest, or those of dormant units"
+    )
+    dormancy_tau: float = option(0.0, "a unit is dormant at or below this share of its layer's mean activity", low=0.0)
+    recycle: bool = option(False, "initialise dormant units anew (ReDo)")
+    new_weights: Literal["zero", "lecun"] = option("zero", "value of a grown weight")
+    schedule: Literal["constant", "cosine", "linear"] = option(
+        "cosine", "how growth goes on: at a fixed rate, ever slower, or evenly to the end"
+    )
+    grow_fraction: float | None = option(
+        None,
+        "share of the room to grow that one event takes (zeta); none: what reaches the end just in time",
+        above=0.0,
+    )
+    prune_ratio: float = option(0.2, "most pruned weights per grown one while the network grows, in [0, 1)")
+    drop_fraction: float = option(0.0, "share of the weights replaced per event once nothing is left to grow", low=0.0)
+    layer_density: Literal["erk", "uniform"] = option("erk", "how the weights are shared among the layers")
+    initial_mask: Literal["random", "magnitude"] = option("random", "which weights are there at the start")
+    exempt: str = option("first,last", "layers that stay dense: patterns of their names, first, last; empty: none")
+    update_interval: int = option(1_000, "environment steps between events (delta)", low=1)
+    expansion_start: int = option(0, "environment step at which the clock of the events starts", low=0)
+    expansion_end: int | None = option(None, "environment step of the last event; none: the end of the run", low=1)
+    expand_actor: bool = option(True, "expand TD3's actor; else it is dense")
+    expand_critic: bool = option(True, "expand TD3's critics; else they are dense")
+    static_actor: bool = option(False, "keep TD3's actor at its sparsity, with the same mask throughout")
+    static_critic: bool = option(False, "keep TD3's critics at their sparsity, with the same masks throughout")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("sparsity", "actor_sparsity", "critic_sparsity", "initial_sparsity", "prune_ratio"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < 1.0:
+                raise ConfigError(f"--{name.replace('_', '-')} must lie in [0, 1), got {value}")
+        self._check_growth()
+        if self.expansion_end is not None and self.expansion_end <= self.expansion_start:
+            raise ConfigError(
+                f"--expansion-end must lie after --expansion-start = {self.expansion_start}, got {self.expansion_end}"
+            )
+
+    def _check_growth(self) -> None:
+        finals = (self.sparsity, self.actor_sparsity or 0.0, self.critic_sparsity or 0.0)
+        if self.initial_sparsity is not None and self.initial_sparsity < max(finals):
+            raise ConfigError(
+                f"--initial-sparsity must be at least the one at the end, {max(finals)}, since the network grows, "
+                f"got {self.initial_sparsity}"
+            )
+        if self.grow == "none" and self.initial_sparsity not in (None, self.sparsity):
+            raise ConfigError(f"--grow none never leaves --initial-sparsity {self.initial_sparsity}; set it to none")
+        if (self.grow == "accumulated") != (self.grad_accumulation_n > 1):
+            raise ConfigError(
+                "--grow accumulated and --grad-accumulation-n of 2 or more go together, "
+                f"got {self.grow} and {self.grad_accumulation_n}"
+            )
+        if self.schedule == "constant" and self.grow_fraction is None:
+            raise ConfigError("--schedule constant needs its rate, --grow-fraction; without a rate take linear")
+        if self.schedule == "linear" and self.grow_fraction is not None:
+            raise ConfigError("--grow-fraction does nothing with --schedule linear, which ends at --expansion-end")
+
+
+def _expansion(name: str, doc: str, **defaults: Any) -> type[PaperExpansionConfig]:
+    """A preset: the options of `paper` with other defaults."""
+    known = {field.name: (field, kind) for field, kind in fields_of(PaperExpansionConfig)}
+    fields = {key: dataclasses.field(default=value, metadata=known[key][0].metadata) for key, value in defaults.items()}
+    annotations = {key: known[key][1] for key in defaults}
+    body = {"__doc__": doc, "__module__": __name__, "__annotations__": annotations, **fields}
+    made = types.new_class(
+        f"{name.title()}Expansion", (PaperExpansionConfig,), {"name": name}, lambda ns: ns.update(body)
+    )
+    return dataclass(frozen=True)(made)
+
+
+ReferenceExpansion = _expansion(
+    "reference",
+    "What the public code of Neuroplastic Expansion does; `neuroplastic_expansion` says where it errs.",
+    prune="magnitude",
+    schedule="constant",
+    grow_fraction=0.008,
+    prune_ratio=0.4,
+    drop_fraction=0.2,
+    initial_mask="magnitude",
+    exempt="",
+    update_interval=100,
+)
+GrowExpansion = _expansion("grow", "The control that never prunes: growth alone.", prune="none", prune_ratio=0.0)
+StaticExpansion = _expansion(
+    "static",
+    "The control that never changes: sparse from the start, with the same masks throughout.",
+    initial_sparsity=None,
+    grow="none",
+    prune="none",
+    prune_ratio=0.0,
+)
+RiglExpansion = _expansion(
+    "rigl",
+    "RigL (Evci et al. 2020): at one density, weights of small size give way to those of large gradient.",
+    initial_sparsity=None,
+    prune="magnitude",
+    drop_fraction=0.3,
+)
+RedoExpansion = _expansion(
+    "redo",
+    "ReDo (Sokar et al. 2023): a dense network whose dormant units are initialised anew.",
+    sparsity=0.0,
+    initial_sparsity=None,
+    grow="none",
+    prune="none",
+    prune_ratio=0.0,
+    dormancy_tau=0.1,
+    recycle=True,
+)
+
+
+# --- the run --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    num_episodes: int = option(1_000, "episodes, over all lanes", low=1)
+    total_steps: int | None = option(None, "environment steps; overrides --num-episodes", low=1)
+    num_envs: int = option(20, "environment lanes that step together", low=1, high=10_000)
+    reset_state_on_trial: bool = option(False, "reset the core's state at every trial, not only at episodes")
+    seed: int = option(0, "random seed of everything", low=0, high=2**31 - 1)
+    eval_freq: int = option(
+        7_500, "environment steps between greedy evaluations that choose best_model.pt; 0: only at the end", low=0
+    )
+    eval_episodes: int = option(100, "episodes per such evaluation", low=1, high=100_000)
+    checkpoint_freq: int = option(50_000, "environment steps between writes of last.pt; 0: only at the end", low=0)
+    log_freq: int = option(1, "episodes per row of metrics.jsonl, which has their means", low=1)
+    plasticity_metrics_freq: int = option(
+        5_000, "environment steps between measurements of how well the network can still learn; 0: none", low=0
+    )
+    print_freq: int = option(100, "episodes between printed lines; 0: none", low=0)
+    plot_training: bool = option(True, "draw plots/training_curves.png")
+    tensorboard: bool = option(False, "also write TensorBoard event files")
+    wandb: bool = option(False, "also log to Weights & Biases; WANDB_MODE=offline: into the experiment's folder")
+    wandb_project: str = option("mpn-rl", "the project there")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where the networks live")
+    threads: int = option(1, "CPU threads; small networks are fastest on one", low=1, high=256)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, whole: what config.json holds and what eval, render and analyze rebuild from."""
+
+    env: EnvConfig
+    core: CoreConfig
+    encoder: EncoderConfig
+    learner: LearnerConfig
+    expansion: ExpansionConfig
+    run: RunConfig
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        nested = dataclasses.asdict(self)
+        for part in KINDS:
+            nested[part] = {"name": getattr(self, part).name, **nested[part]}
+        return nested
+
+
+# Parts that come in kinds: the flag that chooses, and the base class that registers them.
+KINDS: dict[str, tuple[str, type]] = {
+    "env": ("env.name", EnvConfig),  # no flag: the command chooses
+    "core": ("--core", CoreConfig),
+    "learner": ("--algo", LearnerConfig),
+    "expansion": ("--expansion", ExpansionConfig),
+}
+FIXED: dict[str, type] = {"encoder": EncoderConfig, "run": RunConfig}
+PARTS = ("env", "core", "encoder", "learner", "expansion", "run")
+ADDED = ("expansion",)  # parts that config.json files of older versions lack
+
+TRIAL_BUFFER_SIZE = 500  # trials; tens of thousands of whole trials would take gigabytes
+
+# The kinds that a training command starts with, and where a command with a learner starts from other values than
+# the fields' own defaults: of that learner, and of what it needs around it.
+COMMAND_DEFAULTS: dict[str, dict[str, Any]] = {
+    "train-neurogym": {"env": "neurogym", "core": "mpn", "learner": "dqn", "expansion": "none"},
+    "train": {"env": "gymnasium", "core": "mpn", "learner": "dqn", "expansion": "none"},
+}
+LEARNER_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("train", "dqn"): {
+        "gamma": 0.99,
+        "learning_rate": 1e-3,
+        "n_step": 4,
+        "update_every": 10,
+        "target_tau": 0.005,  # returns of 100 are learned in peace only by following slowly
+        "buffer_size": 150_000,  # the whole run: without its early falls in memory a balancer forgets how not to fall
+        "total_steps": 150_000,  # episodes of control tasks grow a hundredfold while they are learned
+        "eval_freq": 5_000,
+        "eval_episodes": 50,
+    },
+    ("train", "a2c"): {
+        "gamma": 0.98,
+        "rollout_steps": 16,
+        "learning_rate": 2e-3,
+        "lr_final": 0.0,
+        "gae_lambda": 0.95,
+        "entropy_coef": 0.0,
+        "num_envs": 8,
+        "total_steps": 500_000,
+        "eval_freq": 25_000,
+        "eval_episodes": 50,
+    },
+    ("train-neurogym", "a2c"): {
+        "num_envs": 8,  # one update per 256 steps; a step costs an eighth of what it costs with replay
+        "total_steps": 400_000,
+        "eval_freq": 40_000,
+    },
+    ("train", "td3"): {
+        "env_name": "Pendulum-v1",
+        "core": "mlp",
+        "num_envs": 1,
+        "buffer_size": 1_000_000,
+        "update_every": 4,
+        "total_steps": 20_000,
+        "eval_freq": 5_000,
+        "eval_episodes": 10,
+    },
+}
+# Where a learner starts from other values with one core than with the rest.
+CORE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("td3", "mlp"): {  # Fujimoto et al. 2018
+        "embed_dim": 0,
+        "hidden_dim": 256,
+        "num_layers": 2,
+        "activation": "relu",
+        "replay": "transition",
+        "batch_size": 256,
+        "update_every": 1,
+        "learning_rate": 1e-3,  # the paper's; its authors' later code has 3e-4, which learns HalfCheetah-v4 more slowly
+    },
+}
+
+
+def section_classes(part: str) -> list[type]:
+    """Every class that may stand for a part of the configuration."""
+    return list(KINDS[part][1].registry.values()) if part in KINDS else [FIXED[part]]  # type: ignore[attr-defined]
+
+
+def default_of(command: str, learner: str, field: dataclasses.Field, core: str | None = None) -> Any:
+    """A field's default under a training command with that learner and core; None: the core it starts with."""
+    own = cast(Any, field).default_factory() if field.default is dataclasses.MISSING else field.default
+    defaults = {**COMMAND_DEFAULTS[command], **LEARNER_DEFAULTS.get((command, learner), {})}
+    return {**defaults, **CORE_DEFAULTS.get((learner, core or defaults["core"]), {})}.get(field.name, own)
+
+
+def make_config(command: str, flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of one run: flags override the file, which overrides the command's defaults.
+
+    Args:
+        command: "train" or "train-neurogym".
+        flags: values by field name, plus "core" and "learner" naming those kinds.
+        file: nested options in the shape of config.json.
+    Raises: ConfigError for an unknown key, a flag that would do nothing, or a value out of range.
+    """
+    file = file or {}
+    asked = {**file.get("run", {}), **flags}
+    if "num_episodes" in asked and "total_steps" not in asked:
+        flags = {**flags, "total_steps": None}  # a default does not override what was asked for
+    if "wandb_project" in flags and not asked.get("wandb"):
+        raise ConfigError(f"--wandb-project does nothing without --wandb, got {flags['wandb_project']!r}")
+    asked = {**file.get("learner", {}), **flags}
+    if asked.get("replay") == "trial" and "buffer_size" not in asked:
+        flags = {**flags, "buffer_size": TRIAL_BUFFER_SIZE}  # the fields' own default counts steps
+    unknown = [key for key in file if key not in (*PARTS, "versions")]
+    if unknown:
+        raise ConfigError(f"unknown section {unknown[0]!r} in the configuration{nearest(unknown[0], PARTS)}")
+    _refuse_other_command(command, file.get("env"))
+    learner = cast(Any, _choose_class("learner", COMMAND_DEFAULTS[command], flags, file)).name
+    defaults = {**COMMAND_DEFAULTS[command], **LEARNER_DEFAULTS.get((command, learner), {})}
+    core = cast(Any, _choose_class("core", defaults, flags, file)).name
+    defaults |= CORE_DEFAULTS.get((learner, core), {})
+    classes = {part: _choose_class(part, defaults, flags, file) for part in PARTS}
+    refuse_idle_flags(flags, classes)
+    return Config(**{part: _make_section(part, cls, defaults, flags, file) for part, cls in classes.items()})
+
+
+def _refuse_other_command(command: str, env: Any) -> None:
+    """A configuration whose tasks belong to the other training command would silently take that one's place."""
+    for other, defaults in COMMAND_DEFAULTS.items():
+        if other != command and isinstance(env, Mapping) and env.get("name") == defaults["env"]:
+            raise ConfigError(
+                f"env.name is {env['name']!r} in the configuration: take the command {other}, not {command}"
+            )
+
+
+def config_from_dict(nested: Mapping[str, Any]) -> Config:
+    """The configuration that `Config.to_dict` wrote: every section must be there, and every key known.
+
+    A key that is missing, of an option younger than the file, takes its default.
+    """
+    for part in PARTS:
+        if part in ADDED and part not in nested:
+            continue
+        if not isinstance(nested.get(part), Mapping):
+            raise ConfigError(f"the configuration has no section {part!r}")
+        if part in KINDS and "name" not in nested[part]:
+            raise ConfigError(f"section {part!r} of the configuration has no 'name'")
+    return make_config("train-neurogym" if nested["env"]["name"] == "neurogym" else "train", {}, nested)
+
+
+def package_data(folder: str) -> Path:
+    """configs/ or condor/: inside the package in a wheel, beside it in a clone."""
+    from importlib import resources
+
+    package = Path(str(resources.files("mpn_rl")))
+    inside = package / folder
+    return inside if inside.is_dir() else package.with_name(folder)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with the toolkit, by name."""
+    return {path.stem: path for path in sorted(package_data("configs").glob("*.json"))}
+
+
+def find_config_file(name: str) -> Path:
+    """A --config file: the path, or the one of `shipped_configs` that NAME or configs/NAME.json means."""
+    path, shipped = Path(name), shipped_configs()
+    if path.exists() or str(path.parent) not in (".", "configs"):
+        return path
+    stem = path.name.removesuffix(".json")
+    if stem not in shipped:
+        names = nearest(stem, shipped) or f", {', '.join(shipped)}"
+        raise ConfigError(f"--config {name}: no such file, and none of the toolkit's configurations{names}")
+    return shipped[stem]
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """The nested options of a --config file."""
+    found = find_config_file(path)
+    if found.suffix == ".toml":
+        raise ConfigError(f"--config {path} is a sweep's file: take sweep run {path}")
+    try:
+        with open(found, encoding="utf-8") as file:
+            nested = json.load(file)
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--config {path} is not JSON: {error}") from None
+    if not isinstance(nested, dict) or not all(isinstance(part, dict) for part in nested.values()):
+        raise ConfigError(f"--config {path} must hold sections of options: {', '.join(PARTS)}")
+    return nested
+
+
+def _choose_class(part: str, defaults: Mapping[str, Any], flags: Mapping[str, Any], file: Mapping[str, Any]) -> type:
+    if part in FIXED:
+        return FIXED[part]
+    flag, base = KINDS[part]
+    name = flags.get(part, file.get(part, {}).get("name", defaults[part]))
+    registry = base.registry  # type: ignore[attr-defined]
+    if not isinstance(name, str) or name not in registry:
+        hint = nearest(str(name), registry)
+        raise ConfigError(f"{flag} must be one of {', '.join(registry)}, got {shortened(name)}{hint}")
+    return registry[name]
+
+
+def refuse_idle_flags(flags: Mapping[str, Any], classes: Mapping[str, type]) -> None:
+    """A flag that the chosen parts do not read is a mistake, not a wish."""
+    used = {field.name for cls in classes.values() for field in dataclasses.fields(cls)} | set(KINDS)
+    for name in flags:
+        if name in used:
+            continue
+        owners: dict[str, dataclasses.Field] = {}
+        for part, (kind, _) in KINDS.items():
+            for cls in cast(Any, section_classes(part)):
+                owners |= {f"{kind} {cls.name}": field for field in dataclasses.fields(cls) if field.name == name}
+        flag = flag_of(next(iter(owners.values())))
+        chosen = ", ".join(f"{kind} {cast(Any, classes[part]).name}" for part, (kind, _) in KINDS.items())
+        raise ConfigError(f"{flag} does nothing with {chosen}; it belongs to {', '.join(owners)}")
+
+
+def _make_section(
+    part: str, cls: type, defaults: Mapping[str, Any], flags: Mapping[str, Any], file: Mapping[str, Any]
+) -> Any:
+    given = file.get(part, {})
+    fields = dataclasses.fields(cls)
+    known = {field.name for field in fields} | ({"name"} if part in KINDS else set())
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"unknown key {key!r} in section {part!r}{nearest(key, known)}")
+    values = {**defaults, **given, **flags}
+    return cls(**{field.name: values[field.name] for field in fields if field.name in values})

@@ -1,0 +1,448 @@
+"""The MPN scan on the CPU: Numba kernels (the maths stands in `mpn_kernels`) and the torch function around them.
+
+Hidden units never exchange anything within a layer, so a kernel takes one batch row and one block of L hidden units at
+a time, lays their M out as (D, L) in a scratch buffer that stays in the cache, and walks through all of time. The
+backward pass walks segments of time from the last to the first: each segment's M are computed again from its
+checkpoint, then the adjoint runs back through them.
+
+A kernel is a C function of one table of integers: sizes, and addresses of tensors. Several threads may run it on one
+table: each takes pieces (ranges of rows) until none is left. They are torch's own OpenMP threads, so no second pool
+fights for the cores. Rows are cut into a fixed number of pieces, whose weight gradients are added in a fixed order:
+results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import array
+import functools
+import math
+import threading
+from collections import namedtuple
+from collections.abc import Callable
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mpn_rl.kernels.simd import (
+    ACTIVATIONS,
+    activate,
+    compiled,
+    flags,
+    floats,
+    load,
+    load_part,
+    prefetch,
+    read,
+    run,
+    shift,
+    splat,
+    store,
+    store_part,
+    take_ticket,
+    through,
+    total,
+    unpack,
+    write,
+)
+
+ASSOCIATIVE, PRESYNAPTIC, POSTSYNAPTIC, OJA = range(4)
+RULES = {"associative": ASSOCIATIVE, "presynaptic": PRESYNAPTIC, "postsynaptic": POSTSYNAPTIC, "oja": OJA}
+
+# The table that a kernel works from: three counters, sizes and addresses (0: absent), then an address and
+# the strides (of the row, the hidden unit and the input) of each matrix.
+HEADER = ("slot", "ticket", "done", "pieces", "scratch", "size", "sums", "sum_size", "every", "B", "T", "D", "H")
+TENSORS = ("xs", "bias", "reset", "hs", "m_out", "g_hs", "dxs", "dm_in", "dw", "db", "deta", "dlam", "dm0")
+MATRICES = ("weight", "eta", "lam", "m0", "m_in", "kept", "g_m")
+(SLOT, TICKET, DONE, PIECES, SCRATCH, SIZE, SUMS, SUM_SIZE, EVERY, B_, T_, D_, H_,
+ XS, BIAS, RESET, HS, M_OUT, G_HS, DXS, DM_IN, DW, DB, DETA, DLAMBDA, DM0) = range(26)  # fmt: skip
+WEIGHT, ETA, LAMBDA, M0, M_IN, KEPT, G_M = range(26, 26 + 4 * 7, 4)
+
+AHEAD = 8  # steps: how early the cache is asked for h and its gradient
+MAX_PIECES = 16  # of the batch, at most, in the backward pass, each with weight gradients of its own
+SEGMENT_BYTES = 512 * 1024  # of M in one segment: a share of a core's second-level cache
+PARALLEL_WORK = 1_000_000  # B T D H from which a second thread pays for waking it up
+
+
+# --- one block of hidden units: matrices of (D, L) -------------------------------------------------------------------
+
+
+@numba.njit(inline="always")
+def is_reset(table, k):
+    return table[RESET] != 0 and flags(table[RESET])[k] != 0
+
+
+@numba.njit
+def fetch(block, table, matrix, row, i0, L):
+    """Hidden units i0.. of a row of one of the table's matrices; zeros if it is absent."""
+    numba.literally(L)  # a constant, though this is compiled as a function of its own
+    given, si, sj = table[matrix] != 0, table[matrix + 2], table[matrix + 3]
+    source = floats(table[matrix] + 4 * (row * table[matrix + 1] + i0 * si) if given else 0)
+    read(block, source, si, sj, min(L, table[H_] - i0), table[D_], L)
+
+
+@numba.njit(inline="always")
+def fetch_weights(W, E, F, table, L, full):
+    """W and, if they are matrices, eta and lambda, as blocks one behind the other."""
+    for i0 in range(0, table[H_], L):
+        at = i0 * table[D_]
+        fetch(shift(W, at), table, WEIGHT, 0, i0, L)
+        if full:
+            fetch(shift(E, at), table, ETA, 0, i0, L)
+            fetch(shift(F, at), table, LAMBDA, 0, i0, L)
+
+
+@numba.njit(inline="always")
+def readout(W, M, x, D, L, additive):
+    """[W * (M + 1)] x or [W + M] x, in two chains of additions: one alone would wait for each sum to finish."""
+    u, v = splat(0.0, L), splat(0.0, L)
+    for j in range(0, D - 1, 2):
+        w, m = load(W, j * L, L), load(M, j * L, L)
+        u = u + (w + m if additive else w * m + w) * x[j]
+        w, m = load(W, (j + 1) * L, L), load(M, (j + 1) * L, L)
+        v = v + (w + m if additive else w * m + w) * x[j + 1]
+    if D % 2:
+        w, m = load(W, (D - 1) * L, L), load(M, (D - 1) * L, L)
+        u = u + (w + m if additive else w * m + w) * x[D - 1]
+    return u + v
+
+
+@numba.njit(inline="always")
+def rates(h, eta, lam, rule, L):
+    """M_t = decay M_{t-1} + gain pre: Oja's h^2 M_{t-1} is part of the decay."""
+    post = splat(1.0, L) if rule == PRESYNAPTIC else h
+    gain = post * eta
+    decay = splat(lam, L)
+    if rule == OJA:
+        decay = decay - gain * h
+    return post, gain, decay
+
+
+@numba.njit(inline="always")
+def advance(M_next, M, h, x, eta, lam, E, F, D, L, rule, full):
+    """One step of M; E and F are the blocks of eta and lambda if `full`, else the numbers count."""
+    post, gain, decay = rates(h, eta, lam, rule, L)
+    for j in range(D):
+        pre = np.float32(1.0) if rule == POSTSYNAPTIC else x[j]
+        if full:
+            gain = post * load(E, j * L, L)
+            decay = load(F, j * L, L)
+            if rule == OJA:
+                decay = decay - gain * h
+        store(M_next, j * L, decay * load(M, j * L, L) + gain * pre)
+
+
+@functools.cache
+def forward_kernel(L: int, additive: bool, rule: int, activation: int, full: bool) -> Callable[[int], None]:
+    """The scan with L lanes; `full`: eta and lambda are (H, D) matrices, not numbers."""
+
+    def forward(table):
+        T, D, H, every, keep = table[T_], table[D_], table[H_], table[EVERY], table[KEPT] != 0
+        xs, hs, kept, m_out = floats(table[XS]), floats(table[HS]), floats(table[KEPT]), floats(table[M_OUT])
+        eta, lam = floats(table[ETA])[0], floats(table[LAMBDA])[0]
+        width = (H + L - 1) // L * L * D
+        M = shift(floats(table[SCRATCH]), take_ticket(table, SLOT) * table[SIZE])
+        W, E, F = shift(M, D * L), shift(M, D * L + width), shift(M, D * L + 2 * width)
+        fetch_weights(W, E, F, table, L, full)
+        while True:
+            piece = take_ticket(table, TICKET)
+            if piece >= table[PIECES]:
+                break
+            for row in range(table[B_] * piece // table[PIECES], table[B_] * (piece + 1) // table[PIECES]):
+                for i0 in range(0, H, L):
+                    n = min(L, H - i0)
+                    Wi, Ei, Fi = shift(W, i0 * D), shift(E, i0 * D), shift(F, i0 * D)
+                    b = load_part(floats(table[BIAS]), i0, n, L) if table[BIAS] != 0 else splat(0.0, L)
+                    fetch(M, table, M_IN, row, i0, L)
+                    for t in range(T):
+                        here = (row * T + t) * H + i0
+                        prefetch(hs, here + AHEAD * H, 1, L)
+                        if is_reset(table, row * T + t):
+                            fetch(M, table, M0, 0, i0, L)
+                        if keep and t > 0 and t % every == 0:
+                            slot = row * ((T - 1) // every) + t // every - 1
+                            write(M, shift(kept, slot * D * H + i0), H, n, D, L)
+                        x = shift(xs, (row * T + t) * D)
+                        h = activate(b + readout(Wi, M, x, D, L, additive), activation)
+                        store_part(hs, here, h, n)
+                        advance(M, M, h, x, eta, lam, Ei, Fi, D, L, rule, full)
+                    write(M, shift(m_out, row * D * H + i0), H, n, D, L)
+
+    return compiled(forward)
+
+
+Block = namedtuple("Block", "A W E F dW dM0 dE dF db segment")  # scratch of one block of hidden units: (D, L) each
+
+
+@numba.njit(inline="always")
+def recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full):
+    """M before every step of t0..t1, from the checkpoint at t0, into block.segment."""
+    T, D, H, every = table[T_], table[D_], table[H_], table[EVERY]
+    xs, hs = floats(table[XS]), floats(table[HS])
+    n = min(L, H - i0)
+    for t in range(t0, t1):
+        here = (row * T + t) * H + i0
+        M = shift(block.segment, (t - t0) * D * L)
+        prefetch(hs, here + AHEAD * H, 0, L)
+        if is_reset(table, row * T + t):
+            fetch(M, table, M0, 0, i0, L)
+        elif t == 0:
+            fetch(M, table, M_IN, row, i0, L)
+        elif t == t0:
+            fetch(M, table, KEPT, row * ((T - 1) // every) + t // every - 1, i0, L)
+        else:
+            h = load_part(hs, here - H, n, L)
+            x = shift(xs, (row * T + t - 1) * D)
+            advance(M, shift(M, -D * L), h, x, eta, lam, block.E, block.F, D, L, rule, full)
+
+
+@numba.njit(inline="always")
+def adjoint(block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation, full, input_gradient, first):
+    """One step of the adjoint: A_t becomes A_{t-1}. Returns the step's terms of deta and dlambda, a lane each."""
+    post, gain, decay = rates(h, eta, lam, rule, L)
+    ax, am = splat(0.0, L), splat(0.0, L)  # sum_j A pre and sum_j A M_{t-1}, for Oja weighted with eta if a matrix
+    for j in range(D):
+        pre = np.float32(1.0) if rule == POSTSYNAPTIC else x[j]
+        a = load(block.A, j * L, L)
+        if full:
+            a = a * load(block.E, j * L, L)
+        ax = ax + a * pre
+        if rule == OJA:
+            am = am + a * load(M, j * L, L)
+    scale = np.float32(1.0) if full else eta
+    if rule != PRESYNAPTIC:
+        g_h = g_h + ax * scale
+    if rule == OJA:
+        g_h = g_h - (h * am) * (scale * np.float32(2.0))
+    g_u = through(g_h, h, activation)
+    store(block.db, 0, load(block.db, 0, L) + g_u)
+    for j in range(D):
+        k = j * L
+        a, m, w = load(block.A, k, L), load(M, k, L), load(block.W, k, L)
+        if full:
+            gain = post * load(block.E, k, L)
+            decay = load(block.F, k, L)
+            change = post if rule == POSTSYNAPTIC else post * x[j]
+            if rule == OJA:
+                decay = decay - gain * h
+                change = change - h * h * m
+            store(block.dE, k, load(block.dE, k, L) + a * change)
+            store(block.dF, k, load(block.dF, k, L) + a * m)
+        if rule != OJA:
+            am = am + a * m
+        g_ux = g_u * x[j]
+        store(block.dW, k, load(block.dW, k, L) + (g_ux if additive else g_ux * (m + 1.0)))
+        store(block.A, k, decay * a + (g_ux if additive else g_ux * w))
+        if input_gradient:
+            v = g_u * (w + m if additive else w * m + w)
+            if rule != POSTSYNAPTIC:
+                v = v + a * gain
+            dx[j] = total(v) if first else dx[j] + total(v)
+    if rule == OJA:
+        return post * ax - h * h * am, am
+    return post * ax, am
+
+
+@numba.njit(inline="always")
+def walk_back(table, block, row, i0, L, additive, rule, activation, full, input_gradient):
+    """The whole adjoint of one row and block; returns its deta and dlambda."""
+    T, D, H, every = table[T_], table[D_], table[H_], table[EVERY]
+    xs, dxs, hs, g_hs = floats(table[XS]), floats(table[DXS]), floats(table[HS]), floats(table[G_HS])
+    eta, lam = floats(table[ETA])[0], floats(table[LAMBDA])[0]
+    n = min(L, H - i0)
+    deta, dlam = splat(0.0, L), splat(0.0, L)
+    fetch(block.A, table, G_M, row, i0, L)
+    for t0 in range((T - 1) // every * every, -1, -every):
+        t1 = min(t0 + every, T)
+        recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full)
+        for t in range(t1 - 1, t0 - 1, -1):
+            here = (row * T + t) * H + i0
+            prefetch(g_hs, here - AHEAD * H, 0, L)
+            h, g_h = load_part(hs, here, n, L), load_part(g_hs, here, n, L)
+            x, dx = shift(xs, (row * T + t) * D), shift(dxs, (row * T + t) * D)
+            M = shift(block.segment, (t - t0) * D * L)
+            e, f = adjoint(
+                block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation, full, input_gradient, i0 == 0
+            )
+            deta, dlam = deta + e, dlam + f
+            if is_reset(table, row * T + t):
+                for k in range(0, D * L, L):
+                    store(block.dM0, k, load(block.dM0, k, L) + load(block.A, k, L))
+                    store(block.A, k, splat(0.0, L))
+    if table[DM_IN] != 0:
+        write(block.A, shift(floats(table[DM_IN]), row * D * H + i0), H, n, D, L)
+    return total(deta), total(dlam)
+
+
+@functools.cache
+def backward_kernel(
+    L: int, additive: bool, rule: int, activation: int, full: bool, input_gradient: bool
+) -> Callable[[int], None]:
+    """The adjoint of `forward_kernel`; each piece of rows has weight gradients of its own."""
+
+    def backward(table):
+        D, H, pieces = table[D_], table[H_], table[PIECES]
+        width = (H + L - 1) // L * L * D
+        A = shift(floats(table[SCRATCH]), take_ticket(table, SLOT) * table[SIZE])
+        W, E, F = shift(A, D * L), shift(A, D * L + width), shift(A, D * L + 2 * width)
+        segment = shift(A, D * L + (3 if full else 1) * width)
+        fetch_weights(W, E, F, table, L, full)
+        while True:
+            piece = take_ticket(table, TICKET)
+            if piece >= pieces:
+                break
+            sums = shift(floats(table[SUMS]), piece * table[SUM_SIZE])
+            for k in range(0, table[SUM_SIZE], L):
+                store(sums, k, splat(0.0, L))
+            db, dW, dM0 = shift(sums, L), shift(sums, L + width // D), shift(sums, L + width // D + width)
+            dE, dF = shift(dM0, width), shift(dM0, 2 * width)
+            deta, dlam = 0.0, 0.0
+            for row in range(table[B_] * piece // pieces, table[B_] * (piece + 1) // pieces):
+                for i0 in range(0, H, L):
+                    at = i0 * D
+                    block = Block(
+                        A, shift(W, at), shift(E, at), shift(F, at), shift(dW, at), shift(dM0, at), shift(dE, at),
+                        shift(dF, at), shift(db, i0), segment,
+                    )  # fmt: skip
+                    e, f = walk_back(table, block, row, i0, L, additive, rule, activation, full, input_gradient)
+                    deta, dlam = deta + e, dlam + f
+            sums[0], sums[1] = deta, dlam
+            if take_ticket(table, DONE) == pieces - 1:
+                finish(table, L, full)
+
+    return compiled(backward)
+
+
+@numba.njit(inline="always")
+def finish(table, L, full):
+    """Add up what the pieces have gathered, in their order, and hand it out; whoever ends last does it."""
+    D, H, size, sums = table[D_], table[H_], table[SUM_SIZE], floats(table[SUMS])
+    width = (H + L - 1) // L * L * D
+    for k in range(0, size, L):
+        s = load(sums, k, L)
+        for piece in range(1, table[PIECES]):
+            s = s + load(sums, piece * size + k, L)
+        store(sums, k, s)
+    db, dW, dM0 = shift(sums, L), shift(sums, L + width // D), shift(sums, L + width // D + width)
+    unpack(db, floats(table[DB]), H, 1, L)
+    unpack(dW, floats(table[DW]), H, D, L)
+    unpack(dM0, floats(table[DM0]), H, D, L)
+    if full:
+        unpack(shift(dM0, width), floats(table[DETA]), H, D, L)
+        unpack(shift(dM0, 2 * width), floats(table[DLAMBDA]), H, D, L)
+    else:
+        floats(table[DETA])[0], floats(table[DLAMBDA])[0] = sums[0], sums[1]
+
+
+# --- the torch side ---------------------------------------------------------------------------------------------------
+
+
+_local = threading.local()
+
+
+def _layout(T: int, D: int, H: int) -> tuple[int, int, int]:
+    """Lanes, H rounded up to them, and steps between checkpoints: sqrt(T), or more if their M fit into the cache."""
+    L = 16 if H <= 16 else 32 if H <= 32 or D > 64 else 64  # W, A and dW of a block share the first-level cache
+    steps = max(math.isqrt(T - 1) + 1, SEGMENT_BYTES // (4 * D * L))
+    segments = -(-T // steps)
+    return L, -(-H // L) * L, -(-T // segments)
+
+
+def _launch(kernel, every: int, size: int, sum_size: int, xs: Tensor, weight: Tensor, **tensors: Tensor | None) -> None:
+    """Run the kernel on a table of these tensors, with threads if the work is worth it.
+
+    `size`: floats of scratch for each thread; `sum_size`: for each piece of the batch.
+    """
+    (B, T, D), H = xs.shape, weight.shape[0]
+    tensors |= {"xs": xs, "weight": weight}
+    pieces = min(B, MAX_PIECES)
+    threads = min(torch.get_num_threads(), pieces) if B * T * D * H >= PARALLEL_WORK else 1
+    scratch = getattr(_local, "scratch", None)
+    if scratch is None or scratch.numel() < threads * size + pieces * sum_size:
+        scratch = _local.scratch = torch.empty(threads * size + pieces * sum_size)  # on a cache line's boundary
+    start = scratch.data_ptr()
+    table = array.array("q", [0, 0, 0, pieces, start, size, start + 4 * threads * size, sum_size, every])
+    table.extend((B, T, D, H))
+    given = [tensors.get(name) for name in TENSORS]
+    table.extend([0 if a is None else a.data_ptr() for a in given])
+    for name in MATRICES:
+        a = tensors.get(name)
+        if a is None:
+            table.extend((0, 0, 0, 0))
+        else:
+            table.extend((a.data_ptr(), *((0,) * (3 - a.dim())), *a.stride()))
+    run(kernel, table.buffer_info()[0], threads)
+
+
+def _forward(variant, xs, weight, bias, eta, lam, m_in, m0, reset, keep):
+    """hs, M_T and, if `keep`, the checkpoints of M; in memory an M is (D, H)."""
+    (B, T, D), H = xs.shape, weight.shape[0]
+    L, padded, every = _layout(T, D, H)
+    hs, m_out = xs.new_empty(B, T, H), xs.new_empty(B, D, H)
+    kept = xs.new_empty(B * ((T - 1) // every), D, H).transpose(1, 2) if keep else None
+    _launch(
+        forward_kernel(L, *variant, eta.numel() > 1), every, (L + 3 * padded) * D, 0, xs, weight,
+        bias=bias, eta=eta, lam=lam, m_in=m_in, m0=m0, reset=reset, hs=hs, m_out=m_out, kept=kept,
+    )  # fmt: skip
+    return hs, m_out.transpose(1, 2), kept
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, variant, xs, weight, bias, eta, lam, m_in, m0, reset):
+        hs, m_out, kept = _forward(variant, xs, weight, bias, eta, lam, m_in, m0, reset, keep=True)
+        ctx.variant = variant
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(xs, weight, eta, lam, m_in, m0, reset, hs, kept)
+        return hs, m_out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_hs, g_m):
+        xs, weight, eta, lam, m_in, m0, reset, hs, kept = ctx.saved_tensors
+        (B, T, D), H, full = xs.shape, weight.shape[0], eta.numel() > 1
+        L, padded, every = _layout(T, D, H)
+        _, need_xs, need_w, need_b, _, _, need_m, need_m0, _ = ctx.needs_input_grad
+        g_hs = torch.zeros_like(hs) if g_hs is None else g_hs.contiguous()
+        dxs = torch.empty_like(xs) if need_xs else None
+        dw = xs.new_empty(H, D) if need_w else None
+        db = xs.new_empty(H) if need_b else None
+        deta, dlam = xs.new_empty(eta.shape), xs.new_empty(eta.shape)
+        dm_in = xs.new_empty(B, D, H) if need_m else None
+        dm0 = xs.new_empty(H, D) if need_m0 else None
+        matrices = 4 if full else 2 if reset is not None else 1  # dW, dM(0), deta, dlambda
+        _launch(
+            backward_kernel(L, *ctx.variant, full, need_xs), every,
+            ((1 + every) * L + (3 if full else 1) * padded) * D, L + padded + matrices * padded * D, xs, weight,
+            eta=eta, lam=lam, m_in=m_in, m0=m0, reset=reset, hs=hs, kept=kept, g_hs=g_hs, g_m=g_m,
+            dxs=dxs, dw=dw, db=db, deta=deta, dlam=dlam, dm_in=dm_in, dm0=dm0,
+        )  # fmt: skip
+        return None, dxs, dw, db, deta, dlam, None if dm_in is None else dm_in.transpose(1, 2), dm0, None
+
+
+def scan(
+    xs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    modulation: Tensor,
+    eta: Tensor,
+    lambda_decay: Tensor,
+    reset: Tensor | None,
+    modulation0: Tensor | None,
+    form: str,
+    rule: str,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    """`mpn.mpn_scan` for float32 on the CPU."""
+    if eta.numel() > 1 or lambda_decay.numel() > 1 or eta.dim() != 2 or lambda_decay.dim() != 2:
+        shape = weight.shape if eta.numel() > 1 or lambda_decay.numel() > 1 else (1, 1)
+        eta, lambda_decay = eta.expand(shape), lambda_decay.expand(shape)
+    reset, modulation0 = (None, None) if reset is None else (reset.contiguous(), modulation0)
+    bias = None if bias is None else bias.contiguous()
+    inputs = (xs.contiguous(), weight, bias, eta, lambda_decay, modulation, modulation0)
+    variant = (form == "additive", RULES[rule], ACTIVATIONS[activation])
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in inputs):
+        return _Scan.apply(variant, *inputs, reset)
+    return _forward(variant, *inputs, reset, keep=False)[:2]

@@ -1,0 +1,195 @@
+"""The actor-critic: one recurrent core with a policy head and a value head, and the A2C learner that trains it.
+
+The core is injected, as in `mpn_dqn.py`, so that every core can be trained on-policy as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpn_rl.config import A2CConfig
+from mpn_rl.contracts import Batch, map_state
+from mpn_rl.learners.base import Adam, Learner
+from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
+from mpn_rl.networks.encoder import AgentNetwork, Encoder
+from mpn_rl.returns import lambda_returns, shannon_entropy, simpson_entropy
+
+ENTROPIES = {"shannon": shannon_entropy, "simpson": simpson_entropy}
+
+
+class ActorCritic(AgentNetwork):
+    """pi(. | s_t) = softmax(linear(h_t)) and V(s_t) = linear(h_t), h_t the core's output for the encoded observation.
+
+    Args:
+        obs_dim, hidden_dim, action_dim: sizes of observation, core and action set.
+        encoder: in front of the core.
+        core: any module with the core contract and `encoder.output_dim` inputs.
+        sample_policy: without exploration, draw from the policy (given a generator) instead of its best action.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        hidden_dim: int,
+        action_dim: int,
+        *,
+        encoder: Encoder,
+        core: nn.Module,
+        sample_policy: bool = False,
+    ) -> None:
+        super().__init__()
+        self.obs_dim, self.hidden_dim, self.action_dim = obs_dim, hidden_dim, action_dim
+        self.encoder, self.core, self.sample_policy = encoder, core, sample_policy
+        self.head = nn.Linear(hidden_dim, action_dim)
+        self.value_head = nn.Linear(hidden_dim, 1)
+
+    def forward(self, obs: Tensor, state):
+        """One step: obs (B, D) -> logits (B, A), V (B,) and the next state."""
+        h, state = self.features(obs, state)
+        return self.head(h), self.value_head(h).squeeze(-1), state
+
+    def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
+        """A sequence: obs (B, T, D) -> logits (B, T, A), V (B, T), the last state; `reset` as in the core contract."""
+        hs, state = self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
+        return self.head(hs), self.value_head(hs).squeeze(-1), state
+
+    def choose(self, logits: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """The best actions (B,), or with `sample_policy` drawn ones; a share `epsilon` of them is uniform."""
+        actions = sample(logits, generator) if self.sample_policy and generator else logits.argmax(-1)
+        if epsilon > 0.0:
+            explore = torch.rand(len(actions), generator=generator) < epsilon
+            random = torch.randint(self.action_dim, (len(actions),), generator=generator)
+            actions = torch.where(explore.to(actions.device), random.to(actions.device), actions)
+        return actions
+
+
+def sample(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Actions (B,) drawn from softmax(logits), by the Gumbel-max trick: argmax_a logits_a - log E_a, E_a ~ Exp(1)."""
+    noise = torch.empty(logits.shape).exponential_(generator=generator)  # on the CPU: the same on every device
+    return (logits - noise.log_().to(logits.device)).argmax(-1)
+
+
+def compute_a2c_loss(network: ActorCritic, rollout: Rollout, config: A2CConfig) -> dict[str, Tensor]:
+    """The advantage actor-critic loss of a rollout, with its gradient already in `network` (`.grad` is added to).
+
+        L = mean_{b,t}[ -log pi(a_t) (G_t - V_t) + value_coef (G_t - V_t)^2 - entropy_coef S(pi_t) ]
+
+    G is the lambda-return or the discounted return, a constant; in the first term G - V is one too. Each row has
+    its own value. With `bptt_chunk_size` the gradient stops between chunks while the state goes on, and each
+    chunk's graph is freed before the next (truncated BPTT, Williams & Peng 1990).
+
+    Source: Mnih et al. 2016 (A3C); the form of the loss: Miconi et al. 2019. Differs from the latter's public code,
+    which takes the value of the first episode for all of them.
+
+    Returns: "loss", "policy_loss", "value_loss" and "entropy" (both without their coefficients), detached.
+    """
+    batch = rollout.batch
+    steps = batch.action.shape[1]
+    chunk = min(config.bptt_chunk_size or steps, steps)
+    if chunk == steps:
+        logits, values, _ = network.unroll(batch.obs, batch.state0, batch.reset)
+        returns, advantages = _targets(values.detach(), rollout, config)
+        return _learn(logits[:, :-1], values[:, :-1], returns, advantages, batch.action, config, steps)
+    with torch.no_grad():
+        returns, advantages = _targets(network.unroll(batch.obs, batch.state0, batch.reset)[1], rollout, config)
+    state, parts = batch.state0, []
+    for start in range(0, steps, chunk):
+        part = slice(start, min(start + chunk, steps))
+        logits, values, state = network.unroll(batch.obs[:, part], state, batch.reset[:, part])
+        state = map_state(torch.Tensor.detach, state)
+        parts.append(
+            _learn(logits, values, returns[:, part], advantages[:, part], batch.action[:, part], config, steps)
+        )
+    return {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
+
+
+def _targets(values: Tensor, rollout: Rollout, config: A2CConfig) -> tuple[Tensor, Tensor]:
+    """The returns G (B, T), and the advantages (B, T) that weigh the policy's gradient; values: V(s_0..s_T)."""
+    bootstrap, cut = torch.where(rollout.ended, rollout.final_value, values[:, 1:]), rollout.ended.clone()
+    cut[:, -1] = True
+    if not config.bootstrap:
+        bootstrap = bootstrap.masked_fill(cut, 0.0)
+    lam = 1.0 if config.gae_lambda is None else config.gae_lambda
+    returns = lambda_returns(rollout.batch.reward, bootstrap, cut, config.gamma, lam)
+    advantages = returns - values[:, :-1]
+    if config.normalize_advantage:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    return returns, advantages
+
+
+def _learn(
+    logits: Tensor, values: Tensor, returns: Tensor, advantages: Tensor, action: Tensor, config: A2CConfig, steps: int
+) -> dict[str, Tensor]:
+    """Backpropagate one chunk's share of the mean over B rows and `steps` steps."""
+    log_probs = logits.log_softmax(-1)
+    taken = log_probs.gather(-1, action[..., None]).squeeze(-1)
+    count = len(values) * steps
+    policy_loss = -(taken * advantages).sum() / count
+    value_loss = (returns - values).square().sum() / count
+    entropy = ENTROPIES[config.entropy_form](log_probs).sum() / count
+    loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+    loss.backward()
+    named = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+    return {name: value.detach() for name, value in named.items()}
+
+
+class A2CLearner(Learner):
+    """Advantage actor-critic: one step of Adam on every rollout, which is then forgotten.
+
+    Args: those of `Learner`, with an `ActorCritic` and a `config.A2CConfig`.
+    """
+
+    on_policy = True
+
+    @staticmethod
+    def network_options(config: A2CConfig) -> dict[str, Any]:
+        return {"sample_policy": config.eval_policy == "sample"}
+
+    def __init__(self, network: ActorCritic, config: A2CConfig, seed: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(network, config, seed, device)
+        self.optimizer = Adam(
+            [parameter for parameter in self.online.parameters() if parameter.requires_grad],
+            lr=config.learning_rate,
+            eps=config.adam_eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.networks, self.optimizers = {"online": self.online}, {"online": self.optimizer}
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, state, explore: bool):
+        """Actions (N,) and the next state: drawn from the policy, or as it is evaluated."""
+        if not explore:
+            return self.policy.select_action(obs, state, 0.0, self.generator)
+        h, state = self.online.features(obs, state)
+        return sample(self.online.head(h), self.generator), state
+
+    @torch.no_grad()
+    def final_value(self, obs: Tensor, state) -> Tensor:
+        """V (n,) of the observations that a time limit cut off; state: what the core had reached before them."""
+        return self.online(obs, state)[1]
+
+    def learn(self, replay: RolloutBuffer, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Update from the complete rollout, which the buffer then forgets."""
+        return self.update(replay.take())
+
+    def probe(self, replay: RolloutBuffer, rng: np.random.Generator) -> Batch | None:
+        return replay.view() if self.updates else None
+
+    def update(self, rollout: Rollout) -> dict[str, Tensor]:  # type: ignore[override]
+        """One step of Adam, or none during the first `warmup_updates` rollouts."""
+        self.optimizer.zero_grad(set_to_none=True)
+        values = compute_a2c_loss(self.online, rollout.to(self.device), self.config)
+        if self.updates < self.config.warmup_updates:
+            norm = nn.utils.clip_grad_norm_(self.online.parameters(), float("inf"))
+        else:
+            norm = self.descend("online", self.config.grad_clip)
+        self.updates += 1
+        return {**values, "grad_norm": norm}
+
+    def status(self) -> dict[str, float]:
+        return {"learning_rate": self.optimizer.param_groups[0]["lr"]}

@@ -1,0 +1,139 @@
+"""What every learner is, whatever it learns by: what the loop, the topology engine and the metrics rely on."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpn_rl.contracts import Batch
+
+
+class Adam(torch.optim.Adam):
+    """torch.optim.Adam, step by step the same, without torch._dynamo.
+
+    PyTorch's optimisers import that, over a second, to tell torch.compile where to stop, and nothing here is compiled.
+    """
+
+    _step = staticmethod(inspect.unwrap(torch.optim.Adam.step))
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self._step(self)
+
+
+# Their other methods do so to mark themselves. Where another PyTorch does this differently, nothing happens.
+for _method in vars(torch.optim.Optimizer).values():
+    if hasattr(_method, "__wrapped__"):
+        vars(_method.__wrapped__).setdefault("__dynamo_disable", _method.__wrapped__)
+
+
+class Learner:
+    """A learning algorithm around a network that acts.
+
+    Subclasses fill `networks`, `targets` and `optimizers` (the same names in each), implement `act` and `update`,
+    and extend `state_dict` by what else they need to go on bit for bit.
+
+    Args:
+        network: the network that acts; it is moved to `device` and trained in place.
+        config: every option of the algorithm.
+        seed: of exploration.
+    """
+
+    continuous = False  # acts in a vector of bounded actions, instead of by one of several choices
+    on_policy = False  # learns once from what it has just done, instead of from a replay memory
+    topology: Any = None  # a neuroplastic_expansion.Topology with --expansion
+    priorities: Tensor | None = None  # (B,) of the last batch, where sampling is prioritised
+
+    def __init__(self, network: Any, config: Any, seed: int, device: torch.device | str = "cpu") -> None:
+        self.config, self.device = config, torch.device(device)
+        self.online = network.to(self.device)
+        self.networks: dict[str, nn.Module] = {}
+        self.targets: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers on every device
+        self.updates = 0
+        self.grad_norms: dict[str, Tensor] = {}  # of the last update, before clipping
+
+    @staticmethod
+    def network_options(config: Any) -> dict[str, Any]:
+        """Options of the learner that its acting network is made with."""
+        return {}
+
+    @property
+    def policy(self) -> Any:
+        """The network that is evaluated and saved."""
+        return self.online
+
+    def set_progress(self, progress: float) -> None:
+        """Move the schedules to where the run is, 0 at its start and 1 at its end."""
+        share = 1.0 - (1.0 - self.config.lr_final) * min(max(progress, 0.0), 1.0)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * share
+
+    def act(self, obs: Tensor, state, explore: bool):
+        """Actions (N,) or (N, A) and the next state."""
+        raise NotImplementedError
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Learn from one batch. Returns 0-d tensors, "loss" among them: reading one would make a GPU wait."""
+        raise NotImplementedError
+
+    def learn(self, replay: Any, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Draw from the replay memory and update."""
+        config = self.config
+        batch = replay.sample(config.trial_batch_size if config.replay == "trial" else config.batch_size, rng)
+        values = self.update(batch)
+        if self.priorities is not None:
+            replay.update_priorities(batch.index, self.priorities.cpu().numpy())
+        return values
+
+    def probe(self, replay: Any, rng: np.random.Generator) -> Batch | None:
+        """A batch to look at the networks with, outside of learning; None: there is none yet."""
+        if not len(replay):
+            return None
+        config = self.config
+        batch: Batch = replay.sample(config.trial_batch_size if config.replay == "trial" else config.batch_size, rng)
+        return batch
+
+    def status(self) -> dict[str, float]:
+        """The schedules, for the log."""
+        return {}
+
+    def descend(self, name: str, grad_clip: float | None = None) -> Tensor:
+        """One step of the optimiser `name` along the gradients that are there; returns their norm."""
+        if self.topology is not None:
+            self.topology.before_step(name)
+        found = [part for group in self.optimizers[name].param_groups for part in group["params"]]
+        found = [part for part in found if part.grad is not None]
+        norm = nn.utils.clip_grad_norm_(found, float("inf") if grad_clip is None else grad_clip)
+        self.optimizers[name].step()
+        if self.topology is not None:
+            self.topology.after_step(name)
+        self.grad_norms[name] = norm
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimisers, topology, counter and generator: a learner that loads it goes on bit for bit."""
+        return {
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "targets": {name: network.state_dict() for name, network in self.targets.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "topology": None if self.topology is None else self.topology.state_dict(),
+            "generator": self.generator.get_state(),
+            "updates": self.updates,
+            "grad_norms": dict(self.grad_norms),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        for part in ("networks", "targets", "optimizers"):
+            for name, module in getattr(self, part).items():
+                module.load_state_dict(saved[part][name])
+        if self.topology is not None:
+            self.topology.load_state_dict(saved["topology"])
+        self.generator.set_state(saved["generator"].cpu())
+        self.updates, self.grad_norms = saved["updates"], dict(saved["grad_norms"])

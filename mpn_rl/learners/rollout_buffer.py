@@ -1,0 +1,150 @@
+"""What an on-policy learner learns from: the last `rollout_steps` steps of all lanes, used once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpn_rl.contracts import Batch, Steps, state_parts
+
+
+class Rollout(NamedTuple):
+    """T steps of N lanes, one lane per row. Unlike a replayed sequence, a row may hold several episodes.
+
+    Where an episode ends at t < T - 1, batch.obs[:, t+1] opens the next one and batch.reset[:, t+1] is true; the
+    observation that ended it is not in the batch. batch.obs[:, T] is always the true last one.
+    """
+
+    batch: Batch
+    ended: Tensor  # (N, T) bool: the episode ended with this step, by itself or by a time limit
+    final_value: Tensor  # (N, T) V of the observation that a time limit cut off, 0 elsewhere
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """The rollout with every tensor on `device`."""
+        return Rollout(self.batch.to(device), self.ended.to(device), self.final_value.to(device))
+
+
+class RolloutBuffer:
+    """Collects a rollout. The cores' states run on from one to the next; gradients do not.
+
+    Args:
+        num_lanes, obs_dim: N and D.
+        length: T, the steps of a rollout.
+        state_shapes: the core's state tensors, each without the batch axis.
+        reset_state_on_trial: as the option of that name.
+
+    Everything is allocated here, and `nbytes` says how much.
+    """
+
+    def __init__(
+        self,
+        num_lanes: int,
+        obs_dim: int,
+        length: int,
+        state_shapes: Sequence[tuple[int, ...]],
+        reset_state_on_trial: bool = False,
+    ) -> None:
+        self.num_lanes, self.length, self.reset_state_on_trial = num_lanes, length, reset_state_on_trial
+        self.obs = np.zeros((num_lanes, length + 1, obs_dim), np.float32)
+        self.reset = np.zeros((num_lanes, length + 1), bool)
+        self.action = np.zeros((num_lanes, length), np.int64)
+        self.reward, self.terminated, self.final_value = np.zeros((3, num_lanes, length), np.float32)
+        self.ended = np.zeros((num_lanes, length), bool)
+        self.fresh = np.ones(num_lanes, bool)  # the coming step's state starts anew
+        self.state0 = [np.zeros((num_lanes, *shape), np.float32) for shape in state_shapes]
+        self.taken = 0  # steps of the rollout so far
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return sum(part.nbytes for part in self._arrays().values())
+
+    def __len__(self) -> int:
+        """Steps of the rollout so far."""
+        return self.taken
+
+    @property
+    def full(self) -> bool:
+        """Whether the rollout is complete."""
+        return self.taken == self.length
+
+    def add(self, steps: Steps, state, final_value: np.ndarray | None = None) -> None:
+        """Store one step of every lane.
+
+        Args:
+            steps: what happened.
+            state: the core's state before the step, its rows being the lanes.
+            final_value: V(steps.next_obs) where a time limit cut the episode, nan elsewhere, (N,). None: 0.
+        Raises: ValueError while a complete rollout has not been taken.
+        """
+        if self.full:
+            raise ValueError(f"the rollout of {self.length} steps is complete: take it first")
+        t = self.taken
+        if t == 0:
+            for kept, part in zip(self.state0, state_parts(state), strict=True):
+                kept[:] = part.detach().cpu().numpy()
+        ended = steps.terminated | steps.truncated
+        new_trial = steps.new_trial & self.reset_state_on_trial
+        self.obs[:, t] = steps.obs
+        self.obs[:, t + 1] = steps.next_obs  # where the rollout goes on, the next step overwrites it
+        self.reset[:, t] = self.fresh
+        self.reset[:, t + 1] = new_trial & ~ended
+        self.action[:, t] = steps.action
+        self.reward[:, t] = steps.reward
+        self.terminated[:, t] = steps.terminated
+        self.ended[:, t] = ended
+        self.final_value[:, t] = 0.0 if final_value is None else np.nan_to_num(final_value, nan=0.0)
+        self.fresh = ended | new_trial
+        self.taken += 1
+
+    def take(self) -> Rollout:
+        """The complete rollout, copied; the buffer begins the next one.
+
+        Raises: ValueError before the rollout is complete.
+        """
+        if not self.full:
+            raise ValueError(f"the rollout has {self.taken} of {self.length} steps")
+        batch = self.view()
+        self.taken = 0
+        return Rollout(batch, _tensor(self.ended), _tensor(self.final_value))
+
+    def view(self) -> Batch:
+        """What there is of the rollout, copied; where it has just been taken, the whole one."""
+        steps = self.taken or self.length
+        state0 = tuple(_tensor(part) for part in self.state0)
+        return Batch(
+            obs=_tensor(self.obs[:, : steps + 1]),
+            reset=_tensor(self.reset[:, : steps + 1]),
+            action=_tensor(self.action[:, :steps]),
+            reward=_tensor(self.reward[:, :steps]),
+            terminated=_tensor(self.terminated[:, :steps]),
+            mask=torch.ones(self.num_lanes, steps),
+            state0=state0 if len(state0) > 1 else state0[0],
+            burn_in=0,
+            weight=torch.ones(self.num_lanes),
+            index=np.arange(self.num_lanes),
+        )
+
+    # --- saving -----------------------------------------------------------------------------------------
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        names = ("obs", "reset", "action", "reward", "terminated", "ended", "final_value", "fresh")
+        states = {f"state0_{i}": part for i, part in enumerate(self.state0)}
+        return {**{name: getattr(self, name) for name in names}, **states}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as arrays (the buffer's own, not copies) and a number."""
+        return {"arrays": self._arrays(), "taken": self.taken}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        for name, array in self._arrays().items():
+            np.copyto(array, saved["arrays"][name])
+        self.taken = saved["taken"]
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.copy())

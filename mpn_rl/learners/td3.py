@@ -1,0 +1,420 @@
+"""TD3: a deterministic actor for continuous actions, twin critics, and the learner that trains them.
+
+Source: Fujimoto, van Hoof & Meger 2018 (arXiv 1802.09477). The actor's core is injected, as in `mpn_dqn.py`. Without
+a memory (`--core mlp`) the critics see the observation itself and single transitions are learned; with one they have a
+core of their own over the observations, from which both read, and sequences are learned (as Ni et al. 2022,
+arXiv 2110.05038, found best).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpn_rl.config import TD3Config
+from mpn_rl.contracts import Batch, map_state, state_parts
+from mpn_rl.expansion.plasticity_metrics import active_fraction, activities
+from mpn_rl.kernels.linear import Linear
+from mpn_rl.learners.base import Adam, Learner
+from mpn_rl.learners.transition_replay import TransitionReplay, transition_batch
+from mpn_rl.networks.baseline_cores import MLPCore
+from mpn_rl.networks.encoder import AgentNetwork, Encoder
+from mpn_rl.returns import n_step_targets
+
+REVIEW_EVERY = 100  # updates between two looks at how many of the critics' units are active
+
+
+class BoundedHead(nn.Linear):
+    """a = (high + low) / 2 + (high - low) / 2 tanh(W h + b), within the bounds of the action space.
+
+    Args: in_features; low, high: (A,) finite.
+    """
+
+    low: Tensor
+    high: Tensor
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, in_features: int, low: Any, high: Any) -> None:
+        low, high = (torch.as_tensor(bound, dtype=torch.float32).clone() for bound in (low, high))
+        super().__init__(in_features, len(low))
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+        self.register_buffer("centre", (high + low) / 2, persistent=False)
+        self.register_buffer("scale", (high - low) / 2, persistent=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(..., H) -> (..., A)."""
+        return torch.addcmul(self.centre, self.scale, torch.tanh(super().forward(h)))
+
+    def uniform(self, rows: int, generator: torch.Generator | None) -> Tensor:
+        """Random actions (rows, A)."""
+        share = torch.rand(rows, self.out_features, generator=generator).to(self.low.device)
+        return self.low + (self.high - self.low) * share
+
+    def disturbed(self, actions: Tensor, noise: float, generator: torch.Generator | None, clip: float | None = None):
+        """Actions with Gaussian noise, clipped to +-clip, and within the bounds; both in halves of the range."""
+        drawn = torch.randn(actions.shape, generator=generator).to(actions.device) * noise
+        if clip is not None:
+            drawn = drawn.clamp_(-clip, clip)
+        return torch.addcmul(actions, self.scale, drawn).clamp_(self.low, self.high)
+
+
+class Actor(AgentNetwork):
+    """pi(s_t) = head(h_t), with h_t the core's output for the encoded observation.
+
+    Args:
+        obs_dim, hidden_dim, action_dim: sizes of observation, core and action.
+        encoder: in front of the core; None: the observation itself.
+        core: any module with the core contract and `encoder.output_dim` inputs; None: two ReLU layers.
+        low, high: bounds of the actions, (action_dim,).
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        hidden_dim: int,
+        action_dim: int,
+        *,
+        encoder: Encoder | None = None,
+        core: nn.Module | None = None,
+        low: Any,
+        high: Any,
+    ) -> None:
+        super().__init__()
+        self.obs_dim, self.hidden_dim, self.action_dim = obs_dim, hidden_dim, action_dim
+        self.encoder = encoder or Encoder(obs_dim, 0, False)
+        self.core = core or MLPCore(self.encoder.output_dim, hidden_dim, 2, "relu")
+        self.head = BoundedHead(hidden_dim, low, high)
+
+    def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
+        """A sequence: obs (B, T, D) -> actions (B, T, A) and the last state; `reset` as in the core contract."""
+        hs, state = self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
+        return self.head(hs.contiguous()), state  # torch's GRU returns time first, in other strides
+
+    def choose(self, actions: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """What the head returned, a share `epsilon` of the rows replaced by random actions."""
+        if epsilon > 0.0:
+            explore = torch.rand(len(actions), 1, generator=generator) < epsilon
+            actions = torch.where(explore.to(actions.device), self.head.uniform(len(actions), generator), actions)
+        return actions
+
+
+class Critics(nn.Module):
+    """Q_1(z, a) and Q_2(z, a): two ReLU networks on [z, a], z being the observation or what a core makes of it.
+
+    Args:
+        actor: gives the sizes, and where it has a memory, the encoder and core to copy (weights included).
+        layers: hidden layers of each, as wide as the actor's core.
+        layer_norm: where a LayerNorm stands before the ReLU: in none, the last or all of the hidden layers.
+    """
+
+    def __init__(self, actor: Actor, memoryless: bool, layers: int, layer_norm: str) -> None:
+        super().__init__()
+        self.encoder = None if memoryless else copy.deepcopy(actor.encoder)
+        self.core = None if memoryless else copy.deepcopy(actor.core)
+        inputs = (actor.obs_dim if memoryless else actor.hidden_dim) + actor.action_dim
+        self.q1, self.q2 = (value_network(inputs, actor.hidden_dim, layers, layer_norm) for _ in range(2))
+
+    def init_state(self, batch_size: int, device: torch.device | str | None = None):
+        """The core's state at an episode's start, if there is one."""
+        return None if self.core is None else self.core.init_state(batch_size, device)  # type: ignore[operator]
+
+    def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
+        """A sequence: obs (B, T, D) -> z (B, T, Z) and the last state."""
+        if self.core is None or self.encoder is None:
+            return obs, state
+        return self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
+
+    def forward(self, z: Tensor, actions: Tensor) -> Tensor:
+        """(..., Z) and (..., A) -> both values (2, ...)."""
+        x = torch.cat([z, actions], -1)
+        return torch.stack([self.q1(x), self.q2(x)]).squeeze(-1)
+
+    def first(self, z: Tensor, actions: Tensor) -> Tensor:
+        """Q_1 alone (...,), which the actor climbs."""
+        return self.q1(torch.cat([z, actions], -1)).squeeze(-1)
+
+
+def value_network(inputs: int, hidden_dim: int, layers: int, layer_norm: str) -> nn.Sequential:
+    """(..., inputs) -> (..., 1)."""
+    parts: list[nn.Module] = []
+    for layer in range(layers):
+        parts.append(Linear(hidden_dim if layer else inputs, hidden_dim))
+        if layer_norm == "all" or (layer_norm == "last" and layer == layers - 1):
+            parts.append(nn.LayerNorm(hidden_dim))
+        parts.append(nn.ReLU())
+    return nn.Sequential(*parts, Linear(hidden_dim, 1))
+
+
+class TD3Learner(Learner):
+    """Twin delayed deep deterministic policy gradient.
+
+        a'  = clip(pi'(s') + clip(noise, -c, c), low, high)                  target policy smoothing
+        y   = r + gamma (1 - terminated) min_i Q'_i(s', a')                  clipped double Q
+        L   = sum_i (Q_i(s, a) - y)^2                                        every update
+        J   = Q_1(s, pi(s)), and the targets follow by tau                   every policy_freq updates
+
+    Noise is given in halves of the action's range. A time limit bootstraps. Options beyond the paper: n-step returns,
+    critics with LayerNorm or more layers, a running average of the actor for evaluation (`eval_average`),
+    and two ways with old transitions, `experience_review` and `dynamic_buffer`, told at `learn`.
+
+    Differs from Fujimoto et al.: Adam in one fused step; with a recurrent core everything is unrolled, the critics
+    from a zero state before the burn-in, since only the actor's state is stored.
+
+    Args: those of `Learner`, with an `Actor` and a `config.TD3Config`.
+    """
+
+    continuous = True
+
+    def __init__(self, network: Actor, config: TD3Config, seed: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(network, config, seed, device)
+        self.memoryless = all(part.numel() == 0 for part in state_parts(network.init_state(1)))
+        critics = Critics(network, self.memoryless, config.critic_layers, config.critic_layer_norm)
+        self.critic = critics.to(self.device)
+        self.networks = {"actor": self.online, "critic": self.critic}
+        self.targets = {name: copy.deepcopy(net).requires_grad_(False) for name, net in self.networks.items()}
+        self.optimizers = {
+            name: Adam(_trained(net), lr=config.learning_rate, fused=True) for name, net in self.networks.items()
+        }
+        self.average = copy.deepcopy(self.online).requires_grad_(False) if config.eval_average else None
+        self._actor = _trained(self.online)
+        self._online, self._target = _parts(*self.networks.values()), _parts(*self.targets.values())
+        self.acted = 0  # environment steps with exploration
+        self.active = 1.0  # share of the critics' hidden units, when last looked at
+        self.buffer_checks, self.buffer_distance, self.buffer_held = 0, 0.0, 0
+
+    @property
+    def policy(self) -> Actor:
+        """The actor, or with `eval_average` the running average of its weights."""
+        return self.online if self.average is None else self.average
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, state, explore: bool):
+        """Actions (N, A) and the next state: with noise, at random until `learning_starts`, or as evaluated."""
+        if not explore:
+            return self.policy.select_action(obs, state)
+        actions, state = self.online.select_action(obs.clone(), state)  # as in `_unroll`
+        head = self.online.head
+        if self.acted < self.config.learning_starts:
+            actions = head.uniform(len(obs), self.generator)
+        else:
+            actions = head.disturbed(actions, self.config.expl_noise, self.generator)
+        self.acted += len(obs)
+        return actions, state
+
+    # --- learning ---------------------------------------------------------------------------------------
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        batch = batch.to(self.device)
+        values = self._learn_critics(batch)
+        self.updates += 1
+        if self.updates % self.config.policy_freq == 0:
+            values |= self._learn_actor(batch)
+            torch._foreach_lerp_(self._target, self._online, self.config.target_tau)
+            if self.average is not None:
+                torch._foreach_lerp_(_parts(self.average), _parts(self.online), self.config.average_tau)
+        return values
+
+    def _learn_critics(self, batch: Batch) -> dict[str, Tensor]:
+        burn, mask = batch.burn_in, batch.mask[:, batch.burn_in :]
+        targets = self._targets(batch)
+        z = self._unroll(self.critic, batch, burn, batch.action.shape[1])
+        errors = self.critic(z, batch.action[:, burn:]) - targets  # (2, B, T)
+        loss = (errors.square() * (mask * batch.weight[:, None])).sum() / mask.sum()
+        self.optimizers["critic"].zero_grad(set_to_none=True)
+        loss.backward()
+        self.descend("critic", self.config.grad_clip)
+        if self.config.prioritized:
+            sizes = errors.detach().abs().amax(0) * mask
+            self.priorities = 0.9 * sizes.amax(1) + 0.1 * sizes.sum(1) / mask.sum(1).clamp(min=1.0)
+        return {"loss": loss.detach()}
+
+    @torch.no_grad()
+    def _targets(self, batch: Batch) -> Tensor:
+        """y (B, T - burn_in)."""
+        config, burn, steps = self.config, batch.burn_in, batch.action.shape[1]
+        actor, critic = self.targets["actor"], self.targets["critic"]
+        actions = self._unroll(actor, batch, burn + 1, steps + 1)
+        actions = self.online.head.disturbed(actions, config.policy_noise, self.generator, config.noise_clip)
+        values = critic(self._unroll(critic, batch, burn + 1, steps + 1), actions).amin(0)
+        parts = (batch.reward[:, burn:], batch.terminated[:, burn:], batch.mask[:, burn:])
+        return n_step_targets(values, *parts, config.gamma, min(self.n_step, steps - burn))
+
+    def _learn_actor(self, batch: Batch) -> dict[str, Tensor]:
+        burn, steps, mask = batch.burn_in, batch.action.shape[1], batch.mask[:, batch.burn_in :]
+        with torch.no_grad():
+            z = self._unroll(self.critic, batch, burn, steps)
+        actions = self._unroll(self.online, batch, burn, steps)
+        loss = -(self.critic.first(z, actions) * mask).sum() / mask.sum()
+        self.optimizers["actor"].zero_grad(set_to_none=True)
+        loss.backward(inputs=self._actor)  # the critics' gradients stay those of their own loss
+        self.descend("actor", self.config.grad_clip)
+        return {"actor_loss": loss.detach()}
+
+    def _unroll(self, network: nn.Module, batch: Batch, first: int, last: int) -> Tensor:
+        """What `network` makes of obs[:, first:last]; a memory takes in those before without gradient.
+
+        With `bptt_chunk_size` the gradient stops between chunks while the state goes on.
+        """
+        # Copied: products of matrices that begin anywhere in memory round as their addresses happen to be.
+        obs, reset = batch.obs[:, first:last].contiguous(), batch.reset[:, first:last]
+        if self.memoryless:
+            return network.unroll(obs, batch.state0, reset)[0]  # type: ignore[operator]
+        own = isinstance(network, Critics)
+        state = network.init_state(len(obs), obs.device) if own else map_state(torch.clone, batch.state0)  # type: ignore
+        if first:
+            with torch.no_grad():
+                state = network.unroll(batch.obs[:, :first], state, batch.reset[:, :first])[1]  # type: ignore[operator]
+        chunk, outputs = self.config.bptt_chunk_size or obs.shape[1], []
+        for part in range(0, obs.shape[1], chunk):
+            piece = slice(part, part + chunk)
+            output, state = network.unroll(obs[:, piece], state, reset[:, piece])  # type: ignore[operator]
+            state = map_state(torch.Tensor.detach, state)
+            outputs.append(output)
+        return torch.cat(outputs, 1)
+
+    @property
+    def n_step(self) -> int:
+        """Steps of reward before bootstrapping, at this update."""
+        return self.config.n_step if self.updates >= self.config.n_step_delay else 1
+
+    # --- what is learned from ---------------------------------------------------------------------------
+
+    def learn(self, replay: Any, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Draw from the replay memory and update.
+
+        `dynamic_buffer`: see `_shrink`. `experience_review`: while fewer than `review_below` of the critics' hidden
+        units are active, some batches come from the oldest `review_share` of the memory, with the chance
+
+            review_chance (1 - active / review_below)
+
+        Both need a `TransitionReplay`. Differs from the public code of Neuroplastic Expansion, where the chance jumps
+        from 0 to 0.47 at the threshold and hardly rises from there; the paper couples it to how fast dormancy changes.
+        """
+        if not isinstance(replay, TransitionReplay):
+            return super().learn(replay, rng)
+        config = self.config
+        if config.dynamic_buffer:
+            self._shrink(replay)
+        review = config.experience_review and rng.random() < self.review_chance
+        oldest = config.review_share if review else 1.0
+        batch = replay.sample(config.batch_size, rng, self.n_step, config.gamma, oldest)
+        values = self.update(batch)
+        if config.experience_review and self.updates % REVIEW_EVERY == 0:
+            layers = activities(self.critic, batch.to(self.device)).values()
+            self.active = sum(map(active_fraction, layers)) / len(layers)
+        return values
+
+    @property
+    def review_chance(self) -> float:
+        return self.config.review_chance * max(0.0, 1.0 - self.active / self.config.review_below)
+
+    @torch.no_grad()
+    def _shrink(self, replay: TransitionReplay) -> None:
+        """Every `buffer_adjustment_interval` steps drop the oldest tenth, where the policy has left it behind:
+
+            d = mean (pi(s) - a)^2 / (2 half^2) over the oldest 8 batches > buffer_threshold
+
+        but never below `buffer_min_size`. Source: RLx2 (Tan et al. 2023), whose d takes the action before
+        exploration noise; the one taken adds expl_noise^2 / 2 at most.
+        """
+        config = self.config
+        checks = replay.last // config.buffer_adjustment_interval
+        if checks > self.buffer_checks:
+            self.buffer_checks = checks
+            batch = replay.oldest(8 * config.batch_size).to(self.device)
+            actions = self._unroll(self.online, batch, 0, 1)
+            away = (actions - batch.action) / self.online.head.scale
+            self.buffer_distance = float(away.square().mean() / 2)
+            if self.buffer_distance > config.buffer_threshold:
+                replay.drop_oldest(max(0, min(len(replay) // 10, len(replay) - config.smallest_buffer)))
+        self.buffer_held = len(replay)
+
+    def status(self) -> dict[str, float]:
+        """What the options in use have come to, for the log."""
+        shown: dict[str, float] = {}
+        if self.config.n_step > 1:
+            shown["n_step"] = self.n_step
+        if self.config.experience_review:
+            shown |= {"critic_active": self.active, "review_chance": self.review_chance}
+        if self.config.dynamic_buffer:
+            shown |= {"buffer_size": self.buffer_held, "buffer_distance": self.buffer_distance}
+        return shown
+
+    # --- saving -----------------------------------------------------------------------------------------
+
+    _COUNTERS = ("acted", "active", "buffer_checks", "buffer_distance", "buffer_held")
+
+    def state_dict(self) -> dict[str, Any]:
+        counters = {name: getattr(self, name) for name in self._COUNTERS}
+        average = None if self.average is None else self.average.state_dict()
+        return {**super().state_dict(), "average": average, "counters": counters}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        super().load_state_dict(saved)
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        for name in self._COUNTERS:
+            setattr(self, name, saved["counters"][name])
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [part for part in network.parameters() if part.requires_grad]
+
+
+def _parts(*networks: nn.Module) -> list[Tensor]:
+    return [part for network in networks for part in network.parameters()]
+
+
+class TD3:
+    """The learner behind the names and arguments of the published class, for use from Python.
+
+    Args: as published, the noise in the action's own units; `options` are further fields of `config.TD3Config`.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        max_action: float,
+        discount: float = 0.99,
+        tau: float = 0.005,
+        policy_noise: float = 0.2,
+        noise_clip: float = 0.5,
+        policy_freq: int = 2,
+        *,
+        hidden_dim: int = 256,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> None:
+        options |= {"gamma": discount, "target_tau": tau, "policy_freq": policy_freq}
+        options |= {"policy_noise": policy_noise / max_action, "noise_clip": noise_clip / max_action}
+        high = np.full(action_dim, max_action, np.float32)
+        actor = Actor(state_dim, hidden_dim, action_dim, low=-high, high=high)
+        self.learner = TD3Learner(actor, TD3Config(**options), seed, device)
+        self.rng = np.random.default_rng(seed)
+        self.actor, self.critic = self.learner.online, self.learner.critic
+        self.actor_target, self.critic_target = self.learner.targets["actor"], self.learner.targets["critic"]
+        self.actor_optimizer, self.critic_optimizer = (self.learner.optimizers[name] for name in ("actor", "critic"))
+
+    def select_action(self, state: np.ndarray) -> np.ndarray:
+        """The action (action_dim,) in a state (state_dim,), without noise."""
+        obs = torch.as_tensor(np.asarray(state, np.float32).reshape(1, -1), device=self.learner.device)
+        return self.actor.select_action(obs, self.actor.init_state(1))[0][0].cpu().numpy()
+
+    def train(self, replay: Any, batch_size: int = 256) -> dict[str, Tensor]:
+        """One update from a `TransitionReplay`, or from anything whose sample(batch_size) returns the tensors state,
+        action, next_state, reward (B, 1) and not_done (B, 1).
+        """
+        if isinstance(replay, TransitionReplay):
+            return self.learner.update(replay.sample(batch_size, self.rng))
+        state, action, next_state, reward, not_done = replay.sample(batch_size)
+        obs = torch.stack([state, next_state], 1)
+        batch = transition_batch(obs, action[:, None], reward.view(-1, 1), 1.0 - not_done.view(-1, 1))
+        return self.learner.update(batch)

@@ -1,0 +1,155 @@
+"""Replay memory of single transitions, for learners without a memory that learn at every step: one row, one read.
+
+A transition is one row of a float32 table, so a batch is one gather, and its fields are views of what was gathered.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpn_rl.contracts import Batch, Steps
+
+
+class TransitionReplay:
+    """The last `capacity` transitions of N lanes, sampled uniformly, with n-step returns made while sampling.
+
+    Args:
+        num_lanes, obs_dim, action_dim: N, D and A; actions are vectors.
+        capacity: transitions kept; the oldest goes first.
+
+    The table is allocated here, and `nbytes` says how much; the system gives its pages as they are filled.
+    """
+
+    def __init__(self, num_lanes: int, obs_dim: int, action_dim: int, capacity: int) -> None:
+        self.num_lanes, self.obs_dim, self.capacity = num_lanes, obs_dim, capacity
+        ends = np.cumsum([obs_dim, obs_dim, action_dim, 1, 1, 1])
+        self.both_obs = slice(0, int(ends[1]))  # obs and next_obs side by side
+        self.next_obs, self.action = slice(int(ends[0]), int(ends[1])), slice(int(ends[1]), int(ends[2]))
+        self.reward, self.terminated, self.ended = (int(end) for end in ends[2:5])
+        # A lane's next step lies N rows on, also across the ring's seam.
+        self.table = np.zeros((math.ceil(capacity / num_lanes) * num_lanes, int(ends[-1])), np.float32)
+        self.first, self.last = 0, 0  # transitions first..last-1 are alive, modulo the table's rows
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the full memory in bytes."""
+        return self.table.nbytes
+
+    def __len__(self) -> int:
+        """Transitions that can be sampled."""
+        return self.last - self.first
+
+    def add(self, steps: Steps, state: Any = None) -> None:
+        """Store one step of every lane; there is no state to keep."""
+        start = self.last % len(self.table)
+        rows = self.table[start : start + self.num_lanes]
+        rows[:, : self.obs_dim] = steps.obs
+        rows[:, self.next_obs] = steps.next_obs
+        rows[:, self.action] = steps.action
+        rows[:, self.reward] = steps.reward
+        rows[:, self.terminated] = steps.terminated
+        rows[:, self.ended] = steps.terminated | steps.truncated
+        self.last += self.num_lanes
+        self.first = max(self.first, self.last - self.capacity)
+
+    def drop_oldest(self, count: int) -> None:
+        """Forget the oldest transitions; the room fills again."""
+        self.first = min(self.first + count, self.last)
+
+    def sample(
+        self,
+        batch_size: int,
+        rng: np.random.Generator,
+        n_step: int = 1,
+        gamma: float = 1.0,
+        oldest: float = 1.0,
+    ) -> Batch:
+        """A batch with T = 1, drawn with replacement.
+
+        Args:
+            n_step, gamma: a row stands for up to n steps, fewer where the episode or the recording ends before:
+
+                    reward = sum_{k<m} gamma^k r_{t+k+1}      obs[:, 1] = s_{t+m}
+                    1 - terminated = gamma^(m-1) (1 - terminated_{t+m})
+
+                so that reward + gamma (1 - terminated) V(obs[:, 1]) is the n-step target. With n > 1 `terminated`
+                is thus the share of the next value that does not count, between 0 and 1.
+            oldest: draw from this share of the memory, the oldest.
+        Raises: ValueError while there is nothing to draw from.
+        """
+        if not len(self):
+            raise ValueError("the replay memory holds no transition yet")
+        last = self.first + max(1, round(oldest * len(self)))
+        drawn = rng.integers(self.first, last, batch_size)
+        rows = self._gather(drawn)
+        if n_step > 1:
+            self._look_ahead(rows.numpy(), drawn, n_step, gamma)
+        return self._batch(rows, drawn)
+
+    def oldest(self, count: int) -> Batch:
+        """The `count` oldest transitions, or all there are."""
+        alive = np.arange(self.first, min(self.first + count, self.last))
+        return self._batch(self._gather(alive), alive)
+
+    def _gather(self, index: np.ndarray) -> Tensor:
+        """Copies of rows, in memory of torch's own alignment: on another one, matrix products round differently."""
+        return torch.from_numpy(self.table).index_select(0, torch.from_numpy(index % len(self.table)))
+
+    def _look_ahead(self, rows: np.ndarray, drawn: np.ndarray, n_step: int, gamma: float) -> None:
+        """Turn the transitions `rows` into n-step ones, in place."""
+        going = np.arange(len(rows))  # rows whose sum goes on
+        place = drawn.copy()
+        discount = np.ones(len(rows), np.float32)
+        for _ in range(n_step - 1):
+            place += self.num_lanes
+            going = going[(rows[going, self.ended] == 0.0) & (place[going] < self.last)]
+            later = self.table.take(place[going] % len(self.table), axis=0)
+            discount[going] *= gamma
+            rows[going, self.reward] += discount[going] * later[:, self.reward]
+            rows[going, self.next_obs] = later[:, self.next_obs]
+            rows[going, self.terminated :] = later[:, self.terminated :]
+        rows[:, self.terminated] = 1.0 - discount * (1.0 - rows[:, self.terminated])
+
+    def _batch(self, rows: Tensor, index: np.ndarray) -> Batch:
+        return transition_batch(
+            rows[:, self.both_obs].unflatten(1, (2, self.obs_dim)),
+            rows[:, None, self.action],
+            rows[:, self.reward : self.reward + 1],
+            rows[:, self.terminated : self.terminated + 1],
+            index,
+        )
+
+    # --- saving -----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The part of the table that has been written (a view, not a copy), and where it begins and ends."""
+        return {"table": self.table[: min(self.last, len(self.table))], "first": self.first, "last": self.last}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        written = saved["table"]
+        self.table[: len(written)] = written
+        self.first, self.last = saved["first"], saved["last"]
+
+
+def transition_batch(
+    obs: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, index: np.ndarray | None = None
+) -> Batch:
+    """Single transitions, for a learner without a memory: obs (B, 2, D), action (B, 1, A), the others (B, 1)."""
+    rows = len(obs)
+    return Batch(
+        obs=obs,
+        reset=torch.zeros(rows, 2, dtype=torch.bool),
+        action=action,
+        reward=reward,
+        terminated=terminated,
+        mask=torch.ones(rows, 1),
+        state0=torch.zeros(rows, 0),
+        burn_in=0,
+        weight=torch.ones(rows),
+        index=np.arange(rows) if index is None else index,
+    )

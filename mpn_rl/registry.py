@@ -1,0 +1,305 @@
+"""Three tables, from an option class to what it stands for, and the functions that read them.
+
+A new core, environment family or learner is one row here, besides its module and its dataclass in `config.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from torch import nn
+
+from mpn_dqn import MPNDQN, DQNLearner
+from mpn_module import MPN
+from mpn_rl import config as cfg
+from mpn_rl.contracts import state_parts
+from mpn_rl.expansion.topology import Topology
+from mpn_rl.learners.a2c import A2CLearner, ActorCritic
+from mpn_rl.learners.base import Learner
+from mpn_rl.learners.rollout_buffer import RolloutBuffer
+from mpn_rl.learners.td3 import Actor, TD3Learner
+from mpn_rl.learners.transition_replay import TransitionReplay
+from mpn_rl.networks.backpropamine import Backpropamine
+from mpn_rl.networks.baseline_cores import MLPCore, RecurrentCore
+from mpn_rl.networks.encoder import Encoder
+from mpn_rl.options import ConfigError
+from mpn_rl.tasks.gymnasium_tasks import make_gymnasium, make_vector_env, time_limit
+from mpn_rl.tasks.lanes import Lanes, VectorLanes
+from neurogym_wrapper import make_neurogym, task_names
+from trial_replay import SequenceReplayBuffer, TrialReplayBuffer
+
+
+def options(section: Any) -> dict[str, Any]:
+    return dataclasses.asdict(section)
+
+
+# core options -> constructor of (input_dim, options)
+CORES: dict[type, Callable[[int, Any], nn.Module]] = {
+    cfg.MPNConfig: lambda input_dim, core: MPN(input_dim, **options(core)),
+    cfg.FrozenMPNConfig: lambda input_dim, core: MPN(input_dim, **options(core)),
+    cfg.RNNConfig: lambda input_dim, core: RecurrentCore("rnn", input_dim, **options(core)),
+    cfg.GRUConfig: lambda input_dim, core: RecurrentCore("gru", input_dim, **options(core)),
+    cfg.LSTMConfig: lambda input_dim, core: RecurrentCore("lstm", input_dim, **options(core)),
+    cfg.MLPConfig: lambda input_dim, core: MLPCore(input_dim, **options(core)),
+    cfg.BackpropamineConfig: lambda input_dim, core: Backpropamine(input_dim, **options(core)),
+    cfg.BackpropamineSimpleMazeConfig: lambda input_dim, core: Backpropamine(input_dim, **options(core)),
+    cfg.BackpropamineMazeConfig: lambda input_dim, core: Backpropamine(input_dim, **options(core)),
+    cfg.BackpropamineCueRewardConfig: lambda input_dim, core: Backpropamine(input_dim, **options(core)),
+}
+
+# environment options -> constructor of (options, render_mode)
+ENVS: dict[type, Callable[[Any, str | None], gymnasium.Env]] = {
+    cfg.GymnasiumConfig: lambda env, render_mode: make_gymnasium(**options(env), render_mode=render_mode),
+    cfg.NeuroGymConfig: lambda env, render_mode: make_neurogym(**options(env)),
+}
+
+# learner options -> the learner, and the network that acts for it
+LEARNERS: dict[Any, tuple[type[Learner], Callable[..., nn.Module]]] = {
+    cfg.DQNConfig: (DQNLearner, MPNDQN),
+    cfg.A2CConfig: (A2CLearner, ActorCritic),
+    cfg.TD3Config: (TD3Learner, Actor),
+}
+
+
+class Spaces(NamedTuple):
+    """What a task shows and takes: an observation of `obs_dim`, and one of `action_dim` choices or so many numbers."""
+
+    obs_dim: int
+    action_dim: int
+    low: np.ndarray | None = None  # bounds of continuous actions, (action_dim,)
+    high: np.ndarray | None = None
+
+
+def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> gymnasium.Env:
+    """An environment with a flat float32 observation, and discrete actions or a vector of bounded ones.
+
+    Raises: ConfigError for a task that no learner can act in.
+    """
+    name: str = env.env_name  # type: ignore[attr-defined]
+    if isinstance(env, cfg.GymnasiumConfig):
+        _refuse_neurogym(name)
+    with np.errstate(all="ignore"):  # a constructor given nonsense warns before it fails
+        made = ENVS[type(env)](env, render_mode)
+    space, rule = made.action_space, None
+    if isinstance(space, gymnasium.spaces.Discrete):
+        rule = None if space.start == 0 else f"must count its actions from 0, got {space}; wrap the task"
+    elif not isinstance(space, gymnasium.spaces.Box):
+        rule = f"has actions of several parts, {space}; the learners need Discrete, or one vector"
+    elif len(space.shape) != 1 or not space.is_bounded():
+        rule = f"has actions {space}; the learners need a bounded vector"
+    if rule:
+        made.close()
+        raise ConfigError(f"--env-name {name} {rule}")
+    return made
+
+
+def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> Lanes | VectorLanes:
+    """`count` lanes of the task: one batched environment where the task comes as one, else separate ones.
+
+    Raises: ConfigError where the learner cannot act in the task.
+    """
+    first = make_env(config.env)
+    _check_actions(config, first)
+    batched = make_vector_env(count, **options(config.env)) if isinstance(config.env, cfg.GymnasiumConfig) else None
+    if batched is not None:
+        first.close()
+        return VectorLanes(batched, next_seed)
+    return Lanes([first, *(make_env(config.env) for _ in range(count - 1))], next_seed)
+
+
+def _check_actions(config: cfg.Config, env: gymnasium.Env) -> None:
+    name, algo, space = config.env.env_name, config.learner.name, env.action_space  # type: ignore[attr-defined]
+    continuous = isinstance(space, gymnasium.spaces.Box)
+    if continuous == LEARNERS[type(config.learner)][0].continuous:
+        return
+    env.close()
+    fitting = [cls.name for cls, (learner, _) in LEARNERS.items() if learner.continuous == continuous]
+    kind, needs = ("continuous actions", "a single choice, Discrete") if continuous else ("choices", "a vector, Box")
+    hint = f"; take --algo {' or '.join(fitting)}" if fitting else ""
+    raise ConfigError(f"--env-name {name} has {kind}, {space}; {algo} needs {needs}{hint}")
+
+
+def _refuse_neurogym(name: str) -> None:
+    """A NeuroGym task under `train` is the wrong command; Gymnasium knows such names once neurogym is imported."""
+    if name in gymnasium.registry and not str(gymnasium.registry[name].entry_point).startswith("neurogym"):
+        return
+    if ":" not in name and name in task_names():
+        raise ConfigError(f"--env-name {name} is a NeuroGym task: use python main.py train-neurogym --env-name {name}")
+
+
+def spaces(env: gymnasium.Env) -> Spaces:
+    """The sizes, and the bounds of continuous actions."""
+    space: Any = env.action_space
+    obs_dim = int(env.observation_space.shape[0])
+    if isinstance(space, gymnasium.spaces.Box):
+        return Spaces(obs_dim, int(space.shape[0]), space.low.astype(np.float32), space.high.astype(np.float32))
+    return Spaces(obs_dim, int(space.n))
+
+
+def make_network(config: cfg.Config, spaces: Spaces) -> Any:
+    """The network that acts, as config.json describes it, freshly initialised from torch's global generator."""
+    encoder = Encoder(spaces.obs_dim, config.encoder.embed_dim, config.encoder.constant_input)
+    core = CORES[type(config.core)](encoder.output_dim, config.core)
+    hidden_dim: int = core.hidden_dim  # type: ignore[assignment]
+    learner, make = LEARNERS[type(config.learner)]
+    more = learner.network_options(config.learner)
+    if spaces.low is not None:
+        more |= {"low": spaces.low, "high": spaces.high}
+    return make(spaces.obs_dim, hidden_dim, spaces.action_dim, encoder=encoder, core=core, **more)
+
+
+def make_learner(config: cfg.Config, spaces: Spaces, device: torch.device) -> Any:
+    """The learner with its network, a function of the seed alone; torch's global generator stays as it was.
+
+    Raises: ConfigError for sizes that cannot fit this machine, before they are allocated.
+    """
+    _check_network_fits(config, spaces)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        network = make_network(config, spaces)
+        learner = LEARNERS[type(config.learner)][0](network, config.learner, config.run.seed, device)
+    if not isinstance(config.expansion, cfg.NoExpansionConfig):
+        parts = (learner.networks, learner.targets, learner.optimizers)
+        learner.topology = Topology(config.expansion, *parts, config.run.seed, total_steps(config))
+        if getattr(learner, "average", None) is not None:
+            learner.topology.follow("actor", learner.average)  # type: ignore[attr-defined]
+    return learner
+
+
+def total_steps(config: cfg.Config) -> int | None:
+    """Environment steps of the whole run; where episodes are counted, as many as they may have, if that is known."""
+    run, limit = config.run, step_limit(config.env)
+    if run.total_steps is not None:
+        return run.total_steps
+    return None if limit is None else run.num_episodes * limit
+
+
+def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Any) -> Any:
+    """The replay memory that the learner's options describe."""
+    replay: Any = config.learner
+    obs_dim = spaces.obs_dim
+    state_shapes = [tuple(part.shape[1:]) for part in state_parts(network.init_state(1))]
+    if LEARNERS[type(replay)][0].on_policy:
+        rollout = (num_lanes, obs_dim, replay.rollout_steps, state_shapes, config.run.reset_state_on_trial)
+        return _allocate(lambda: RolloutBuffer(*rollout))
+    common = {
+        "state_shapes": state_shapes,
+        "replay_state": replay.replay_state,
+        "reset_state_on_trial": config.run.reset_state_on_trial,
+        "priority_exponent": replay.priority_exponent if replay.prioritized else None,
+        "importance_exponent": replay.importance_exponent,
+    }
+    if spaces.low is not None:
+        common |= {"action_shape": (spaces.action_dim,), "action_dtype": np.float32}
+    if isinstance(replay, cfg.TD3Config):
+        memoryless = not any(map(math.prod, common["state_shapes"]))
+        plain = memoryless and replay.replay == "transition" and not replay.prioritized
+        _check_td3(replay, total_steps(config), plain)
+        if plain:
+            size = replay.buffer_size
+            return _allocate(lambda: TransitionReplay(num_lanes, obs_dim, spaces.action_dim, size))
+    if replay.replay == "trial":
+        limit = step_limit(config.env)
+        if limit is None:
+            raise ConfigError("--replay trial stores whole trials and needs --max-episode-steps to know the longest")
+        trials = {"capacity": replay.buffer_size, "max_steps": limit, **common}
+        return _allocate(lambda: TrialReplayBuffer(num_lanes, obs_dim, **trials))
+    burn_in = replay.burn_in if replay.replay_state == "burn-in" else 0
+    shape = {"length": replay.sequence_length, "stride": replay.sequence_stride, "burn_in": burn_in}
+    if replay.replay == "transition":
+        shape = {"length": 1, "stride": 1, "burn_in": 0}
+    sequences = {"capacity": replay.buffer_size, **shape, **common}
+    return _allocate(lambda: SequenceReplayBuffer(num_lanes, obs_dim, **sequences))
+
+
+def _check_td3(learner: cfg.TD3Config, steps: int | None, plain: bool) -> None:
+    for name in ("dynamic_buffer", "experience_review"):
+        if getattr(learner, name) and not plain:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} works on single transitions, drawn uniformly: --core mlp --replay transition")
+    if learner.n_step > 1 and learner.replay == "transition" and not plain:
+        raise ConfigError(
+            f"--n-step sums rewards along sequences, or from --core mlp with transitions drawn uniformly, got "
+            f"{learner.n_step}; take --replay sequence"
+        )
+    interval = learner.buffer_adjustment_interval
+    if learner.dynamic_buffer and steps is not None and interval > steps:
+        raise ConfigError(
+            f"--buffer-adjustment-interval must not exceed --total-steps = {steps}, or nothing is ever adjusted, "
+            f"got {interval}"
+        )
+
+
+def step_limit(env: cfg.EnvConfig) -> int | None:
+    """The time limit of an episode in steps: the user's, else the task's own, else None."""
+    limit = env.max_episode_steps  # type: ignore[attr-defined]
+    return time_limit(env.env_name, env.env_args, limit) if isinstance(env, cfg.GymnasiumConfig) else limit
+
+
+# --- sizes that no machine holds ---------------------------------------------------------------------------
+
+
+def _machine_bytes() -> int:
+    """The machine's memory; the system promises more than there is and kills who takes it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
+
+
+def _allocate(make: Callable[[], Any]) -> Any:
+    way_out = "lower --buffer-size, --hidden-dim or the sequences' length"
+    try:
+        buffer = make()
+    except ConfigError:
+        raise
+    except (MemoryError, OverflowError, ValueError) as error:
+        raise ConfigError(f"the replay memory does not fit this machine ({error}); {way_out}") from error
+    if buffer.nbytes > _machine_bytes():
+        have = f"{_machine_bytes() / 2**30:,.1f} GiB"
+        raise ConfigError(
+            f"the replay memory takes {buffer.nbytes / 2**30:,.1f} GiB, the machine has {have}; {way_out}"
+        )
+    return buffer
+
+
+def _batch_shape(config: cfg.Config) -> tuple[int, int]:
+    """(rows, steps) of an update's batch, at least."""
+    learner: Any = config.learner
+    if LEARNERS[type(learner)][0].on_policy:
+        return config.run.num_envs, learner.rollout_steps
+    if learner.replay == "trial":
+        return learner.trial_batch_size, 1
+    return learner.batch_size, learner.sequence_length if learner.replay == "sequence" else 1
+
+
+def _check_network_fits(config: cfg.Config, spaces: Spaces) -> None:
+    """Weights, target, Adam's two moments, and the states that one batch starts from, without allocating them."""
+    batch, steps = _batch_shape(config)
+    try:
+        with torch.device("meta"):
+            network = make_network(config, spaces)
+            state = sum(part[0].numel() for part in state_parts(network.init_state(1)))
+        weights = sum(parameter.numel() for parameter in network.parameters())
+    except (RuntimeError, OverflowError) as error:  # the size itself overflows
+        raise ConfigError("the network does not fit any machine; lower --hidden-dim or --embed-dim") from error
+    needed = 4 * (4 * weights + batch * (state + steps * (spaces.obs_dim + 2 * network.hidden_dim)))
+    if needed > _machine_bytes():
+        have = f"{_machine_bytes() / 2**30:,.1f} GiB"
+        raise ConfigError(
+            f"the network and a batch take at least {needed / 2**30:,.1f} GiB, the machine has {have}; "
+            "lower --hidden-dim, --embed-dim or the batch size"
+        )
+
+
+def make_device(name: str) -> torch.device:
+    """auto, cpu or cuda -> the device. Raises: ConfigError for a device that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device cuda needs an NVIDIA GPU and PyTorch's CUDA build; there is none: take --device cpu"
+        )
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

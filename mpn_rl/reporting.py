@@ -1,0 +1,264 @@
+"""What the user sees: the progress bar, lines and tables on the terminal, training curves."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from model_utils import Experiment
+from mpn_rl import event_logs
+from mpn_rl.config import Config
+from mpn_rl.console import stderr, stdout
+from mpn_rl.options import PROGRAM
+from mpn_rl.training import Run, history
+from neurogym_wrapper import REFERENCES, list_tasks
+
+# Rows of eval's table by the prefix of their scores; the last two are known accuracies, not episodes.
+POLICY_NAMES = {
+    "": "agent",
+    "random": "random",
+    "never_act": "never acting",
+    "ground_truth": "ground truth",
+    "guessing": "guessing",
+    "ideal": "ideal observer",
+    "walk": "random walk",
+    "explore": "walk, then back",
+    "goal_known": "goal known",
+    "never": "always no",
+    "perfect_memory": "perfect memory",
+    "target_known": "target known",
+}
+
+
+class Reporter:
+    """The progress bar and the printed lines of one run, and what its event logs are told."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.config = run, run.config
+        assert run.experiment is not None
+        self.experiment = run.experiment
+        self.recent: list[dict[str, Any]] = []
+        self.begun, self.first_step = time.monotonic(), run.step
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=stderr,
+            redirect_stdout=sys.stdout.isatty(),  # else lines meant for a file would go to the screen instead
+            redirect_stderr=False,
+        )
+        total = self.config.run.total_steps or self.config.run.num_episodes
+        self.task = self.bar.add_task(self.experiment.name, total=total, completed=self._completed(), note="")
+        self.logs = event_logs.open_logs(self.config, self.experiment, run.step)
+
+    def _completed(self) -> int:
+        return self.run.step if self.config.run.total_steps else self.run.episodes
+
+    def __enter__(self) -> Reporter:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.bar.stop()
+        while self.logs:
+            self.logs.pop().close()
+
+    def opening(self) -> None:
+        run, config = self.run, self.config
+        weights = sum(part.numel() for part in run.network.parameters() if part.requires_grad)
+        env = config.env.env_name  # type: ignore[attr-defined]
+        core = config.core.name
+        where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
+        stdout.print(f"{env}: {core}, {weights:,} weights on {run.device}, {run.num_lanes} lanes; {where}")
+        for log in self.logs:
+            stdout.print(log.where)
+        memory = "rollout" if run.learner.on_policy else f"replay of {getattr(config.learner, 'replay', 'transition')}s"
+        stdout.print(f"{config.learner.name}, {memory}: {run.replay.nbytes / 2**20:,.0f} MiB when full")
+        limit = config.env.max_episode_steps  # type: ignore[attr-defined]
+        longest: int = run.lanes.trial_steps
+        if limit is not None and longest > limit:
+            stderr.print(
+                f"note: a trial of {env} takes {longest} steps and an episode ends after {limit}, so no trial is "
+                "completed, or hardly any: raise --max-episode-steps"
+            )
+
+    def rows(self, rows: list[dict[str, Any]]) -> None:
+        """Show what one vector step logged."""
+        for row in rows:
+            if row["kind"] == "episode":
+                self.recent.append(row)
+                every = self.config.run.print_freq
+                if every and row["episode"] % every == 0:
+                    stdout.print(self._line(row))
+                    self.recent.clear()
+            elif row["kind"] == "eval":
+                shown = row["return_mean"] if row["accuracy"] is None else row["accuracy"]
+                name = "return" if row["accuracy"] is None else "accuracy"
+                self.bar.update(self.task, note=f"{self._acted} {name} {shown:.3f}")
+            elif row["kind"] == "checkpoint" and self.config.run.plot_training:
+                draw_training_curves(self.experiment, self.config)
+            self._events(row)
+        self.bar.update(self.task, completed=self._completed())
+
+    def _line(self, row: dict[str, Any]) -> str:
+        """Ep 100/1000 | Reward 0.45 | Acc 0.87 | ..., means over the episodes since the last line."""
+
+        def mean(key: str) -> float | None:
+            values = [recent[key] for recent in self.recent if recent[key] is not None]
+            return float(np.mean(values)) if values else None
+
+        total = "" if self.config.run.total_steps else f"/{self.config.run.num_episodes}"
+        accuracy, loss = mean("accuracy"), mean("loss")
+        parts = [
+            f"Ep {row['episode']}{total}",
+            f"Reward {mean('reward'):.2f}",
+            *([f"Acc {accuracy:.2f}"] if accuracy is not None else []),
+            f"Len {mean('length'):.0f}",
+            *([f"Loss {loss:.4f}"] if loss is not None else []),
+            *([f"eps {row['epsilon']:.3f}"] if "epsilon" in row else []),
+            *([f"Trials {row['trials']}"] if row["trials"] else []),
+            f"{self._speed():,.0f} steps/s",
+        ]
+        return " | ".join(parts)
+
+    @property
+    def _acted(self) -> str:
+        return "sampled" if getattr(self.config.learner, "eval_policy", "greedy") == "sample" else "greedy"
+
+    def _speed(self) -> float:
+        return (self.run.step - self.first_step) / max(time.monotonic() - self.begun, 1e-9)
+
+    def _events(self, row: dict[str, Any]) -> None:
+        told = {key: value for key, value in row.items() if key not in ("kind", "step") and value is not None}
+        for log in self.logs if told else ():
+            log.write({f"{row['kind']}/{key}": float(value) for key, value in told.items()}, row["step"])
+
+    def closing(self) -> None:
+        run = self.run
+        spent = time.monotonic() - self.begun
+        stdout.print(
+            f"done: {run.step:,} steps, {run.episodes:,} episodes in {spent:.0f} s ({self._speed():,.0f} steps/s)"
+        )
+        if not run.learner.updates:
+            first = (
+                "a rollout is --num-envs times --rollout-steps" if run.learner.on_policy else "see --learning-starts"
+            )
+            stdout.print(f"note: nothing was learned, the run ended before its first update: {first}")
+        evaluations = [row for row in self.experiment.read_metrics() if row["kind"] == "eval"]
+        best = next(row for row in reversed(evaluations) if row["best"])
+        accuracy = "" if best["accuracy"] is None else f", accuracy {best['accuracy']:.3f}"
+        stdout.print(f"best_model.pt: step {best['step']:,}, {self._acted} return {best['return_mean']:.2f}{accuracy}")
+        stdout.print(f"next: {PROGRAM} eval --experiment-name {self.experiment.name}")
+
+
+def draw_training_curves(experiment: Experiment, config: Config) -> Path:
+    """plots/training_curves.png from metrics.jsonl; plasticity.png and masks.png where there is something to draw."""
+    import visualize
+
+    rows = experiment.read_metrics()
+    _draw_plasticity(experiment, config, [row for row in rows if row["kind"] == "plasticity"])
+    evaluations = [row for row in rows if row["kind"] == "eval"]
+    columns = history(rows)
+    keys = {"step": "steps", "reward": "episode_rewards", "length": "episode_lengths", "loss": "losses"}
+    keys |= {"accuracy": "accuracies", "epsilon": "epsilons", "entropy": "entropies"}
+    figure = visualize.plot_training_curves(
+        {name: columns[key] for name, key in keys.items() if key in columns},
+        evaluations,
+        references=REFERENCES.get(config.env.env_name),  # type: ignore[attr-defined]
+        title=f"{config.env.env_name}, {config.core.name}",  # type: ignore[attr-defined]
+    )
+    return visualize.save_figure(figure, experiment.plots_dir / "training_curves.png")
+
+
+def _draw_plasticity(experiment: Experiment, config: Config, rows: list[dict[str, Any]]) -> None:
+    import visualize
+    from mpn_rl.expansion import growth_figures
+
+    title = f"{config.env.env_name}, {config.core.name}"  # type: ignore[attr-defined]
+    curves = {network: run for network, run in growth_figures.curves_of(rows).items() if run}
+    if curves:
+        runs = {network: {name: [curve] for name, curve in run.items()} for network, run in curves.items()}
+        figure = growth_figures.expansion_figure(runs, title=title)
+        visualize.save_figure(figure, experiment.plots_dir / "plasticity.png")
+    masks = experiment.read_masks()
+    name = growth_figures.largest(masks)
+    if name is not None:
+        figure = growth_figures.mask_figure(masks[name], masks["step"], title=f"{title}: {name}")
+        visualize.save_figure(figure, experiment.plots_dir / "masks.png")
+
+
+def print_tasks() -> None:
+    """--list-envs: every NeuroGym task with its sizes, and why it cannot be trained if it cannot."""
+    tasks = list_tasks()
+    wide = max(len(task.name) for task in tasks)
+    lines = [f"{'task':{wide}} {'obs':>4} {'actions':>7} {'dt (ms)':>7} {'trial':>5}  trainable"]
+    for task in tasks:
+        sizes = f"{task.obs_dim:4} {task.n_actions:7} {task.dt_ms:7g} {task.trial_steps:5}"
+        lines.append(f"{task.name:{wide}} {sizes}  {'yes' if task.trainable else 'no'}")
+    lines.append(f"{len(tasks)} tasks; 'trial' is the mean length of a trial in steps. Not trainable:")
+    lines += [f"  {task.name}: {task.why_not}" for task in tasks if not task.trainable]
+    stdout.print("\n".join(lines))
+
+
+def print_scores(config: Config, scores: dict[str, Any], how: str = "greedy") -> None:
+    """eval's table, from the numbers of `evaluation.summarise`."""
+
+    def text(value: Any, digits: int = 3) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    def interval(ends: Any, digits: int = 3) -> str:
+        return "" if ends is None or ends[0] is None else f"[{text(ends[0], digits)}, {text(ends[1], digits)}]"
+
+    neurogym = "trials" in scores
+    title = f"{config.env.env_name}, {config.core.name}, {how}"  # type: ignore[attr-defined]
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("policy", no_wrap=True)
+    hits = "quarter_hits" in scores
+    more = ("accuracy", "95 % interval", "per trial") if neurogym else ("hits 1", "2", "3", "4") if hits else ()
+    for column in ("return", "95 % interval", *more):
+        table.add_column(column, justify="right", no_wrap=True)
+    for key, name in POLICY_NAMES.items():
+        prefix = f"{key}_" if key else ""
+        if not any(scores.get(f"{prefix}{what}") is not None for what in ("return_mean", "accuracy")):
+            continue
+        digits = 2 if hits else 3
+        ends = scores.get(f"{prefix}return_ci95")
+        row = [text(scores.get(f"{prefix}return_mean"), digits), interval(ends, digits)]
+        if neurogym:
+            row += [text(scores.get(f"{prefix}accuracy")), interval(scores.get(f"{prefix}accuracy_ci95"))]
+            row.append(text(scores.get(f"{prefix}trial_return_mean")))
+        row += [text(value, 2) for value in scores.get(f"{prefix}quarter_hits", ())]
+        table.add_row(name, *row, style="" if key else "bold")
+    stdout.print(table)
+    lines = [
+        f"{scores['episodes']} episodes, standard deviation of the return {text(scores['return_std'])}",
+        f"length {text(scores['length_mean'], 1)} ± {text(scores['length_std'], 1)}, "
+        f"95 % interval {interval(scores['length_ci95'], 1)}",
+    ]
+    if hits:
+        ends = ", ".join(interval(ends, 2) for ends in scores["quarter_hits_ci95"])
+        lines.append(f"hits in quarters 1 to 4 of the episode, 95 % intervals {ends}")
+        growth = interval(scores["growth_hits_ci95"], 2)
+        lines.append(f"from the first quarter to the last {scores['growth_hits']:+.2f} hits {growth}")
+        if "accuracy" in scores:
+            lines.append(f"right answers {text(scores['accuracy'])} {interval(scores['accuracy_ci95'])}")
+    if neurogym:
+        lines.append(
+            f"{scores['trials']} trials, {scores['aborts']} aborted; "
+            f"right at decision steps {text(scores['decision_accuracy'])}"
+        )
+        lines.append(f"normalised score {text(scores['normalised_score'])} (random 0, ground truth 1)")
+    stdout.print("\n".join(lines))

@@ -1,0 +1,395 @@
+"""HTCondor submit files, read as `condor_submit` reads them and checked for what it passes over in silence.
+
+condor_submit only warns of a misspelt command, fills an undefined `$(macro)` with nothing, and takes `request_memry`
+for a resource that no machine has. `SubmitFile` reads one, `SubmitFile.mistakes` says what is wrong with it, and
+`wrapper_words` what a shell wrapper makes of its arguments. docs/sweeps.md has the conventions. Stdlib only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from mpn_rl.options import ConfigError, nearest
+
+# The commands of condor_submit's manual for jobs that are programs; grid, EC2, Java and VM jobs have more.
+COMMANDS = frozenset(
+    """
+    accounting_group accounting_group_user allow_arguments_v1 allow_environment_v1 allowed_execute_duration
+    allowed_job_duration append_files arguments args batch_id batch_name buffer_block_size buffer_files buffer_size
+    checkpoint_destination checkpoint_exit_code common_input_files compress_files concurrency_limits
+    concurrency_limits_expr container_image container_is_common container_service_names container_target_dir
+    copy_to_spool core_size cron_day_of_month cron_day_of_week cron_hour cron_minute cron_month cron_prep_time
+    cron_window cuda_version dagman_log deferral_prep_time deferral_time deferral_window description disk_usage
+    docker_image docker_network_type docker_override_entrypoint docker_pull_policy docker_send_credentials
+    dont_encrypt_input_files dont_encrypt_output_files email_attributes encrypt_execute_directory
+    encrypt_input_files encrypt_output_files env environment erase_output_and_error_on_restart error executable
+    exit_requirements fetch_files file_remaps getenv get_env gpus_maximum_capability gpus_minimum_capability
+    gpus_minimum_memory gpus_minimum_runtime hold hold_kill_sig image_size initialdir initial_dir input
+    interactive_args interactive_executable job_ad_information_attrs job_iwd job_lease_duration job_machine_attrs
+    job_machine_attrs_history_length job_max_vacate_time jobset keep_claim_idle kill_sig kill_sig_timeout
+    leave_in_queue load_profile local_files log log_xml machine_count manifest manifest_dir match_list_length
+    materialize_max_idle max_idle max_job_retirement_time max_materialize max_retries max_transfer_input_mb
+    max_transfer_output_mb memory_usage mount_under_scratch next_job_start_delay nice_user node_count noop_job
+    noop_job_exit_code noop_job_exit_signal notification notify_user on_evict_checks on_exit_hold
+    on_exit_hold_reason on_exit_hold_subcode on_exit_remove output output_destination output_directory
+    periodic_hold periodic_hold_reason periodic_hold_subcode periodic_release periodic_remove periodic_vacate
+    preferences preserve_relative_paths primary_unix_group prio priority rank remote_initialdir remove_kill_sig
+    request_cpus request_disk request_gpus request_memory require_gpus requirements retry_request_memory
+    retry_request_memory_increase retry_request_memory_max retry_until run_as_owner scitokens_file send_credential
+    shell should_transfer_files skip_filechecks skip_if_dataflow stack_size starter_debug starter_log stderr stdin
+    stdout stream_error stream_input stream_output submit_event_notes submit_event_user_notes success_exit_code
+    suspend_job_at_exec tool_daemon_args tool_daemon_arguments tool_daemon_cmd tool_daemon_error tool_daemon_input
+    tool_daemon_output transfer_checkpoint_files transfer_container transfer_error transfer_executable
+    transfer_input transfer_input_files transfer_output transfer_output_files transfer_output_remaps
+    transfer_plugins ulog_execute_attrs universe use_oauth_services use_scitokens use_x509userproxy want_ads
+    want_graceful_removal want_io_proxy want_job_networking when_to_transfer_output x509userproxy
+    """.split()  # noqa: SIM905
+)
+RESOURCES = ("cpus", "disk", "gpus", "memory")
+# Macros that condor_submit defines by itself.
+AUTOMATIC = frozenset(
+    """
+    arch cluster clusterid day dollar full_hostname hostname islinux item itemindex iswindows month node opsys
+    opsysandver opsysmajorver opsysver process procid row spool step submit_file submit_time tilde username year
+    """.split()  # noqa: SIM905
+)
+SUBCOMMANDS = ("train", "train-neurogym", "eval", "render", "analyze")  # of main.py
+MACRO = re.compile(r"(\$\$?)(\w*)\(([^()]*)\)")
+WHOLE_TEXT = ("choice", "env", "random_choice", "random_integer")  # functions whose argument names no macro
+
+
+class Mistake(NamedTuple):
+    """One thing that is wrong, and where; str() is `file:line:column: text`, as compilers have it."""
+
+    path: Path
+    line: int
+    column: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}:{self.column}: {self.text}"
+
+
+class Setting(NamedTuple):
+    """One `name = value`; `column` is where the value begins."""
+
+    name: str
+    value: str
+    line: int
+    column: int
+
+
+def read_text(path: Path) -> str:
+    """Raises: ConfigError naming the file when it is missing or no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not text in UTF-8") from None
+
+
+@dataclass
+class SubmitFile:
+    """One submit file: its settings by lower-case name, the `# command:` comment, the queue statement."""
+
+    path: Path
+    settings: dict[str, Setting] = field(default_factory=dict)
+    command: Setting | None = None  # the joined `# command:` lines
+    includes: list[Setting] = field(default_factory=list)
+    queue: Setting | None = None  # name: the columns; value: the file, or "" where the rows follow in parentheses
+    columns: tuple[str, ...] = ()
+    items: list[tuple[int, str]] = field(default_factory=list)  # (line, text) of rows that follow in parentheses
+    unread: list[Mistake] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> SubmitFile:
+        """Raises: ConfigError where the file cannot be read at all; what is wrong in it waits for `mistakes`."""
+        found, lines = cls(path), _joined_lines(read_text(path))
+        for number, line in lines:
+            found._take(number, line, lines)
+        if found.queue is None:
+            found._unread(1, "no queue statement: nothing would be submitted; write 'queue COLUMN, ... from FILE'")
+        return found
+
+    def _unread(self, line: int, text: str) -> None:
+        self.unread.append(Mistake(self.path, line, 1, text))
+
+    def _take(self, number: int, line: str, lines: Iterator[tuple[int, str]]) -> None:
+        """Sort one line into its place; `lines` has what follows, for statements that take several."""
+        text = line.strip()
+        if comment := re.match(r"\s*#\s*command:\s*(.*)", line):
+            first = self.command or Setting("# command", "", number, comment.start(1) + 1)
+            self.command = first._replace(value=f"{first.value} {comment[1]}".strip())
+        elif not text or text[0] == "#" or re.match(r"(if|elif|else|endif|use|error|warning)\b(?!\s*=)", text, re.I):
+            pass
+        elif queue := re.match(r"\s*queue\b(?!\s*=)\s*(.*?)\s*$", line, re.I):
+            self._take_queue(Setting("", queue[1], number, queue.start(1) + 1), lines)
+        elif included := re.match(r"\s*include\b[^:=]*:\s*(.*)", line, re.I):
+            self.includes.append(Setting("include", included[1], number, included.start(1) + 1))
+        elif setting := re.match(r"\s*([+\w.]+)\s*(@?=)\s*(.*?)\s*$", line):
+            value = setting[3]
+            if setting[2] == "@=":  # a block up to a line of @ and the word that was given
+                rows = iter(lambda: next(lines, (0, f"@{value}"))[1].strip(), f"@{value}")
+                value = "\n".join(rows)
+            self.settings[setting[1].lower()] = Setting(setting[1], value, number, setting.start(3) + 1)
+        else:
+            self._unread(number, f"neither a command nor a queue statement: {text[:60]!r}")
+
+    def _take_queue(self, found: Setting, lines: Iterator[tuple[int, str]]) -> None:
+        if self.queue is not None:
+            self._unread(found.line, "a second queue statement; sweep reads files with one")
+        self.queue = found._replace(value="")
+        parts = re.fullmatch(r"(?:1\s+)?([a-z]\w*(?:[\s,]+[a-z]\w*)*)\s+from\s+([^\[|]+)", found.value, re.I)
+        if parts is None:
+            self._unread(found.line, f"sweep reads 'queue COLUMN, ... from FILE', not 'queue {found.value}'")
+            return
+        self.columns = tuple(re.split(r"[\s,]+", parts[1].lower()))  # capitals make no difference
+        self.queue = found._replace(value="" if parts[2][0] == "(" else parts[2])
+        if parts[2][0] == "(":
+            for number, text in lines:
+                if text.strip() == ")":
+                    break
+                self.items.append((number, text.strip()))
+
+    # --- what it says -----------------------------------------------------------------------------------
+
+    def expand(self, text: str) -> str:
+        """`text` with the file's own macros and its folder put in; columns stay as $(column)."""
+
+        def put(match: re.Match) -> str:
+            dollars, function, inside = match.groups()
+            key = inside.partition(":")[0].strip().lower()
+            if dollars == "$$" or key in self.columns:
+                return match[0]
+            if key == "submit_file":
+                folder = re.fullmatch(r"F\w*p\w*|DIRNAME", function)
+                return f"{self.path.parent}/" if folder else str(self.path)
+            return self.settings[key].value if key in self.settings and not function else match[0]
+
+        for _ in range(10):  # a macro may stand for others, and by mistake for itself
+            text = MACRO.sub(put, text)
+        return text
+
+    def place(self, text: str) -> Path:
+        """The file or folder of that name: beside the submit file, or here; where it could lie if it is in neither."""
+        places = [folder / self.expand(text) for folder in (self.path.parent, Path())]
+        there = [place for place in places if place.exists()] or [place for place in places if place.parent.is_dir()]
+        return [*there, *places][0]
+
+    def arguments(self) -> list[str]:
+        """The words of `arguments`, in the plain or in the quoted form."""
+        text = self.expand(self.settings["arguments"].value) if "arguments" in self.settings else ""
+        quoted = len(text) > 1 and text[0] == text[-1] == '"'
+        return shlex.split(text[1:-1].replace('""', '\\"')) if quoted else text.split()
+
+    def command_words(self) -> list[str] | None:
+        """main.py's words for a row, with $(column) in them; None where the job runs something else.
+
+        Raises: ConfigError where the file does not say.
+        """
+        if self.command is None:
+            words = self.arguments()
+            if words and words[0] in SUBCOMMANDS:
+                return words
+            raise ConfigError(
+                f"{self.path} has no line '# command: train ...' that says what a row runs (docs/sweeps.md)"
+            )
+        words = self.expand(self.command.value).split()
+        if words == ["none"]:
+            return None
+        if not words or words[0] not in SUBCOMMANDS:
+            raise ConfigError(
+                f"'# command:' must begin with one of {', '.join(SUBCOMMANDS)}, or be none, got {words[:1]}"
+            )
+        return words
+
+    # --- what is wrong with it --------------------------------------------------------------------------
+
+    def mistakes(self) -> list[Mistake]:
+        """Everything that condor_submit would pass over, or refuse too late, in the order of lines."""
+        return sorted([*self.unread, *self._spelling(), *self._macros(), *self._columns(), *self._hazards()])
+
+    def _texts(self) -> list[Setting]:
+        extra = [part for part in (self.command, self.queue) if part]
+        return [*self.settings.values(), *self.includes, *extra]
+
+    def _at(self, key: str, text: str) -> Mistake:
+        setting = self.settings.get(key, self.queue or Setting("", "", 1, 1))
+        return Mistake(self.path, setting.line, setting.column if key in self.settings else 1, text)
+
+    def _spelling(self) -> Iterator[Mistake]:
+        used = {
+            match[3].partition(":")[0].strip().lower() for text in self._texts() for match in MACRO.finditer(text.value)
+        }
+        for key, setting in self.settings.items():
+            resource = nearest(key.removeprefix("request_"), RESOURCES) if key.startswith("request_") else ""
+            free = ("+", "my.", "require_", "transform_", "remote_") + (() if resource else ("request_",))
+            if key not in COMMANDS | used and not key.startswith(free):
+                hint = resource or nearest(key, COMMANDS)
+                text = f"{setting.name!r} is no submit command, and nothing uses it{hint}"
+                yield Mistake(self.path, setting.line, 1, text)
+
+    def _macros(self) -> Iterator[Mistake]:
+        defined = {*self.settings, *self.columns, *AUTOMATIC}
+        included = "".join(self._included(part.value) for part in self.includes)
+        for text in self._texts():
+            for match in MACRO.finditer(text.value):
+                dollars, function, inside = match.groups()
+                name = inside.partition(",")[0].strip() if function else inside.strip()
+                known = name.lower() in defined or re.search(rf"\b{re.escape(name)}\s*=", included)
+                if dollars == "$" and function.lower() not in WHOLE_TEXT and ":" not in inside and not known:
+                    hint = nearest(name, [*self.columns, *(setting.name for setting in self.settings.values())])
+                    problem = f"$({name}) is defined nowhere, so that nothing would stand there{hint}"
+                    yield Mistake(self.path, text.line, text.column + match.start(), problem)
+
+    def _included(self, text: str) -> str:
+        """What an include statement may define: its own text and that of the files which it names."""
+        files = [self.place(word) for word in self.expand(text).split()]
+        return "\n".join([text, *(read_text(file) for file in files if file.is_file())])
+
+    def _columns(self) -> Iterator[Mistake]:
+        for place, column in enumerate(self.columns):
+            line = self.queue.line if self.queue else 1
+            if column in COMMANDS | AUTOMATIC:
+                yield Mistake(self.path, line, 1, f"column {column!r} is a word of HTCondor's own; choose another")
+            if column in self.columns[:place]:
+                yield Mistake(self.path, line, 1, f"column {column!r} stands there twice")
+
+    def _said(self, key: str) -> str:
+        return self.expand(self.settings[key].value) if key in self.settings else ""
+
+    def _hazards(self) -> Iterator[Mistake]:
+        """What every pool accepts and no one wants."""
+        yield from self._program()
+        yield from self._logs()
+        transfer = self._said("should_transfer_files").upper()
+        if not transfer:
+            text = "not said: without a shared disk a job finds nothing, and leaves the queue as if done; say YES or NO"
+            yield self._at("should_transfer_files", f"should_transfer_files is {text}")
+        if self._said("getenv").lower() in ("true", "yes", "1"):
+            text = "getenv copies the whole environment, passwords included, into the job; name what it needs"
+            yield self._at("getenv", text)
+        if transfer != "YES" or "checkpoint_exit_code" not in self.settings:
+            return
+        if self._said("when_to_transfer_output").upper() != "ON_EXIT_OR_EVICT":
+            text = "what an evicted job saves is lost without when_to_transfer_output = ON_EXIT_OR_EVICT"
+            yield self._at("when_to_transfer_output", text)
+        if self._said("transfer_checkpoint_files") != self._said("transfer_output_files"):
+            text = (
+                "transfer_checkpoint_files and transfer_output_files must be the same: for checkpoints, for evictions"
+            )
+            yield self._at("transfer_checkpoint_files", text)
+
+    def _logs(self) -> Iterator[Mistake]:
+        folder = Path(self._said("initialdir") or self.path.parent)
+        made = any("mkdir" in part.value for part in self.includes)
+        for key in ("output", "error"):
+            name = self._said(key)
+            macros = {match[3].lower() for match in MACRO.finditer(name)}
+            if name and not (macros & {"cluster", "clusterid"} and macros & {"process", "procid"}):
+                yield self._at(key, f"{key} without $(Cluster) and $(Process) is overwritten by other jobs")
+            parent = os.path.dirname(name)  # the log's folder is made by condor_submit
+            if name and not (made or parent == os.path.dirname(self._said("log")) or (folder / parent).is_dir()):
+                yield self._at(
+                    key, f"{key}: no folder {parent}, for which jobs are held; make it, or put log there too"
+                )
+
+    def _program(self) -> Iterator[Mistake]:
+        """The executable, and that it runs what `# command:` says."""
+        name = self._said("executable")
+        script = self.place(name)
+        if not name or not script.is_file():
+            yield self._at("executable", f"executable: no file {name}" if name else "no executable")
+            return
+        if not os.access(script, os.X_OK):
+            yield self._at("executable", f"executable: {script} may not be executed; chmod +x {script}")
+        try:
+            words = self.command_words()
+            runs = None if words is None else wrapper_words(read_text(script), self.arguments())
+        except ValueError as error:  # a ConfigError among them
+            yield self._at("executable", f"{script}: {error}")
+            return
+        if words is None or runs is None:
+            return
+        flag = "--checkpoint-exit-code"
+        code, asked = self._said("checkpoint_exit_code"), words[words.index(flag) + 1] if flag in words[:-1] else ""
+        if code != asked:
+            text = f"checkpoint_exit_code is {code or 'not said'}, the command's {flag} {asked or 'neither'}"
+            yield self._at("checkpoint_exit_code", text)
+        if words != runs:
+            pairs = zip([*words, "nothing"], [*runs, "nothing"], strict=False)
+            here, there = next((pair for pair in pairs if pair[0] != pair[1]), ("", ""))
+            text = f"the command says {here!r} where {script} runs {there!r}"
+            yield Mistake(self.path, *((self.command.line, self.command.column) if self.command else (1, 1)), text)
+
+
+def _joined_lines(text: str) -> Iterator[tuple[int, str]]:
+    """(number, line), lines that end in a backslash joined with the next."""
+    begun, number = "", 0
+    for place, line in enumerate(text.splitlines(), start=1):
+        number = number if begun else place
+        if line.endswith("\\"):
+            begun += line[:-1] + " "
+        else:
+            yield number, begun + line
+            begun = ""
+    if begun:
+        yield number, begun
+
+
+def wrapper_words(script: str, arguments: Sequence[str]) -> list[str]:
+    """What follows main.py in the last `exec` line of a shell script that is given `arguments`.
+
+    Understands $1, ${10}, "$@", `name=$1` before it, `shift N`, and ${name:-default} read as its default.
+
+    Raises: ValueError saying what it does not understand.
+    """
+    words, result = list(arguments), None
+    names: dict[str, str] = {}
+
+    def value(word: str) -> str:
+        def put(match: re.Match) -> str:
+            name, default = match[1] or match[2], match[3]
+            if name.isdigit() and 0 < int(name) <= len(words):
+                return words[int(name) - 1]
+            found = names.get(name, default)
+            if found is None:
+                raise ValueError(f"cannot tell what ${name} stands for in its exec line")
+            return found
+
+        form = r"\$(?:(\w+)|\{(\w+)(?::-([^{}]*))?\})"
+        if odd := re.search(r"[$`].*", re.sub(form, "", word)):
+            raise ValueError(f"cannot tell what {odd[0]} stands for in its exec line")
+        return re.sub(form, put, word)
+
+    for _, line in _joined_lines(script):
+        try:
+            parts = shlex.split(line, comments=True)
+        except ValueError:
+            continue  # a quotation over several lines is none of the forms below
+        assigned = [re.fullmatch(r"([A-Za-z_]\w*)=(.*)", part) for part in parts]
+        if parts and all(assigned):
+            for match in filter(None, assigned):
+                try:
+                    names[match[1]] = value(match[2])
+                except ValueError:
+                    names.pop(match[1], None)
+        elif parts[:1] == ["shift"]:
+            del words[: int(parts[1]) if len(parts) > 1 else 1]
+        elif parts[:1] == ["exec"]:
+            result = parts[1:]
+            program = next((i for i, part in enumerate(result) if re.fullmatch(r"(.*/)?(main\.py|mpn-rl)", part)), None)
+            if program is None:
+                raise ValueError("its exec line has neither main.py nor mpn-rl")
+            rest = result[program + 1 :]
+            result = [word for part in rest for word in (words if part in ("$@", "$*") else [value(part)])]
+    if result is None:
+        raise ValueError("no line begins with exec: without it, an eviction's SIGTERM never reaches the training")
+    return result

@@ -1,0 +1,325 @@
+"""Videos of an agent at work: a Gymnasium task beside its Q-values, a NeuroGym episode with all that happened in it.
+
+Every page is drawn once; a frame draws again only what moves. Colours and style are those of `visualize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from mpn_rl.options import ConfigError
+from visualize import MODEL_COLOURS, OTHER_COLOURS, PERIOD_TINTS, atomic_path, house_style
+
+
+class _Film:
+    """A page drawn once; for each frame only its moving artists are drawn again, over the saved background.
+
+    Drawing a page takes 100 ms, this 5 ms. Its size is even, as the H.264 codec wants it.
+    """
+
+    def __init__(self, width: int, height: int) -> None:
+        self.fig = Figure(figsize=((width + width % 2) / 100, (height + height % 2) / 100), dpi=100)
+        self.canvas = FigureCanvasAgg(self.fig)
+        self.moving: list[Any] = []
+
+    def move(self, artist: Any) -> Any:
+        """Mark an artist as one that changes from frame to frame."""
+        artist.set_animated(True)
+        self.moving.append(artist)
+        return artist
+
+    def freeze(self) -> None:
+        """Draw what does not move."""
+        with house_style():
+            self.canvas.draw()
+        self.background = self.canvas.copy_from_bbox(self.fig.bbox)
+
+    def frame(self) -> np.ndarray:
+        """The page as it is now, (height, width, 3) uint8."""
+        self.canvas.restore_region(self.background)
+        for artist in self.moving:
+            artist.draw(self.canvas.get_renderer())
+        return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
+
+
+Update = Callable[[int], None]
+
+
+def _q_panel(film: _Film, ax: Axes, q_values: np.ndarray, actions: np.ndarray, names: Sequence[str]) -> Update:
+    """Q-values as bars on a fixed scale, the chosen action's filled."""
+    q_values = np.nan_to_num(np.asarray(q_values, dtype=float))
+    low, high = min(0.0, q_values.min()), max(0.0, q_values.max())
+    pad = 0.06 * (high - low or 1.0)
+    places = np.arange(q_values.shape[1])
+    bars = [film.move(bar) for bar in ax.bar(places, 0 * places, width=0.7)]
+    ax.set(ylim=(low - pad * (low < 0), high + pad), xlim=(-0.6, len(places) - 0.4))
+    ax.set_title("Q-values (blue: chosen action)")
+    shown = places[:: -(-len(places) // 12)]
+    ax.set_xticks(shown, [names[place] for place in shown])
+    ax.axhline(0, color="#444444", lw=0.8)
+
+    def update(t: int) -> None:
+        for place, bar in enumerate(bars):
+            chosen = place == actions[t]
+            bar.set(height=q_values[t, place], facecolor=MODEL_COLOURS["mpn"] if chosen else "#DCDCDC")
+
+    return update
+
+
+@house_style()
+def gym_frames(
+    frames: Sequence[np.ndarray],
+    q_values: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    action_names: Sequence[str] | None = None,
+) -> Iterator[np.ndarray]:
+    """Rendered frames beside the Q-values of each step, with the return so far; uint8 RGB, even size.
+
+    Args: frames (T, H, W, 3) uint8, q_values (T, A), actions (T,), rewards (T,).
+    """
+    height, width = np.shape(frames[0])[:2]
+    scale = 400 / height
+    image_width, header, panel = round(width * scale), 36, 300
+    film = _Film(image_width + panel, 400 + header)
+    page_width, page_height = film.canvas.get_width_height()
+    picture = film.fig.add_axes((0, 0, image_width / page_width, 400 / page_height))
+    picture.axis("off")
+    image = film.move(picture.imshow(frames[0], aspect="auto"))
+    bars = film.fig.add_axes(((image_width + 60) / page_width, 0.14, (panel - 80) / page_width, 0.7))
+    names = action_names or [str(action) for action in range(q_values.shape[1])]
+    update_q = _q_panel(film, bars, q_values, actions, names)
+    text = film.move(film.fig.text(10 / page_width, 1 - 18 / page_height, "", va="center", fontsize=11))
+
+    def play() -> Iterator[np.ndarray]:
+        film.freeze()
+        for t, total in enumerate(np.cumsum(rewards)):
+            image.set_data(frames[t])
+            update_q(t)
+            text.set_text(f"step {t + 1}     return {total:.5g}")
+            yield film.frame()
+
+    return play()
+
+
+@house_style()
+def neurogym_frames(
+    recording: Mapping[str, Any], channel_names: Sequence[str] | None = None, window: int = 80
+) -> Iterator[np.ndarray]:
+    """An episode of trials as it happens: observations, actions, rewards, Q-values, M; uint8 RGB, 960 x 600.
+
+    Time runs from left to right over `window` steps, then the page turns. Frame t shows observation t, the
+    action and Q-values that answered it, the reward that followed, and the state after it.
+
+    Args:
+        recording: the arrays of one episode of an activity.npz; without state_M, h takes its place.
+        channel_names: one per observation feature.
+    """
+    film = _Film(960, 600)
+    grid = film.fig.add_gridspec(3, 2, width_ratios=[2.3, 1], height_ratios=[2.6, 1.1, 0.9], hspace=0.36,
+                                 left=0.1, right=0.935, top=0.89, bottom=0.085, wspace=0.26)  # fmt: skip
+    left = [film.fig.add_subplot(grid[row, 0]) for row in range(3)]
+    clock = float(recording.get("dt_ms", 0.0)) / 1000 or 1.0
+    time = np.arange(len(recording["actions"])) * clock
+    panels = [
+        _observation_panel(film, left[0], recording, time, channel_names),
+        _action_panel(film, left[1], recording, time),
+        _reward_panel(film, left[2], recording, time),
+    ]
+    for ax in left[:2]:
+        ax.tick_params(labelbottom=False)
+    left[2].set_xlabel("time (s)" if recording.get("dt_ms", 0) else "time (steps)")
+    _mark_trials(left, recording, time, clock)
+    cursors = [film.move(ax.axvline(0, color="#222222", lw=1)) for ax in left]
+    names = [str(action) for action in range(recording["q_values"].shape[1])]
+    q_axes = film.fig.add_subplot(grid[0, 1])
+    update_q = _q_panel(film, q_axes, recording["q_values"], recording["actions"], names)
+    update_state = _state_panel(film, film.fig.add_subplot(grid[1:, 1]), recording)
+    headline = film.move(film.fig.text(0.1, 0.962, "", va="center", fontsize=12))
+    score = film.move(film.fig.text(0.935, 0.962, "", va="center", ha="right", fontsize=12))
+    total = np.cumsum(recording["rewards"])
+
+    def play() -> Iterator[np.ndarray]:
+        for t in range(len(time)):
+            start = t - t % window
+            if t == start:
+                for ax in left:
+                    ax.set_xlim(time[start] - clock / 2, time[start] + (window - 0.5) * clock)
+                film.freeze()
+            for panel in panels:
+                panel(slice(start, t + 1))
+            for cursor in cursors:
+                cursor.set_xdata([time[t], time[t]])
+            update_q(t)
+            update_state(t)
+            period = f": {recording['period'][t]}" if "period" in recording and recording["period"][t] else ""
+            headline.set_text(f"trial {recording['trial'][t] + 1}{period}")
+            score.set_text(f"return {total[t]:.4g}")
+            yield film.frame()
+
+    return play()
+
+
+Reveal = Callable[[slice], None]
+
+
+def _observation_panel(
+    film: _Film, ax: Axes, recording: Mapping[str, Any], time: np.ndarray, names: Sequence[str] | None
+) -> Reveal:
+    """The observation channels as traces one above the other, on one scale, the first on top."""
+    channels = np.asarray(recording["observations"], dtype=float).T
+    names = names or [f"obs_{index}" for index in range(len(channels))]
+    above, below = channels.max(axis=1).clip(min=0), channels.min(axis=1).clip(max=0)
+    gap = 0.2 * (above - below).max() or 1.0
+    levels = np.concatenate([[0.0], np.cumsum(below[:-1] - above[1:] - gap)])  # where each channel's zero lies
+    ax.set_ylim(levels[-1] + below[-1] - gap, above[0] + gap)
+    every = -(-len(channels) // 16)
+    ax.set_yticks(levels[::every], [str(name)[:14] for name in names[::every]])
+    ax.set_title("observation")
+    colours = [OTHER_COLOURS[index % len(OTHER_COLOURS)] for index in range(len(channels))]
+    lines = [film.move(ax.plot([], [], lw=1.3, color=colour, drawstyle="steps-mid")[0]) for colour in colours]
+
+    def reveal(shown: slice) -> None:
+        for line, channel, level in zip(lines, channels, levels, strict=True):
+            line.set_data(time[shown], channel[shown] + level)
+
+    return reveal
+
+
+def _action_panel(film: _Film, ax: Axes, recording: Mapping[str, Any], time: np.ndarray) -> Reveal:
+    """The chosen action, right or wrong, over the correct one; where none is known, just the chosen one."""
+    chosen = np.asarray(recording["actions"], dtype=float)
+    correct = np.asarray(recording.get("ground_truth", -np.ones(len(chosen))), dtype=float)
+    known = correct >= 0
+    looks: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
+        "correct": (np.where(known, correct, np.nan),
+                    {"marker": "s", "mfc": "#BDBDBD", "mec": "none", "ms": 9}),
+        "chosen, right": (np.where(known & (chosen == correct), chosen, np.nan),
+                          {"marker": "o", "color": MODEL_COLOURS["rnn"], "ms": 4}),
+        "chosen, wrong": (np.where(known & (chosen != correct), chosen, np.nan),
+                          {"marker": "X", "color": MODEL_COLOURS["lstm"], "mec": "none", "ms": 6}),
+        "chosen": (np.where(known, np.nan, chosen), {"marker": "o", "color": MODEL_COLOURS["mpn"], "ms": 4}),
+    }  # fmt: skip
+    looks = {name: look for name, look in looks.items() if np.isfinite(look[0]).any()}
+    lines = [film.move(ax.plot([], [], ls="", label=name, **look)[0]) for name, (_, look) in looks.items()]
+    handles = [Line2D([], [], ls="", label=name, **look) for name, (_, look) in looks.items()]
+    ax.legend(handles=handles, ncols=4, loc="lower right", bbox_to_anchor=(1.01, 0.96), handletextpad=0.1)
+    ax.set_title("action")
+    ax.set_ylim(-0.6, recording["q_values"].shape[1] - 0.4)
+    ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+    def reveal(shown: slice) -> None:
+        for line, (values, _) in zip(lines, looks.values(), strict=True):
+            line.set_data(time[shown], values[shown])
+
+    return reveal
+
+
+def _reward_panel(film: _Film, ax: Axes, recording: Mapping[str, Any], time: np.ndarray) -> Reveal:
+    rewards = np.asarray(recording["rewards"], dtype=float)
+    low, high = min(0.0, rewards.min()), max(0.0, rewards.max())
+    pad = 0.1 * (high - low or 1.0)
+    ax.set_title("reward")
+    ax.set_ylim(low - pad * (low < 0), high + pad)
+    ax.axhline(0, color="#444444", lw=0.8)
+    stems = film.move(ax.vlines([], [], [], color=MODEL_COLOURS["gru"], lw=4))
+
+    def reveal(shown: slice) -> None:
+        stems.set_segments([[(x, 0), (x, y)] for x, y in zip(time[shown], rewards[shown], strict=True)])
+
+    return reveal
+
+
+def _state_panel(film: _Film, ax: Axes, recording: Mapping[str, Any]) -> Update:
+    """M (H, D) as a heat map, or h; the limits are fixed and hold 99.5 % of the episode's values."""
+    state = recording.get("state_M")
+    if state is not None:
+        ax.set(title="modulation M", xlabel="input", ylabel="hidden unit")
+    else:
+        ax.set(title="hidden state h", xticks=[], yticks=[])
+        hidden = np.asarray(recording["hidden"])
+        columns = next(c for c in range(int(hidden.shape[1] ** 0.5), 0, -1) if hidden.shape[1] % c == 0)
+        state = hidden.reshape(len(hidden), -1, columns)
+    state = np.asarray(state, dtype=np.float32).reshape(len(state), -1, np.shape(state)[-1])
+    limit = float(np.quantile(np.abs(state), 0.995)) or 1.0
+    image = film.move(ax.imshow(state[0], cmap="RdBu_r", vmin=-limit, vmax=limit,
+                                aspect="auto", interpolation="nearest"))  # fmt: skip
+    bar: Any = ax.figure.colorbar(image, ax=ax, fraction=0.06, pad=0.04, extend="both")
+    bar.outline.set_visible(False)
+    return lambda t: image.set_data(state[t])
+
+
+def _mark_trials(axes: Sequence[Axes], recording: Mapping[str, Any], time: np.ndarray, clock: float) -> None:
+    """A line where each trial ends, a tint behind each named period, and a legend over the first axes."""
+    for ax in axes:
+        for end in time[np.flatnonzero(recording["new_trial"])]:
+            ax.axvline(end + clock / 2, color="#888888", lw=0.8, ls=(0, (2, 2)), zorder=1)
+    periods = np.asarray(recording.get("period", np.full(len(time), "")))
+    names = [name for name in dict.fromkeys(periods.tolist()) if name]
+    tints = dict(zip(names, PERIOD_TINTS, strict=False))
+    turns = (periods[1:] != periods[:-1]) | recording["new_trial"][:-1]
+    starts = np.flatnonzero(np.concatenate([[True], turns]))
+    for start, stop in zip(starts, [*starts[1:], len(time)], strict=True):
+        for ax in axes:
+            ax.axvspan(time[start] - clock / 2, time[stop - 1] + clock / 2, lw=0, zorder=0,
+                       color=tints.get(str(periods[start]), "white"))  # fmt: skip
+    handles = [Patch(facecolor=tint, edgecolor="#999999", lw=0.6, label=name) for name, tint in tints.items()]
+    if handles:
+        axes[0].legend(handles=handles, ncols=len(handles), loc="lower right", bbox_to_anchor=(1.01, 0.98),
+                       handlelength=1.4, columnspacing=1.2, handletextpad=0.4)  # fmt: skip
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10.0) -> Path:
+    """Write RGB uint8 frames as .gif (Pillow) or .mp4 (imageio-ffmpeg), atomically.
+
+    A GIF counts in 10 ms, so fps is rounded to 100 / n, and identical frames in a row become one long one.
+    Raises ConfigError: another suffix, fps out of range, no frames, or MP4 without the [video] extra.
+    """
+    path = Path(path)
+    if path.suffix not in (".gif", ".mp4"):
+        raise ConfigError(f"a video is written as .gif or .mp4, got {path.name!r}")
+    if not 0 < fps <= 100:
+        raise ConfigError(f"fps must lie in (0, 100], got {fps:g}")
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ConfigError(f"no frames to write to {path.name}: the episode is empty")
+    with atomic_path(path) as temporary:
+        (_write_gif if path.suffix == ".gif" else _write_mp4)(temporary, chain([first], frames), fps)
+    return path
+
+
+def _write_gif(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    images = (Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames)
+    duration_ms = max(10, 10 * round(100 / fps))
+    next(images).save(path, save_all=True, append_images=images, duration=duration_ms, loop=0)
+
+
+def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        way_out = "pip install 'mpn-rl[video]', or write a .gif"
+        raise ConfigError(f"writing .mp4 needs imageio-ffmpeg: {way_out}") from error
+    frames = iter(frames)
+    first = next(frames)
+    size = first.shape[1::-1]
+    writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, macro_block_size=2, quality=7)
+    writer.send(None)
+    try:
+        for frame in chain([first], frames):
+            writer.send(np.ascontiguousarray(frame))
+    finally:
+        writer.close()

@@ -1,0 +1,136 @@
+"""Claims about behaviour: the fit finds the curve, intervals cover it, and counts are counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from recordings import make_recording
+from scipy.optimize import approx_fprime
+
+from mpn_rl.analysis import behaviour, trials
+from mpn_rl.analysis.confidence_intervals import MissingDataError
+
+
+def choices(n=4000, theta=(5.0, 0.1, 0.1, 0.05), seed=0):
+    """Signed strengths, and choices drawn from a known psychometric curve."""
+    rng = np.random.default_rng(seed)
+    x = rng.choice([-50.0, -25, -10, -5, 0, 5, 10, 25, 50], n)
+    bias, slope, low, high = theta
+    return x, (rng.random(n) < low + (1 - low - high) / (1 + np.exp(-slope * (x - bias)))).astype(float)
+
+
+# --- psychometric curve -------------------------------------------------------------------------------------
+
+
+def test_the_fit_finds_the_curve_that_made_the_choices():
+    fit = behaviour.psychometric(*choices(), resamples=60)
+    truth = {"bias": 5.0, "slope": 0.1, "threshold": np.log(3) / 0.1, "lapse_low": 0.1, "lapse_high": 0.05}
+    for name, value in truth.items():
+        estimate = fit.parameters[name]
+        assert estimate.low <= value <= estimate.high and estimate.low <= estimate.value <= estimate.high, name
+    assert fit.n == 4000 and fit.left_out == 0
+    assert np.all(fit.band[0] <= fit.curve) and np.all(fit.curve <= fit.band[1])
+
+
+def test_measured_shares_are_counts_at_each_strength():
+    x, high = np.array([-1.0, -1, 0, 0, 0, 2, 2]), np.array([0.0, 0, 0, 1, 1, 1, np.nan])
+    fit = behaviour.psychometric(x, high, resamples=2)
+    assert fit.levels.tolist() == [-1, 0, 2] and fit.measured.n.tolist() == [2, 3, 1]
+    np.testing.assert_allclose(fit.measured.value, [0, 2 / 3, 1])
+    assert (fit.n, fit.left_out) == (6, 1)
+
+
+def test_the_gradient_of_the_likelihood_is_the_numeric_one():
+    x, high, n = np.array([-1.0, 0.0, 0.5]), np.array([2.0, 5.0, 9.0]), np.array([10.0, 10.0, 10.0])
+    theta = np.array([0.1, 2.0, 0.05, 0.1])
+    numeric = approx_fprime(theta, lambda t: behaviour._loss(t, x, high, n)[0], 1e-7)
+    np.testing.assert_allclose(behaviour._loss(theta, x, high, n)[1], numeric, atol=1e-5)
+
+
+def test_more_trials_give_a_narrower_interval():
+    width = [
+        (fit := behaviour.psychometric(*choices(n), resamples=60).parameters["bias"]).high - fit.low
+        for n in (500, 8000)
+    ]
+    assert width[1] < width[0] / 2
+
+
+def test_an_agent_without_errors_has_lapses_near_zero_with_an_interval():
+    x = np.repeat([-2.0, -1, 1, 2], 50)
+    fit = behaviour.psychometric(x, (x > 0).astype(float), resamples=60)
+    for end in ("lapse_low", "lapse_high"):
+        assert fit.parameters[end].value < 1e-3 and 0.005 < fit.parameters[end].high < 0.1
+
+
+def test_a_fit_repeats_and_does_not_touch_the_global_random_state():
+    before = np.random.get_state()[1].copy()
+    first, again = (behaviour.psychometric(*choices(300), resamples=10) for _ in range(2))
+    np.testing.assert_array_equal(first.band, again.band)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+
+
+@pytest.mark.parametrize(
+    ("x", "high", "reason"),
+    [
+        ([0.0, 1.0, 0.0, 1.0], [0.0, 1, 0, 1], "three strengths"),
+        ([0.0, 1, 2, 3], [1.0, 1, 1, 1], "same choice"),
+        ([np.nan] * 4, [1.0, 0, 1, 0], "three strengths"),
+        ([0.0, 1, 2, 3], [np.nan] * 4, "three strengths"),
+    ],
+)
+def test_a_curve_that_cannot_be_fitted_is_a_sentence(x, high, reason):
+    with pytest.raises(MissingDataError, match=reason):
+        behaviour.psychometric(np.array(x), np.array(high))
+
+
+# --- scores and rates ---------------------------------------------------------------------------------------
+
+
+def observed():
+    activity = make_recording()
+    found = trials.complete_trials(activity)
+    return activity, found, trials.trial_table(activity, found)
+
+
+def test_the_observer_of_a_recording_has_no_bias_and_few_lapses():
+    fit, label = behaviour.psychometric_of(observed()[2], resamples=60)
+    assert label == "coherence (%)" and fit.n == 200
+    assert fit.parameters["bias"].low < 0 < fit.parameters["bias"].high
+    # The sum of four steps is N(0.2 c, 4): d' at 10 % is 1, so a threshold of a few per cent.
+    assert 2 < fit.parameters["threshold"].value < 12
+
+
+def test_accuracy_is_the_mean_score_in_each_group():
+    table = observed()[2]
+    groups = {group.name: group for group in behaviour.accuracy_by_condition(table)}
+    assert list(groups) == ["all", "right action", "coh"]
+    for label, value, n in zip(groups["coh"].labels, groups["coh"].score.value, groups["coh"].score.n, strict=True):
+        own = table["condition_coh"] == label
+        assert value == pytest.approx(table["correct"][own].mean()) and n == own.sum()
+    assert groups["coh"].score.value[-1] > groups["coh"].score.value[0] + 0.3
+
+
+def test_a_task_without_scores_is_a_sentence():
+    table = {**observed()[2], "correct": np.full(200, np.nan)}
+    with pytest.raises(MissingDataError, match="scores no trials"):
+        behaviour.accuracy_by_condition(table)
+
+
+def test_rates_count_trials_and_the_steps_of_each_period():
+    activity, found, _ = observed()
+    activity["actions"][found[0][-1]] = 0  # one decision withheld
+    activity["actions"][found[1][3]] = 1  # one action during the stimulus
+    rates = behaviour.rates(activity, found, trials.trial_table(activity, found))
+    assert rates.decided.value == 1 and rates.withheld.value == pytest.approx(1 / 200)
+    assert rates.acting["stimulus"].value == pytest.approx(1 / 800) and rates.acting["stimulus"].n == 800
+    assert rates.acting["fixation"].value == 0 and rates.acting["decision"].value == pytest.approx(199 / 200)
+    assert rates.reaction.value == 0
+
+
+def test_confusion_counts_every_trial_once():
+    table = {"ground_truth": np.array([1.0, 1, 2, 2, np.nan]), "choice": np.array([1, 0, 2, 2, 1])}
+    confusion = behaviour.confusion(table)
+    assert confusion.truths.tolist() == [1, 2] and confusion.choices.tolist() == [0, 1, 2]
+    assert confusion.counts.tolist() == [[1, 1, 0], [0, 0, 2]]
+    with pytest.raises(MissingDataError, match="no right action"):
+        behaviour.confusion({**table, "ground_truth": np.full(5, np.nan)})

@@ -1,0 +1,226 @@
+"""Claims about fixed points: all roots, their stability, and the minimiser that must find the same."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from mpn_rl.analysis import fixed_points
+from mpn_rl.analysis.confidence_intervals import MissingDataError
+
+RULES = ("associative", "presynaptic", "postsynaptic", "oja")
+
+
+def mpn_step(weight, bias, eta, decay, x, form="multiplicative", rule="associative", activation="tanh"):
+    """The update of M under the constant input x, written as in the paper: (B, H D) -> (B, H D)."""
+    f = {"tanh": np.tanh, "relu": lambda u: np.maximum(u, 0), "linear": lambda u: u,
+         "sigmoid": lambda u: 1 / (1 + np.exp(-u))}[activation]  # fmt: skip
+
+    def step(states):
+        m = states.reshape(len(states), *weight.shape)
+        effective = weight * (m + 1) if form == "multiplicative" else weight + m
+        h = f(effective @ x + bias)[..., None]
+        change = {"associative": h * x, "presynaptic": 0 * h + x, "postsynaptic": h + 0 * x, "oja": h * x - h**2 * m}
+        return (decay * m + eta * change[rule]).reshape(len(states), -1)
+
+    return step
+
+
+def layer(seed=0, hidden=4, inputs=3, full=False):
+    rng = np.random.default_rng(seed)
+    weight, bias, x = rng.normal(size=(hidden, inputs)), 0.3 * rng.normal(size=hidden), rng.normal(size=inputs)
+    eta = rng.uniform(-0.2, 0.5, (hidden, inputs)) if full else 0.4
+    decay = rng.uniform(0.3, 0.9, (hidden, inputs)) if full else 0.8
+    return weight, bias, eta, decay, x
+
+
+# --- scalar equations ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+@pytest.mark.parametrize("c", [-30.0, -1.0, 0.5, 1.0, 1.5, 4.5, 12.0])
+@pytest.mark.parametrize("a", [-2.5, -0.3, 0.0, 0.05, 1.0])
+def test_bisection_finds_as_many_roots_as_a_dense_scan_changes_sign(activation, c, a):
+    f = fixed_points.FUNCTIONS[activation][0]
+    u = np.linspace(a - abs(c) - 1, a + abs(c) + 1, 400_000) + 1e-7
+    changes = np.count_nonzero(np.diff(np.sign(u - a - c * f(u))))
+    roots = fixed_points.affine_roots(a, c, activation)
+    assert len(roots) == changes
+    np.testing.assert_allclose(f(a + c * roots), roots, atol=1e-12)
+
+
+def test_a_tanh_unit_is_bistable_above_gain_one_as_worked_by_hand():
+    # a = 0, c = 2: h = tanh(2 h) has the roots 0 and -+0.957504.
+    np.testing.assert_allclose(fixed_points.affine_roots(0.0, 2.0), [-0.957504024, 0, 0.957504024], atol=1e-9)
+    assert len(fixed_points.affine_roots(0.0, 0.99)) == 1
+    assert len(fixed_points.affine_roots(0.6, 2.0)) == 1  # the input has tipped it over
+
+
+@pytest.mark.parametrize(
+    ("activation", "a", "c", "expected"),
+    [
+        ("linear", 1.0, 0.5, [2.0]),
+        ("linear", 1.0, 3.0, [-0.5]),
+        ("linear", 1.0, 1.0, []),
+        ("linear", 0.0, 1.0, [0.0]),
+        ("relu", 1.0, 0.5, [2.0]),
+        ("relu", -1.0, 0.5, [0.0]),
+        ("relu", -1.0, 3.0, [0.0, 0.5]),
+        ("relu", 1.0, 3.0, []),
+        ("relu", 0.0, 0.5, [0.0]),
+    ],
+)
+def test_closed_forms_of_linear_and_relu_units(activation, a, c, expected):
+    np.testing.assert_allclose(fixed_points.affine_roots(a, c, activation), expected)
+
+
+def test_the_grid_finds_what_the_closed_forms_say():
+    for activation, a, c in itertools.product(("tanh", "linear", "relu"), (-0.4, 0.3), (-2.0, 0.5, 1.7)):
+        grid = fixed_points.grid_roots(lambda h, c=c: c * h, a, activation)
+        np.testing.assert_allclose(grid, fixed_points.affine_roots(a, c, activation), atol=1e-9)
+
+
+def test_roots_of_ojas_rule_are_those_of_its_cubic():
+    # Linear: (h - a) (1 - l + e h^2) = e s h, a cubic; here with three real roots.
+    a, eta, decay, s = 0.1, 0.5, 0.9, 2.0
+    cubic = np.roots([eta, -a * eta, 1 - decay - eta * s, -a * (1 - decay)])
+    grid = fixed_points.grid_roots(lambda h: eta * s * h / (1 - decay + eta * h**2), a, "linear")
+    np.testing.assert_allclose(grid, np.sort(cubic.real), atol=1e-9)
+    assert len(grid) == 3
+
+
+# --- layers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid", "linear"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("form", ["multiplicative", "additive"])
+def test_every_fixed_point_stays_and_has_the_eigenvalues_of_the_numeric_jacobian(form, rule, activation, full):
+    for seed in range(3):
+        arrays = layer(seed, full=full)
+        step = mpn_step(*arrays, form, rule, activation)
+        points = fixed_points.mpn_fixed_points(*arrays, form=form, rule=rule, activation=activation)
+        for root in range(len(points.h)):
+            m = np.zeros((4, 3))
+            m[points.unit[root]] = points.modulation[root]
+            after = step(m.reshape(1, -1)).reshape(4, 3)[points.unit[root]]
+            np.testing.assert_allclose(after, points.modulation[root], rtol=1e-9, atol=1e-9)
+            own = slice(3 * points.unit[root], 3 * points.unit[root] + 3)
+            jacobian = fixed_points.numeric_jacobian(step, m.ravel())[own, own]
+            sizes = np.sort(np.abs(np.linalg.eigvals(jacobian)))
+            np.testing.assert_allclose(np.sort(np.abs(points.eigenvalues[root])), sizes, atol=1e-6)
+
+
+def test_the_jacobian_has_lambda_and_one_eigenvalue_of_its_own():
+    weight, bias, eta, decay, x = layer(1)
+    points = fixed_points.mpn_fixed_points(weight, bias, eta, decay, x)
+    slope = 1 - points.h**2
+    own = decay + eta * slope * (weight[points.unit] @ x**2)
+    expected = np.sort(np.stack([np.full_like(own, decay), np.full_like(own, decay), own]), axis=0)
+    np.testing.assert_allclose(np.sort(points.eigenvalues.real, axis=1), expected.T, atol=1e-12)
+    np.testing.assert_allclose(points.gain, eta / (1 - decay) * (weight @ x**2))
+
+
+def test_silence_has_one_point_without_memory_that_decays_with_lambda():
+    weight, bias, _, _, _ = layer()
+    points = fixed_points.mpn_fixed_points(weight, bias, 0.7, 0.9, np.zeros(3))
+    np.testing.assert_allclose(points.h, np.tanh(bias))
+    assert not points.modulation.any() and points.stable.all() and points.log2_states() == 0
+    np.testing.assert_allclose(fixed_points.relaxation_time(points.eigenvalues, 100.0), -100 / np.log(0.9))
+
+
+def test_relaxation_times_at_the_edges():
+    times = fixed_points.relaxation_time(np.array([0.0, np.exp(-0.5), 1.0, -1.2, 0.5j]), dt=10)
+    np.testing.assert_allclose(times, [0, 20, np.inf, np.inf, 10 / np.log(2)], atol=1e-9)
+
+
+def test_a_simulated_layer_settles_into_one_of_the_stable_points():
+    arrays = layer(3, hidden=6)
+    step, points = mpn_step(*arrays), fixed_points.mpn_fixed_points(*arrays)
+    m = np.random.default_rng(0).normal(size=(20, 18))
+    for _ in range(600):
+        m = step(m)
+    for unit in range(6):
+        stable = points.modulation[(points.unit == unit) & points.stable]
+        distance = np.abs(m.reshape(20, 6, 3)[:, unit, None] - stable).max(axis=-1).min(axis=-1)
+        assert distance.max() < 1e-9
+
+
+def test_lambda_one_is_a_sentence():
+    weight, bias, eta, _, x = layer()
+    with pytest.raises(MissingDataError, match="lambda is 1"):
+        fixed_points.mpn_fixed_points(weight, bias, eta, 1.0, x)
+
+
+# --- minima of the speed ------------------------------------------------------------------------------------
+
+
+def bistable():
+    """Gains 5.2, 0.3 and 4.5: two of three units have three fixed points each; lambda and eta as trained ones."""
+    weight = np.array([[1.2, 0.5], [0.2, -0.3], [0.9, 0.8]])
+    return weight, np.array([0.05, 0.1, -0.02]), 0.7, 0.88, np.array([0.8, 0.5])
+
+
+@pytest.mark.parametrize("rule", ["associative", "presynaptic", "oja"])
+@pytest.mark.parametrize("form", ["multiplicative", "additive"])
+def test_minimising_the_speed_finds_the_roots_of_the_scalar_equations(form, rule):
+    arrays = bistable()
+    points = fixed_points.mpn_fixed_points(*arrays, form=form, rule=rule)
+    starts = np.random.default_rng(0).normal(size=(150, 6)) * 3
+    minima = fixed_points.minimise_speed(mpn_step(*arrays, form, rule), starts)
+    rows = [points.modulation[points.unit == unit] for unit in range(3)]
+    stable = [points.stable[points.unit == unit] for unit in range(3)]
+    expected = np.array([np.concatenate(choice) for choice in itertools.product(*rows)])
+    fixed = minima.states[minima.fixed]
+    assert len(fixed) == len(expected)
+    if rule == "associative":
+        assert points.per_unit().tolist() == ([3, 1, 3] if form == "multiplicative" else [3, 3, 3])
+    distance = np.abs(fixed[:, None] - expected).max(axis=-1)
+    assert distance.min(axis=1).max() < 1e-6 and distance.min(axis=0).max() < 1e-6
+    all_stable = np.array([all(choice) for choice in itertools.product(*stable)])
+    np.testing.assert_array_equal(minima.stable[minima.fixed], all_stable[distance.argmin(axis=1)])
+    assert minima.found.sum() == 150
+
+
+def test_a_linear_system_has_the_fixed_point_and_eigenvalues_of_its_matrix():
+    rotation = 0.9 * np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
+    minima = fixed_points.minimise_speed(lambda z: z @ rotation.T + [1.0, 2.0], np.zeros((3, 2)))
+    np.testing.assert_allclose(minima.states, [np.linalg.solve(np.eye(2) - rotation, [1.0, 2.0])], atol=1e-8)
+    np.testing.assert_allclose(np.abs(minima.eigenvalues), [[0.9, 0.9]], atol=1e-6)
+    assert minima.stable.all() and minima.found.tolist() == [3]
+
+
+def test_a_slow_point_is_told_from_a_fixed_one():
+    # z -> z + z^2 + 0.01 never stands still; it is slowest at 0, with speed 0.01.
+    minima = fixed_points.minimise_speed(lambda z: z + z**2 + 0.01, np.array([[0.3], [-0.2]]))
+    assert not minima.fixed.any() and not minima.stable.any()
+    np.testing.assert_allclose(minima.states[0], 0, atol=1e-4)
+    assert minima.speed[0] == pytest.approx(0.01)
+
+
+def test_states_too_large_for_a_whole_jacobian_take_products_with_it():
+    n = fixed_points.DENSE + 100
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(n, n)) / np.sqrt(n) * 0.5
+    bias = rng.normal(size=n)
+
+    def step(z):
+        return np.tanh(z @ weight.T + bias)
+
+    def vjp(z, v):
+        return (v * (1 - step(z[None])[0] ** 2)) @ weight
+
+    settled = np.zeros((1, n))
+    for _ in range(200):
+        settled = step(settled)
+    minima = fixed_points.minimise_speed(step, rng.normal(size=(2, n)), vjp)
+    np.testing.assert_allclose(minima.states, settled, atol=1e-6)
+    assert minima.stable.all() and minima.eigenvalues.shape == (1, fixed_points.LEADING)
+    jacobian = (1 - settled[0] ** 2)[:, None] * weight
+    largest = np.abs(np.linalg.eigvals(jacobian)).max()
+    assert np.abs(minima.eigenvalues).max() == pytest.approx(largest, rel=1e-4)
+    with pytest.raises(ValueError, match="needs vjp"):
+        fixed_points.minimise_speed(step, np.zeros((1, n)))

@@ -1,0 +1,308 @@
+"""What each command prints and leaves behind."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import main
+from mpn_rl import config as cfg
+from mpn_rl import evaluation
+from mpn_rl.rollout import Evaluation
+
+TINY = ["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2", "--eval-episodes", "2", "--learning-starts", "20",
+        "--buffer-size", "400", "--sequence-length", "8", "--sequence-stride", "8", "--batch-size", "4"]  # fmt: skip
+
+
+def run(capsys: pytest.CaptureFixture, *argv: str) -> str:
+    """What a command prints on stdout."""
+    capsys.readouterr()
+    assert main.main(list(argv)) == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Experiments: 'context' (NeuroGym, mpn), 'cart' (CartPole, mpn), and 'gru', 'mlp', 'lstm' on NeuroGym."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, command, more in [
+            ("context", "train-neurogym", ["--kernel", "reference"]),
+            ("cart", "train", ["--kernel", "reference", "--num-layers", "2"]),
+            ("gru", "train-neurogym", ["--core", "gru", "--env-name", "GoNogo-v0", "--reset-state-on-trial"]),
+            ("mlp", "train", ["--core", "mlp"]),
+            ("lstm", "train-neurogym", ["--core", "lstm", "--env-name", "ReadySetGo-v0"]),
+        ]:
+            episodes = ["--num-episodes", "3", "--max-episode-steps", "60", "--no-plot-training"]
+            assert main.main([command, "--experiment-name", name, *TINY, *episodes, *more]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+
+
+# --- train ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_learned_nothing_says_so(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    short = [
+        "--experiments-dir",
+        str(tmp_path),
+        "--no-plot-training",
+        "--eval-episodes",
+        "2",
+        "--max-episode-steps",
+        "20",
+    ]
+    waited = ["--learning-starts", "100", "--kernel", "reference", "--hidden-dim", "4", "--total-steps"]
+    assert "nothing was learned" in run(capsys, "train", "--experiment-name", "a", *short, *waited, "60")
+    assert "nothing was learned" not in run(capsys, "train", "--experiment-name", "b", *short, *waited, "200")
+    rollout = ["--algo", "a2c", "--core", "mlp", "--hidden-dim", "4", "--num-envs", "2", "--rollout-steps", "50"]
+    said = run(
+        capsys, "train", "--experiment-name", "c", *short, *rollout, "--total-steps", "60", "--eval-policy", "sample"
+    )
+    assert "--num-envs times --rollout-steps" in said and "sampled return" in said
+
+
+def test_training_says_what_it_does_and_leaves_every_file(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    out = run(capsys, "train-neurogym", "--experiment-name", "shown", "--experiments-dir", str(tmp_path), *TINY,
+              "--kernel", "reference", "--num-episodes", "8", "--max-episode-steps", "60", "--print-freq", "4",
+              "--tensorboard", "--checkpoint-freq", "200")  # fmt: skip
+    assert re.search(r"ContextDecisionMaking-v0: mpn, [\d,]+ weights on cpu, 2 lanes", out)
+    assert re.search(r"dqn, replay of sequences: \d+ MiB when full", out)
+    line = (r"Ep 4/8 \| Reward -?\d+\.\d\d \| Acc \d\.\d\d \| Len 60 \| Loss \d+\.\d{4} \| eps 0\.\d{3} \| "
+            r"Trials \d+ \| [\d,]+ steps/s\n")  # fmt: skip
+    assert re.search(line, out)
+    assert "next: python main.py eval --experiment-name shown" in out
+    folder = tmp_path / "shown"
+    for file in ("config.json", "metrics.jsonl", "training_history.json", "plots/training_curves.png",
+                 "checkpoints/best_model.pt", "checkpoints/final_model.pt", "checkpoints/last.pt"):  # fmt: skip
+        assert (folder / file).stat().st_size > 0, file
+    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_the_printed_size_is_that_of_the_full_buffer(home: Path) -> None:
+    """Two lanes of 200 steps: what is stored does not grow, so the size printed at the start is the last one."""
+    from mpn_rl.training import Run
+
+    config = cfg.make_config("train", {"num_envs": 2, "buffer_size": 400, "num_episodes": 30, "learning_starts": 10**6})
+    training = Run(config)
+    size = training.replay.nbytes
+    while training.replay.head < 300:
+        training.lanes.step(np.zeros(2, int))
+        training.replay.head += 1
+    assert training.replay.nbytes == size
+    assert size >= 400 * 4 * (2 * 4 + 1)  # two observations of 4 and a reward for each step, at least
+
+
+def test_a_trial_longer_than_the_episode_is_pointed_out(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    argv = ["train-neurogym", "--env-name", "PulseDecisionMaking-v0", "--experiment-name", "short", *TINY, "--kernel",
+            "reference", "--num-episodes", "1", "--no-plot-training", "--experiments-dir", str(tmp_path),
+            "--max-episode-steps", "40"]  # fmt: skip
+    assert main.main(argv) == 0
+    assert re.search(r"a trial of PulseDecisionMaking-v0 takes \d+ steps and an episode ends after 40",
+                     capsys.readouterr().err)  # fmt: skip
+    assert main.main(["eval", "--experiment-name", "short", "--experiments-dir", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "no trial was completed: one takes" in captured.err
+    assert "0 trials" in captured.out and "nan" not in captured.out
+    with_trials = ["eval", "--experiment-name", "short", "--experiments-dir", str(tmp_path), "--num-eval-trials", "5"]
+    assert main.main(with_trials) == 2
+    assert "no trial is completed" in capsys.readouterr().err
+
+
+def test_the_list_of_tasks_fits_a_terminal(capsys: pytest.CaptureFixture) -> None:
+    out = run(capsys, "train-neurogym", "--list-envs")
+    lines = out.splitlines()
+    rows = [line for line in lines if line.endswith(("  yes", "  no"))]
+    assert len(rows) == 52 and sum(line.endswith("no") for line in rows) == 4
+    assert max(map(len, rows)) <= 80
+    assert re.search(r"^ContextDecisionMaking-v0 +5 +3 +100 +\d+  yes$", out, re.MULTILINE)
+    assert "  Null-v0: its reward is always zero" in lines
+
+
+# --- eval -------------------------------------------------------------------------------------------------
+
+PLAIN = {"return_mean", "return_std", "return_ci95", "length_mean", "episodes", "random_return_mean"}
+TRIALS = {"trials", "accuracy", "normalised_score", "random_accuracy", "ground_truth_accuracy",
+          "ground_truth_return_mean", "never_act_accuracy", "aborts", "decision_accuracy"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"), [("context", PLAIN | TRIALS), ("gru", PLAIN | TRIALS), ("cart", PLAIN), ("mlp", PLAIN)]
+)
+def test_json_is_one_object_on_the_last_line(name: str, keys: set[str], capsys: pytest.CaptureFixture) -> None:
+    out = run(capsys, "eval", "--experiment-name", name, "--num-eval-episodes", "4", "--json")
+    scores = json.loads(out.splitlines()[-1])
+    assert keys <= scores.keys()
+    assert scores["episodes"] == 4
+    assert scores["return_ci95"][0] <= scores["return_mean"] <= scores["return_ci95"][1]
+    assert ("trials" in scores) == (name in ("context", "gru"))
+    if name == "context":
+        assert scores["ground_truth_accuracy"] == 1.0 and scores["ideal_accuracy"] == 0.937
+        assert scores["never_act_accuracy"] == 0.0
+
+
+def test_eval_writes_its_numbers_and_seeds_none_of_which_chose_the_model(
+    home: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from mpn_rl.tasks.lanes import SEED_RANGES
+
+    run(capsys, "eval", "--experiment-name", "context", "--checkpoint", "final", "--seed", "3")
+    saved = json.loads((home / "experiments/context/eval/final_seed3.json").read_text())
+    assert saved["seed"] == 3 and len(saved["episode_seeds"]) == 10
+    assert min(saved["episode_seeds"]) >= SEED_RANGES["eval"][0] >= SEED_RANGES["select"][1]
+
+
+def test_the_same_seed_judges_alike_and_another_otherwise(capsys: pytest.CaptureFixture) -> None:
+    first, again, other = (
+        run(capsys, "eval", "--experiment-name", "context", "--seed", seed, "--json") for seed in ("1", "1", "2")
+    )
+    assert first == again != other
+
+
+def test_so_many_trials_are_judged_or_more(capsys: pytest.CaptureFixture) -> None:
+    out = run(capsys, "eval", "--experiment-name", "gru", "--num-eval-trials", "100", "--json")
+    assert json.loads(out)["trials"] >= 100
+
+
+def test_a_task_without_ground_truth_has_none_in_the_scores(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    name = ["--experiment-name", "wager", "--experiments-dir", str(tmp_path)]
+    argv = ["train-neurogym", "--env-name", "PostDecisionWager-v0", *name, *TINY, "--kernel", "reference"]
+    assert main.main([*argv, "--num-episodes", "1", "--max-episode-steps", "60", "--no-plot-training"]) == 0
+    scores = json.loads(run(capsys, "eval", *name, "--json").splitlines()[-1])
+    for key in ("ground_truth_accuracy", "ground_truth_return_mean", "normalised_score", "decision_accuracy"):
+        assert scores[key] is None
+    out = run(capsys, "eval", *name)
+    assert "normalised score -" in out and "ground truth " not in out.replace("ground truth 1", "")
+
+
+@pytest.mark.parametrize("name", ["context", "cart", "lstm"])
+def test_the_table_fits_a_terminal(name: str, capsys: pytest.CaptureFixture) -> None:
+    out = run(capsys, "eval", "--experiment-name", name)
+    table = out[: out.index("10 episodes")]
+    assert all(len(line.rstrip()) <= 80 for line in out.splitlines())
+    assert "…" not in out and "nan" not in out
+    policies = [line.split("  ")[0].strip() for line in table.splitlines()[2:]]
+    expected = ["agent", "random"]
+    expected += [] if name == "cart" else ["never acting", "ground truth"]
+    expected += ["guessing", "ideal observer"] if name == "context" else []
+    assert policies == expected
+
+
+def test_scores_are_worked_by_hand() -> None:
+    """Returns per trial 1 and 0 for the agent; random earns 0 and the ground truth 1: half-way."""
+    config = cfg.make_config("train-neurogym", {})
+
+    def result(returns: list[float], trials: list[float]) -> Evaluation:
+        right = np.array(trials) > 0
+        per_trial = (right.astype(float), ~right, np.array(trials), right)
+        return Evaluation(np.array(returns), np.array([3, 5]), *per_trial, np.zeros((0, 4)))
+
+    nothing = result([0, 0], [0, 0])
+    scripted = {"random": nothing, "never_act": nothing, "ground_truth": result([1, 1], [1, 1])}
+    scores = evaluation.summarise(config, result([1.0, 3.0], [1.0, 0.0]), scripted)
+    assert (scores["return_mean"], scores["return_std"], scores["length_mean"]) == (2.0, 1.0, 4.0)
+    assert (scores["accuracy"], scores["aborts"], scores["trials"], scores["normalised_score"]) == (0.5, 1, 2, 0.5)
+    assert scores["return_ci95"] == [1.0, 3.0]  # of two values, the mean's bootstrap is either, or between
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+
+
+def test_the_bootstrap_interval_of_equal_values_is_the_value() -> None:
+    assert evaluation.bootstrap_interval(np.full(5, 2.5)) == (2.5, 2.5)
+    assert evaluation.bootstrap_interval(np.array([7])) == (7.0, 7.0)
+    assert evaluation.bootstrap_interval(np.array([])) == (None, None)
+
+
+def test_the_bootstrap_interval_covers_the_mean_at_the_textbook_width() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    low, high = evaluation.bootstrap_interval(values)
+    half = 1.96 * values.std() / 20
+    assert abs(low - (values.mean() - half)) < 0.05 and abs(high - (values.mean() + half)) < 0.05
+
+
+# --- render -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["context", "cart", "mlp", "lstm"])
+def test_a_film_lies_in_videos_by_default(name: str, home: Path, capsys: pytest.CaptureFixture) -> None:
+    out = run(capsys, "render", "--experiment-name", name, "--seed", "2", "--max-steps", "4")
+    film = home / "experiments" / name / "videos" / "episode_2.gif"
+    assert film.read_bytes().startswith(b"GIF89a")
+    assert out.startswith("4 steps, return") and "episode_2.gif" in out
+
+
+def test_a_film_goes_where_it_is_told_by_its_suffix(home: Path, capsys: pytest.CaptureFixture) -> None:
+    run(capsys, "render", "--experiment-name", "cart", "--output", "demo.mp4", "--max-steps", "3", "--fps", "5")
+    assert b"ftyp" in (home / "demo.mp4").read_bytes()[:12]
+
+
+# --- analyze ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "states"), [("context", ["M"]), ("cart", ["M1", "M2"]), ("gru", []), ("mlp", []),
+                                              ("lstm", ["c"])])  # fmt: skip
+def test_analysis_draws_what_the_core_has(
+    name: str, states: list[str], home: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(capsys, "analyze", "--experiment-name", name, "--num-episodes", "3")
+    folder = home / "experiments" / name / "analysis"
+    pictures = {"pca_variance.png", "trajectories_hidden.png", *(f"trajectories_{state}.png" for state in states)}
+    drawn = {path.name for path in folder.glob("*.png")}
+    assert pictures <= drawn and ("snapshots.png" in drawn) == (name == "context")
+    numbers = json.loads((folder / "pca_variance.json").read_text())
+    assert set(numbers["states"]) == {"h", *states}
+    with np.load(folder / "activity.npz", allow_pickle=False) as activity:
+        assert len(set(np.unique(activity["episode"]))) == 3
+        for state in states:
+            assert activity[f"state_{state}"].dtype == np.float16
+
+
+def test_collect_and_plot_are_the_two_halves(home: Path, capsys: pytest.CaptureFixture) -> None:
+    first = run(capsys, "analyze", "collect", "--experiment-name", "context", "--num-episodes", "2", "--precision",
+                "float32", "--epsilon", "0.5", "--seed", "7")  # fmt: skip
+    assert first.startswith("2 episodes, 120 steps")
+    second = run(capsys, "analyze", "plot", "--experiment-name", "context", "--color-by", "context")
+    assert "drawn, with the numbers beside them: " in second
+    assert json.loads((home / "experiments/context/analysis/pca_variance.json").read_text())["coloured_by"] == "context"
+
+
+def test_a_colour_that_is_not_there_names_the_choices_and_keeps_the_recording(
+    home: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(capsys, "analyze", "collect", "--experiment-name", "context", "--num-episodes", "1")
+    before = (home / "experiments/context/analysis/activity.npz").read_bytes()
+    for stage in ([], ["plot"]):
+        assert main.main(["analyze", *stage, "--experiment-name", "context", "--color-by", "colour"]) == 2
+        assert "no 'colour' to colour by in this activity; there is coh_1" in capsys.readouterr().err
+    assert (home / "experiments/context/analysis/activity.npz").read_bytes() == before
+
+
+def test_a_recording_stays_within_its_megabytes(capsys: pytest.CaptureFixture, home: Path) -> None:
+    """CartPole with an M of 4 x 3 in float16: well below 1 MB an episode, so that some fit, and no more."""
+    argv = ["analyze", "collect", "--experiment-name", "cart", "--max-megabytes", "1", "--num-episodes", "5000"]
+    assert main.main(argv) == 0
+    captured = capsys.readouterr()
+    assert "--max-megabytes 1 is reached" in captured.err
+    with np.load(home / "experiments/cart/analysis/activity.npz") as activity:
+        size = sum(activity[name].nbytes for name in activity.files)
+    assert 0.9 * 2**20 < size <= 1.01 * 2**20
+
+
+def test_eval_render_and_analyze_need_nothing_but_the_folder(home: Path, capsys: pytest.CaptureFixture) -> None:
+    """From another place, by --experiments-dir."""
+    moved = home / "elsewhere"
+    moved.mkdir()
+    (home / "experiments" / "mlp").rename(moved / "mlp")
+    where = ["--experiments-dir", str(moved), "--experiment-name", "mlp"]
+    run(capsys, "eval", *where)
+    run(capsys, "analyze", *where, "--num-episodes", "2")
+    (moved / "mlp").rename(home / "experiments" / "mlp")

@@ -1,0 +1,217 @@
+"""Lanes, evaluation and recording: what was acted upon, what came of it, and whose it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from mpn_rl import config as cfg
+from mpn_rl import registry
+from mpn_rl.options import ConfigError
+from mpn_rl.rollout import _frame, evaluate, join_episodes, record_episodes, reset_rows, run_scripted
+from mpn_rl.tasks.lanes import SEED_RANGES, EpisodeSeeds, Lanes
+
+
+class Clock(gymnasium.Env):
+    """The observation is the step, and the seed tells the episode's length, so that every entry can be foretold.
+
+    Trials last three steps; even trials have the condition "side", odd ones "level".
+    """
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(3)
+    trial_steps, dt_ms, n_actions = 3, 0.0, 3
+
+    def reset(self, *, seed=None, options=None):
+        self.t, self.length = 0, 4 + seed % 3
+        self.key = seed
+        return self.observe(), {}
+
+    def observe(self) -> np.ndarray:
+        return np.array([self.t, self.key % 100], np.float32)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        return {"level": 7} if self.t // 3 % 2 else {"side": "left"}
+
+    def step(self, action):
+        trial = self.t // 3
+        self.t += 1
+        over = self.t >= self.length
+        info = {"new_trial": self.t % 3 == 0, "trial_number": trial, "gt": 1, "period": "all", "decision": True}
+        if info["new_trial"]:
+            info |= {"performance": float(action == 1), "aborted": False}
+        return self.observe(), 10.0 * self.t + action, over and self.length == 4, over and self.length > 4, info
+
+
+def network(**flags: Any):
+    torch.manual_seed(0)
+    config = cfg.make_config("train", {"hidden_dim": 5, "embed_dim": 0, **flags})
+    return registry.make_network(config, registry.Spaces(2, 3)).requires_grad_(False)
+
+
+def test_lanes_report_the_true_last_observation_and_begin_anew() -> None:
+    seeds = iter([3, 4, 6, 7, 9, 10])  # episodes of 4, 5, 4, ... steps
+    lanes = Lanes([Clock(), Clock()], lambda: next(seeds))
+    log = []
+    for _ in range(6):
+        log.append(lanes.step(np.array([1, 2])))
+    ends = [[(end.reward, end.length, end.trials) for end in ended] for _, ended in log]
+    # lane 0: 10+20+30+40 + 4*1 over 4 steps; lane 1: 10+...+50 + 5*2 over 5.
+    assert ends == [[], [], [], [(104.0, 4, 1)], [(160.0, 5, 1)], []]
+    fourth, fifth = log[3][0], log[4][0]
+    assert fourth.next_obs[0].tolist() == [4.0, 3.0] and fourth.terminated.tolist() == [True, False]
+    assert fifth.obs[0].tolist() == [0.0, 6.0] and fifth.truncated.tolist() == [False, True]
+    assert fifth.next_obs[1].tolist() == [5.0, 4.0]
+    assert [steps.new_trial.tolist() for steps, _ in log][2] == [True, True]
+
+
+def test_lanes_come_back_by_replaying_their_actions() -> None:
+    lanes = Lanes([Clock(), Clock()], EpisodeSeeds("train", 0))
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        lanes.step(rng.integers(0, 3, 2))
+    again = Lanes([Clock(), Clock()], EpisodeSeeds("train", 9))
+    again.load_state_dict(lanes.state_dict())
+    actions = np.array([0, 1])
+    one, other = lanes.step(actions), again.step(actions)
+    assert all(np.array_equal(a, b) for a, b in zip(one[0], other[0], strict=True))
+    assert one[1] == other[1]
+
+
+def test_a_lane_that_comes_back_different_is_refused() -> None:
+    lanes = Lanes([Clock()], lambda: 5)
+    lanes.step(np.array([1]))
+    saved = lanes.state_dict()
+    saved["obs"][0, 0] += 1
+    with pytest.raises(ConfigError, match="Clock does not reproduce an episode from its seed and actions"):
+        Lanes([Clock()], lambda: 5).load_state_dict(saved)
+
+
+def test_episode_seeds_are_a_function_of_purpose_and_seed() -> None:
+    def first(purpose: str, seed: int) -> list[int]:
+        source = EpisodeSeeds(purpose, seed)
+        return [source() for _ in range(100)]
+
+    for purpose, (low, high) in SEED_RANGES.items():
+        assert first(purpose, 3) == first(purpose, 3) != first(purpose, 4)
+        assert all(low <= seed < high for seed in first(purpose, 3))
+
+
+@pytest.mark.parametrize("core", ["mpn", "lstm", "mlp"])
+@pytest.mark.parametrize("lanes", [1, 2, 5, 8])
+def test_an_evaluation_is_the_same_in_any_number_of_lanes(core: str, lanes: int) -> None:
+    net, seeds = network(core=core), [3, 4, 5, 7, 9]
+    result = evaluate(net, [Clock() for _ in range(lanes)], seeds)
+    assert result.lengths.tolist() == [4, 5, 6, 5, 4]
+    alone = [evaluate(net, [Clock()], [seed]) for seed in seeds]
+    assert result.returns.tolist() == [float(one.returns[0]) for one in alone]
+    assert sorted(result.performance) == sorted(np.concatenate([one.performance for one in alone]))
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_evaluation_resets_the_state_where_it_is_told_to(reset: bool) -> None:
+    """Against a slow loop of single steps."""
+    net = network()
+    env = Clock()
+    obs, _ = env.reset(seed=5)  # 6 steps, two trials
+    state, expected, over = net.init_state(1), 0.0, False
+    while not over:
+        q_values, state = net(torch.from_numpy(obs[None]), state)
+        obs, reward, terminated, truncated, info = env.step(int(q_values.argmax()))
+        expected += reward
+        over = terminated or truncated
+        if reset and info["new_trial"]:
+            state = net.init_state(1)
+    assert evaluate(net, [Clock()], [5], reset).returns.tolist() == [expected]
+
+
+def test_reset_rows_touches_only_its_rows_and_holds_no_graph() -> None:
+    net = network(train_m0=True, num_layers=2).requires_grad_(True)
+    with torch.no_grad():
+        net.core.layers[0].m0.fill_(0.25)
+        state = tuple(torch.ones_like(part) for part in net.init_state(3))
+    state = reset_rows(net, state, np.array([False, True, False]))
+    assert not any(part.requires_grad for part in state)
+    assert [float(row.min()) for row in state[0]] == [1.0, 0.25, 1.0]
+    assert [float(row.max()) for row in state[1]] == [1.0, 0.0, 1.0]
+
+
+def test_a_scripted_policy_plays_the_same_seeds() -> None:
+    result = run_scripted(lambda env, rng: 1, Clock(), [3, 5])
+    assert result.returns.tolist() == [104.0, 216.0]  # 10+..+40 + 4, 10+..+60 + 6
+    assert result.performance.tolist() == [1.0, 1.0, 1.0]
+    assert result.trial_returns.tolist() == [63.0, 63.0, 153.0]
+    assert len(result.decision_correct) == 10 and result.decision_correct.all()
+
+
+def test_a_recording_tells_what_happened_at_every_step() -> None:
+    (episode,) = record_episodes(network(), Clock(), [5])
+    assert episode["observations"][:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert episode["trial"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert episode["new_trial"].tolist() == [False, False, True, False, False, True]
+    assert episode["step"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert episode["rewards"].tolist() == [10.0 * (t + 1) + a for t, a in enumerate(episode["actions"])]
+    assert (episode["actions"] == episode["q_values"].argmax(1)).all()
+    assert episode["state_M"].shape == (6, 5, 2) and episode["hidden"].shape == (6, 5)
+    assert (episode["correct"][:3] == float(episode["actions"][2] == 1)).all()
+
+
+def test_a_condition_that_a_trial_lacks_is_nan_or_empty() -> None:
+    (episode,) = record_episodes(network(), Clock(), [5])
+    assert episode["condition_side"].tolist() == ["left", "left", "left", "", "", ""]
+    level = episode["condition_level"]
+    assert np.isnan(level[:3]).all() and level[3:].tolist() == [7.0, 7.0, 7.0]
+
+
+def test_the_unfinished_trial_has_no_score() -> None:
+    (episode,) = record_episodes(network(), Clock(), [3])  # 4 steps: the second trial is cut off
+    assert np.isnan(episode["correct"]).tolist() == [False, False, False, True]
+
+
+def test_episodes_with_different_conditions_are_joined() -> None:
+    first = {"rewards": np.zeros(2), "condition_a": np.array([1, 2]), "condition_w": np.array(["x", "yy"])}
+    second = {"rewards": np.zeros(1), "condition_b": np.array([True]), "condition_w": np.array([3.0])}
+    third = {"rewards": np.zeros(1), "condition_w": np.array([np.nan])}
+    joined = join_episodes([first, second, third])
+    assert joined["condition_w"].tolist() == ["x", "yy", "3.0", ""]
+    assert joined["condition_a"][:2].tolist() == [1.0, 2.0] and np.isnan(joined["condition_a"][2:]).all()
+    assert np.isnan(joined["condition_b"]).tolist() == [True, True, False, True]
+
+
+def test_joined_recordings_have_one_entry_per_step() -> None:
+    joined = join_episodes(list(record_episodes(network(core="gru"), Clock(), [3, 4, 5])))
+    assert {len(array) for array in joined.values()} == {15}
+    assert np.flatnonzero(np.diff(joined["episode"])).tolist() == [3, 8]
+
+
+def test_a_recording_is_cut_at_max_steps_and_the_precision_is_the_asked_one() -> None:
+    (episode,) = record_episodes(network(), Clock(), [5], max_steps=2, precision="float16")
+    assert len(episode["actions"]) == 2 and episode["state_M"].dtype == np.float16
+
+
+def test_exploration_while_recording_is_a_function_of_the_seed() -> None:
+    def actions() -> list[int]:
+        return join_episodes(list(record_episodes(network(), Clock(), [5, 8, 11], epsilon=1.0)))["actions"].tolist()
+
+    assert actions() == actions()
+    assert len(set(actions())) == 3
+
+
+def test_a_task_without_pictures_is_named() -> None:
+    with pytest.raises(ConfigError, match="Clock cannot be rendered"):
+        next(record_episodes(network(), Clock(), [5], frames=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_pendulum_is_drawn_after_an_action_of_any_precision(dtype: type) -> None:
+    """Gymnasium 0.29 hands the torque, a NumPy number, to pygame, which refuses one of 32 bits."""
+    env = gymnasium.make("Pendulum-v1", render_mode="rgb_array")
+    env.reset(seed=0)
+    env.step(np.array([0.5], dtype=dtype))
+    assert _frame(env).shape == (500, 500, 3)
+    env.close()

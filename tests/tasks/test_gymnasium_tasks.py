@@ -1,0 +1,163 @@
+"""Gymnasium tasks as flat vectors; with the velocities hidden, one observation no longer tells the state."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from mpn_rl import config as cfg
+from mpn_rl import registry
+from mpn_rl.options import ConfigError
+from mpn_rl.tasks.gymnasium_tasks import VELOCITIES, make_gymnasium
+
+
+class Dicty(gymnasium.Env):
+    """Observations of several kinds; actions as given."""
+
+    observation_space = spaces.Dict(
+        {"where": spaces.Discrete(3), "what": spaces.Box(-1.0, 1.0, (2, 2), np.float64), "on": spaces.MultiBinary(2)}
+    )
+
+    def __init__(self, actions: spaces.Space | None = None, size: int = 1) -> None:
+        self.action_space = actions or spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return {"where": 1, "what": np.arange(4.0).reshape(2, 2), "on": np.array([1, 0], np.int8)}, {}
+
+    def step(self, action):
+        return self.reset()[0], 1.0, False, False, {}
+
+
+class Boundless(Dicty):
+    observation_space = spaces.Sequence(spaces.Discrete(2))
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    for name, task in {"Dicty-v0": Dicty, "Boundless-v0": Boundless}.items():
+        gymnasium.register(name, task)
+    yield
+    for name in ("Dicty-v0", "Boundless-v0"):
+        del gymnasium.registry[name]
+
+
+def test_an_observation_of_several_kinds_becomes_one_float32_vector() -> None:
+    env = make_gymnasium("Dicty-v0")
+    obs, _ = env.reset(seed=0)
+    # Dict keys in their own (sorted) order: on (2), what (4), where (one-hot of 3)
+    assert obs.dtype == np.float32 and obs.tolist() == [1, 0, 0, 1, 2, 3, 0, 1, 0]
+    assert env.observation_space.shape == (9,)
+
+
+def test_a_discrete_observation_is_one_hot() -> None:
+    obs, _ = make_gymnasium("FrozenLake-v1").reset(seed=0)
+    assert obs.tolist() == [1.0] + [0.0] * 15
+
+
+def test_masked_cartpole_shows_position_and_angle() -> None:
+    env, masked = make_gymnasium("CartPole-v1"), make_gymnasium("CartPole-v1", mask_velocity=True)
+    full, _ = env.reset(seed=3)
+    part, _ = masked.reset(seed=3)
+    assert part.tolist() == full[[0, 2]].tolist()
+    assert masked.observation_space.shape == (2,)
+
+
+@pytest.mark.parametrize("name", [name for name in VELOCITIES if not name.startswith("Lunar")])
+def test_the_hidden_entries_are_the_rates_of_the_others(name: str) -> None:
+    """A velocity's entry, times dt, is what some other entry gains in a step; checked where it is that simple."""
+    env = make_gymnasium(name)
+    assert max(VELOCITIES[name]) < env.observation_space.shape[0]
+    if name.startswith("CartPole"):
+        before, _ = env.reset(seed=0)
+        after, *_ = env.step(1)
+        np.testing.assert_allclose(after[[0, 2]] - before[[0, 2]], 0.02 * before[[1, 3]], atol=1e-6)
+    if name.startswith("MountainCar"):
+        before, _ = env.reset(seed=0)
+        after, *_ = env.step(2)
+        np.testing.assert_allclose(after[0] - before[0], after[1], atol=1e-6)
+
+
+def test_a_time_limit_truncates_and_does_not_terminate() -> None:
+    env = make_gymnasium("CartPole-v1", max_episode_steps=3)
+    env.reset(seed=0)
+    ends = [env.step(t % 2)[2:4] for t in range(3)]
+    assert ends == [(False, False), (False, False), (False, True)]
+
+
+@pytest.mark.parametrize("name", ["Acrobot-v1", "MountainCar-v0", "CliffWalking-v0", "Taxi-v3", "Blackjack-v1"])
+def test_gymnasiums_own_tasks_step_under_this_numpy(name: str) -> None:
+    env = make_gymnasium(name)
+    env.reset(seed=0)
+    obs, *_ = env.step(0)
+    assert obs.dtype == np.float32 and env.observation_space.contains(obs)
+
+
+def test_the_longest_episode_is_the_users_or_the_tasks_own() -> None:
+    assert registry.step_limit(cfg.GymnasiumConfig()) == 500
+    assert registry.step_limit(cfg.GymnasiumConfig(max_episode_steps=7)) == 7
+    assert registry.step_limit(cfg.GymnasiumConfig(env_name="Dicty-v0")) is None
+    assert registry.step_limit(cfg.NeuroGymConfig()) == 150
+
+
+def test_an_id_may_name_the_module_that_registers_it(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mytasks.py").write_text(
+        "import gymnasium\ngymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert registry.spaces(registry.make_env(cfg.GymnasiumConfig(env_name="mytasks:Mine-v0")))[:2] == (4, 2)
+
+
+def make(name: str, **args) -> gymnasium.Env:
+    return registry.make_env(cfg.GymnasiumConfig(env_name=name, env_args=args))
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("CartPol-v1", {}, "did you mean 'CartPole-v1'"),
+        ("", {}, "must be a Gymnasium id"),
+        ("Dicty-v0", {"colour": 1}, "'colour'; it takes actions, size"),
+        ("Dicty-v0", {"render_mode": "human"}, "must not set render_mode"),
+        ("Dicty-v0", {"max_episode_steps": 5}, "cannot be made"),
+        ("Dicty-v0", {"actions": spaces.Box(-np.inf, np.inf)}, "a bounded vector"),
+        ("Dicty-v0", {"actions": spaces.MultiDiscrete([2, 2])}, "actions of several parts"),
+        ("Dicty-v0", {"actions": spaces.Discrete(3, start=-1)}, "must count its actions from 0"),
+        ("Boundless-v0", {}, "observations of no fixed size"),
+        ("GoNogo-v0", {}, "is a NeuroGym task: use python main.py train-neurogym --env-name GoNogo-v0"),
+    ],
+)
+def test_a_task_that_cannot_be_had_is_refused_in_one_line(name: str, args: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refusal:
+        make(name, **args)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "algo", "message"),
+    [("Pendulum-v1", "dqn", "continuous actions.*take --algo td3"), ("CartPole-v1", "td3", "take --algo dqn or a2c")],
+)
+def test_a_learner_that_cannot_act_in_a_task_is_told_of_one_that_can(task: str, algo: str, message: str) -> None:
+    config = cfg.make_config("train", {"env_name": task, "learner": algo})
+    with pytest.raises(ConfigError, match=message):
+        registry.make_lanes(config, 1, lambda: 0)
+
+
+def test_velocities_are_hidden_only_where_they_are_known() -> None:
+    with pytest.raises(ConfigError, match="--mask-velocity knows the velocities of CartPole-v0"):
+        make_gymnasium("FrozenLake-v1", mask_velocity=True)
+
+
+def test_what_a_gymnasium_task_lacks_is_empty_without_a_warning() -> None:
+    env: cfg.Any = make_gymnasium("CartPole-v1")
+    assert (env.trial_steps, env.dt_ms, env.n_actions, env.conditions) == (0, 0.0, 2, {})
+
+
+def test_a_mujoco_task_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise gymnasium.error.DependencyNotInstalled("MuJoCo is not installed, run `pip install gymnasium[mujoco]`")
+
+    monkeypatch.setattr(gymnasium, "make", missing)
+    with pytest.raises(ConfigError, match=r"HalfCheetah-v4 cannot be made: .*pip install 'mpn-rl\[mujoco\]'"):
+        make_gymnasium("HalfCheetah-v4")

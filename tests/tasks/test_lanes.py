@@ -1,0 +1,78 @@
+"""Lanes of a batched environment: the same episodes as separate environments, saved and brought back exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from mpn_rl.tasks.lanes import EpisodeSeeds, VectorLanes, each
+
+
+class Counters:
+    """Row i counts up from its seed modulo 7 by its action and ends at 10 (terminated) or after 4 steps."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self.count, self.t = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)
+
+    def reset_rows(self, rows: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        self.count[rows], self.t[rows] = seeds % 7, 0
+        return self.count[rows, None].astype(np.float32)
+
+    def step(self, actions: np.ndarray) -> tuple[Any, ...]:
+        self.count += actions
+        self.t += 1
+        reward = self.count.astype(np.float32)
+        return self.count[:, None].astype(np.float32), reward, self.count >= 10, self.t >= 4, {}
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {"count": self.count.copy(), "t": self.t.copy()}
+
+    def load_state_dict(self, saved: dict[str, np.ndarray]) -> None:
+        self.count, self.t = saved["count"].copy(), saved["t"].copy()
+
+
+def test_a_row_that_ends_begins_anew_and_reports_its_own_episode() -> None:
+    seeds = iter([2, 8, 3])
+    lanes = VectorLanes(Counters(2), lambda: next(seeds))
+    assert lanes.obs.tolist() == [[2.0], [1.0]]
+    steps, ended = lanes.step(np.array([5, 1]))
+    assert ended == [] and steps.obs.tolist() == [[2.0], [1.0]] and steps.next_obs.tolist() == [[7.0], [2.0]]
+    steps, ended = lanes.step(np.array([4, 1]))
+    assert [(end.reward, end.length, end.trials, end.accuracy) for end in ended] == [(7.0 + 11.0, 2, 0, None)]
+    assert steps.terminated.tolist() == [True, False] and steps.next_obs.tolist() == [[11.0], [3.0]]
+    assert lanes.obs.tolist() == [[3.0], [3.0]]  # row 0 shows its next episode, the step its true last observation
+
+
+def test_steps_keep_what_they_saw_while_the_lanes_go_on() -> None:
+    lanes = VectorLanes(Counters(1), lambda: 0)
+    first, _ = lanes.step(np.array([1]))
+    kept = first.obs.copy()
+    lanes.step(np.array([1]))
+    assert np.array_equal(first.obs, kept)
+
+
+def test_batched_lanes_come_back_exactly_in_the_middle_of_an_episode() -> None:
+    rng = np.random.default_rng(0)
+    actions = rng.integers(0, 3, (30, 3))
+    seeds = EpisodeSeeds("train", 0)
+    lanes = VectorLanes(Counters(3), seeds)
+    for row in actions[:13]:
+        lanes.step(row)
+    saved, state = lanes.state_dict(), seeds.rng.bit_generator.state
+    expected = [lanes.step(row) for row in actions[13:]]
+    source = EpisodeSeeds("train", 1)
+    again = VectorLanes(Counters(3), source)
+    again.load_state_dict(saved)
+    source.rng.bit_generator.state = state
+    for row, (steps, ended) in zip(actions[13:], expected, strict=True):
+        other, ends = again.step(row)
+        assert ends == ended and all(np.array_equal(a, b) for a, b in zip(steps, other, strict=True))
+
+
+def test_actions_are_whole_numbers_or_vectors() -> None:
+    assert each(np.array([1, 0])) == [1, 0]
+    assert [row.tolist() for row in each(np.array([[0.5, 1.0]]))] == [[0.5, 1.0]]

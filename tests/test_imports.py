@@ -1,0 +1,58 @@
+"""The layers of pyproject.toml hold, and importing a part of the toolkit imports nothing that it has no use for."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lint_imports import ROOT, lint_imports
+
+HELP = ("main", "mpn_rl.cli", "mpn_rl.arguments", "mpn_rl.config", "mpn_rl.options")
+MEASURES = ("pca_analysis", *(f"mpn_rl.analysis.{name}" for name in ("confidence_intervals", "comparison", "trials",
+            "behaviour", "decoding", "demixed", "fixed_points")))  # fmt: skip
+FIGURES = ("visualize", "mpn_rl.expansion.growth_figures", "mpn_rl.analysis.figures.behaviour_figures",
+           "mpn_rl.analysis.figures.state_figures", "mpn_rl.analysis.pages.standard_pages",
+           "mpn_rl.analysis.pages.mechanism_pages", "mpn_rl.analysis.pages.probe_pages")  # fmt: skip
+
+
+def test_imports_point_one_way() -> None:
+    done = lint_imports()
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("mpn_rl/kernels/mpn.py", "from mpn_rl import registry"),
+        ("mpn_module.py", "import mpn_dqn"),
+        ("mpn_rl/analysis/decoding.py", "import torch"),
+        ("mpn_rl/learners/a2c.py", "import gymnasium"),
+        ("model_utils.py", "import neurogym"),
+    ],
+)
+def test_an_import_that_breaks_a_rule_is_reported(module: str, line: str, tmp_path: Path) -> None:
+    for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
+        shutil.copy(path, tmp_path)
+    shutil.copytree(ROOT / "mpn_rl", tmp_path / "mpn_rl", ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / module
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    assert lint_imports(tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        (HELP, {"torch", "neurogym", "gymnasium", "numba", "numpy", "matplotlib", "rich", "sklearn"}),
+        (MEASURES, {"torch", "neurogym", "matplotlib"}),
+        (FIGURES, {"torch", "neurogym"}),
+    ],
+    ids=["--help", "measures", "figures"],
+)
+def test_heavy_packages_are_imported_late(modules: tuple[str, ...], heavy: set[str]) -> None:
+    """As the interpreter sees it: what a module imports may import more."""
+    script = "import sys\n" + "".join(f"import {module}\n" for module in modules)
+    script += f"loaded = {heavy!r} & set(sys.modules)\nassert not loaded, loaded\n"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)
