@@ -126,7 +126,7 @@ def test_a_log_file_is_not_flooded_by_the_bar(tmp_path: Path) -> None:
 
 def test_the_console_script_is_main() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts == {"mpn-rl": "main:main"}
+    assert scripts == {"mpn-rl": "mpn_rl.cli:main"}
     assert callable(main.main)
 
 

@@ -223,7 +223,7 @@ def test_the_documented_lines_make_tables_and_datasets(home: Path) -> None:
     assert all(len(names) == array.ndim for names, array in dims.values())
     table = trials.trial_table(loaded := pca_analysis.load_activity(path), trials.complete_trials(loaded))
     assert len({len(column) for column in table.values()}) == 1
-    text = (Path(stages.__file__).parent / "docs/analysis.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/analysis.md").read_text()
     for line in ('xr.Dataset({k: (("step", f"{k}_1", f"{k}_2")[: v.ndim], v) for k, v in activity.items()})',
                  "pd.DataFrame({k: v for k, v in activity.items() if v.ndim == 1})"):  # fmt: skip
         assert line in text

@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     from torchrl.modules import set_recurrent_mode
     from torchrl.objectives import DQNLoss
 
-    from mpn_rl import torchrl_modules
+    from mpn_rl.networks import torchrl_modules
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 ROOT = Path(__file__).parents[2]
@@ -195,11 +195,11 @@ def test_the_documented_example_is_short_and_runs(tmp_path: Path) -> None:
 
 
 def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "mpn_rl.torchrl_modules")
-    monkeypatch.delattr("mpn_rl.torchrl_modules")
+    monkeypatch.delitem(sys.modules, "mpn_rl.networks.torchrl_modules")
+    monkeypatch.delattr("mpn_rl.networks.torchrl_modules")
     monkeypatch.setitem(sys.modules, "tensordict", None)
     with pytest.raises(ConfigError, match=r"pip install 'mpn-rl\[torchrl\]'"):
-        from mpn_rl import torchrl_modules  # noqa: F401
+        from mpn_rl.networks import torchrl_modules  # noqa: F401
 
 
 def test_nothing_else_imports_it() -> None:
