@@ -39,6 +39,14 @@ def test_every_requirement_has_a_tested_version() -> None:
     assert names - pinned == {"mpn-rl"}
 
 
+def test_the_licence_is_the_same_everywhere() -> None:
+    project, citation = PYPROJECT["project"], yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    [file] = project["license-files"]
+    assert (REPOSITORY / file).read_text().startswith(f"{project['license']} License\n")
+    assert citation["license"] == project["license"]
+    assert f"include *.md *.txt *.yml {file} " in (REPOSITORY / "MANIFEST.in").read_text()
+
+
 def test_the_installed_versions_fit_the_ranges() -> None:
     for text in PYPROJECT["project"]["dependencies"]:
         requirement = Requirement(text)

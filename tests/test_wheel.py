@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FILES = ("LICENSE", "Makefile", ".gitignore")
 FOLDERS = (".ci", "benchmarks", "condor", "configs", "docs", "mpn_rl", "tests")
 # What is made in a working copy and belongs to no release.
 LEFTOVERS = shutil.ignore_patterns("__pycache__", ".venv*", "*.nb[ic]", "*.py[cod]", ".*.tmp", "python.tar.gz", "*.swp")
@@ -39,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = place / "repository"
     copy.mkdir()
     for path in ROOT.iterdir():
-        if path.suffix in (".py", ".md", ".txt", ".toml", ".yml", ".in") or path.name in ("Makefile", ".gitignore"):
+        if path.suffix in (".py", ".md", ".txt", ".toml", ".yml", ".in") or path.name in FILES:
             shutil.copy(path, copy)
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, copy / folder, ignore=LEFTOVERS)
