@@ -738,7 +738,7 @@ def test_the_module_runs_as_a_script(capsys: pytest.CaptureFixture[str]) -> None
 def test_our_adam_is_torchs_and_spares_the_import_of_its_compiler() -> None:
     code = """
 import sys, torch
-from learner import Adam
+from mpn_rl.learners.base import Adam
 from mpn_dqn import main
 main()
 first, second = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
