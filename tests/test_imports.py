@@ -56,3 +56,40 @@ def test_heavy_packages_are_imported_late(modules: tuple[str, ...], heavy: set[s
     script = "import sys\n" + "".join(f"import {module}\n" for module in modules)
     script += f"loaded = {heavy!r} & set(sys.modules)\nassert not loaded, loaded\n"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)
+
+
+def test_importing_the_toolkit_changes_no_other_library() -> None:
+    """Functions and values of torch's and NumPy's modules and classes, and what is set on those functions."""
+    modules = [path.stem for path in ROOT.glob("*.py")]
+    modules += [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "mpn_rl").rglob("*.py")
+        if path.name != "__init__.py"
+    ]
+    script = f"""
+import importlib, types
+import matplotlib.pyplot, neurogym, numpy, torch, torchrl
+
+WATCHED = (torch, torch.optim, torch.optim.Optimizer, torch.optim.Adam, torch.nn, torch.nn.Module, numpy)
+
+def attributes():
+    seen = {{}}
+    for owner in WATCHED:
+        for name, value in vars(owner).items():
+            if isinstance(value, types.ModuleType):
+                continue  # a library may import its own submodules late
+            seen[owner.__name__, name] = value
+            while isinstance(value, types.FunctionType):
+                for key, own in vars(value).items():
+                    seen[owner.__name__, name, value.__qualname__, key] = own
+                value = getattr(value, "__wrapped__", None)
+    return seen
+
+before = attributes()
+for module in {sorted(modules)!r}:
+    importlib.import_module(module)
+after = attributes()
+changed = [key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)]
+assert not changed, changed
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=240)

@@ -13,22 +13,21 @@ from mpn_rl.contracts import Batch
 
 
 class Adam(torch.optim.Adam):
-    """torch.optim.Adam, step by step the same, without torch._dynamo.
+    """torch.optim.Adam with the same numbers, without the import of torch._dynamo.
 
-    PyTorch's optimisers import that, over a second, to tell torch.compile where to stop, and nothing here is compiled.
+    PyTorch wraps methods of its optimisers so that torch.compile skips them, and the first call of a wrapped method
+    imports torch._dynamo, which takes over a second. Nothing here is compiled, so this class calls the plain methods.
     """
 
     _step = staticmethod(inspect.unwrap(torch.optim.Adam.step))
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         self._step(self)
-
-
-# Their other methods do so to mark themselves. Where another PyTorch does this differently, nothing happens.
-for _method in vars(torch.optim.Optimizer).values():
-    if hasattr(_method, "__wrapped__"):
-        vars(_method.__wrapped__).setdefault("__dynamo_disable", _method.__wrapped__)
 
 
 class Learner:

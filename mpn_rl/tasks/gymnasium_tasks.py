@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.classic_control import AcrobotEnv
 
 from mpn_rl.options import ConfigError, nearest
 from mpn_rl.tasks import (
@@ -25,9 +26,6 @@ VELOCITIES: dict[str, tuple[int, ...]] = {
     "Acrobot-v1": (4, 5),
     "LunarLander-v2": (2, 3, 5),
 }
-
-
-vars(np).setdefault("float_", np.float64)  # Gymnasium 0.29's Acrobot asks for it; NumPy 2 has dropped the name
 
 
 class FlatObservation(gymnasium.ObservationWrapper):
@@ -87,6 +85,8 @@ def make_gymnasium(
             if isinstance(error, gymnasium.error.DependencyNotInstalled) and "mujoco" in reason.lower():
                 reason = "it needs the extra: pip install 'mpn-rl[mujoco]'"  # Gymnasium's own advice brings a newer one
             raise ConfigError(f"--env-name {env_name} cannot be made: {reason}{_arguments(spec, env_args)}") from error
+    if isinstance(env.unwrapped, AcrobotEnv):
+        vars(np).setdefault("float_", np.float64)  # its steps ask for this name, which NumPy 2 has dropped
     if not isinstance(spaces.flatten_space(env.observation_space), spaces.Box):
         raise ConfigError(f"--env-name {env_name} has observations of no fixed size: {env.observation_space}")
     return FlatObservation(env, VELOCITIES[env_name] if mask_velocity else ())
