@@ -32,8 +32,8 @@ def project(tmp_path: Path) -> Path:
     copy.mkdir()
     for name in ("condor", "configs"):
         shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("*.gz", ".*"))
-    for module in ("main.py", "mpn_rl/config.py"):
-        (copy / module).touch()
+    (copy / "main.py").touch()
+    (copy / "mpn_rl").mkdir()
     stub = copy / ".venv/bin/python"
     stub.parent.mkdir(parents=True)
     stub.write_text(SHOW_ARGUMENTS)
@@ -159,7 +159,7 @@ def test_no_job_writes_into_the_log_of_another_or_of_another_submission(template
 
 def test_a_job_without_a_shared_disk_brings_and_returns_its_experiment(expand: Any) -> None:
     for job, row in zip(expand("train_transfer.job"), rows_of("train_transfer.job"), strict=True):
-        assert job["TransferInput"].split(",") == ["condor/python.tar.gz", "configs", "mpn_rl/config.py", "main.py"]
+        assert job["TransferInput"].split(",") == ["condor/python.tar.gz", "configs", "main.py", "mpn_rl"]
         assert job["TransferCheckpoint"] == job["TransferOutput"] == f"experiments/{row['name']}"
         assert (job["WhenToTransferOutput"], job["PreserveRelativePaths"]) == ("ON_EXIT_OR_EVICT", True)
 
