@@ -95,7 +95,7 @@ bench-peers: install ## the same tasks with Stable-Baselines3, in a .venv of its
 	$(python) benchmarks/peers.py
 
 .PHONY: figures
-figures: install ## the README's pictures of agents, from new trainings into docs/images: minutes
+figures: install ## the documentation's pictures of agents, from new trainings into docs/images: minutes
 	$(python) benchmarks/figures.py
 
 .PHONY: torture
