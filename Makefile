@@ -62,9 +62,14 @@ wheel: dev ## the sdist, and the wheel made from it, into dist/
 	$(python) -I -c 'from setuptools import build_meta; build_meta.build_sdist("dist")'
 	$(python) -m pip wheel --no-deps --no-build-isolation -w dist dist/mpn_rl-*.tar.gz
 
+.PHONY: docs
+docs: $(VENV)/.installed ## the documentation as a site, into site/
+	$(pip) -e ".[docs]"
+	$(python) -m mkdocs build --strict
+
 .PHONY: clean
 clean: ## remove .venv, caches and build leftovers; experiments/ and results stay
-	rm -rf $(VENV) benchmarks/.venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) benchmarks/.venv-peers build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ##@ Measure
@@ -95,7 +100,7 @@ bench-peers: install ## the same tasks with Stable-Baselines3, in a .venv of its
 	$(python) benchmarks/peers.py
 
 .PHONY: figures
-figures: install ## the README's pictures of agents, from new trainings into docs/images: minutes
+figures: install ## the documentation's pictures of agents, from new trainings into docs/images: minutes
 	$(python) benchmarks/figures.py
 
 .PHONY: torture

@@ -1,9 +1,9 @@
-"""The README's pictures of agents: trains three of them, films and analyses them, and copies what it shows.
+"""The documentation's pictures of agents: trains three of them, films and analyses them, and copies what it shows.
 
     make figures      or      python benchmarks/figures.py [AGENT ...]        agents: demo growing maze
 
 Each is a few calls of main.py, printed as they are made, with seed 0 and one thread; the agents stay in
-experiments/figures, and their pictures go into docs/images. The README's two pictures of learning curves are drawn
+experiments/figures, and their pictures go into docs/images. The two pictures of learning curves are drawn
 beside their tables, by benchmarks/learning.py and benchmarks/backpropamine_learning.py.
 """
 

@@ -1,4 +1,4 @@
-"""Does it learn? Every core on every task of the README's table, over five seeds.
+"""Does it learn? Every core on every task of the tables in docs/results.md, over five seeds.
 
     python benchmarks/learning.py [--jobs 2] [--only mpn] [--seeds 0 1 2 3 4]
 

@@ -185,7 +185,7 @@ def record_episodes(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Play one episode per seed and yield everything that happened in it, as arrays over its steps.
 
-    The arrays are those of activity.npz (README, "The recording"): the state is the one *after* the step's
+    The arrays are those of activity.npz (docs/experiments.md): the state is the one *after* the step's
     observation was taken in, so M[t] holds h[t]. `frames` adds rendered RGB frames (T, height, width, 3).
     """
     device = next(network.parameters()).device

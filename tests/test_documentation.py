@@ -602,9 +602,19 @@ def test_a_mistake_that_is_shown_is_told_in_those_words(page: str, capsys: pytes
             assert told == f"main.py {command}: {code}\n", f"{page}:{line}: {told}"
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
 def test_a_sweeps_file_that_is_shown_is_the_one_that_is_there() -> None:
     shown = next(block for block in read_page("docs/sweeps.md")[0] if block.language == "toml")
     assert tomllib.loads("\n".join(shown.lines)) == tomllib.loads((ROOT / "configs/sweep_context.toml").read_text())
+
+
+def pictures_of(page: str) -> list[str]:
+    """Paths from the root of the pictures that a page shows."""
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / page).read_text())
+    return [str(((ROOT / page).parent / picture).resolve().relative_to(ROOT)) for picture in shown]
 
 
 # --- docs/reproducing.md ------------------------------------------------------------------------------------
@@ -612,7 +622,7 @@ def test_a_sweeps_file_that_is_shown_is_the_one_that_is_there() -> None:
 
 def test_every_picture_result_and_measuring_command_has_its_line_on_how_to_reproduce_it() -> None:
     told, makefile = (ROOT / "docs/reproducing.md").read_text(), (ROOT / "Makefile").read_text()
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    pictures = {picture for page in PAGES for picture in pictures_of(page)}
     results = [path.name for path in ROOT.glob("benchmarks/results/*.json")]
     commands = {" ".join(words[:2]) for page in PAGES for item in items_of(page) if not item.python
                 for words in split(item.text) if words[1:] and words[1].startswith("benchmarks/")}  # fmt: skip
@@ -635,5 +645,5 @@ def test_the_pictures_of_agents_are_those_that_make_figures_draws(
     images.mkdir()
     with contextlib.chdir(tmp_path):
         assert figures.main(["--steps", "1200", "--experiments-dir", "agents", "--images", "images"]) == 0
-    shown = re.findall(r"\(docs/images/([\w.]+)\)", (ROOT / "README.md").read_text())
+    shown = {Path(picture).name for page in PAGES for picture in pictures_of(page) if "docs/images" in picture}
     assert sorted(os.listdir(images)) == sorted(shown)
