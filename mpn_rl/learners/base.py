@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpn_rl.contracts import Batch
+from mpn_rl.contracts import Batch, map_state
 
 
 class Adam(torch.optim.Adam):
@@ -28,6 +29,30 @@ class Adam(torch.optim.Adam):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         self._step(self)
+
+
+def truncated_unroll(
+    unroll: Callable[..., tuple[Any, ...]], obs: Tensor, state: Any, reset: Tensor, chunk: int
+) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Unroll a sequence chunk by chunk: the state goes on, and its gradient stops between chunks.
+
+    A caller that backpropagates each chunk at once frees its graph before the next, so memory does not grow with the
+    sequence (truncated BPTT, Williams & Peng 1990).
+
+    Args:
+        unroll: a network's method of that name: (obs, state, reset) -> (*outputs, state).
+        obs: (B, T, D).
+        state: the core's state before the first step.
+        reset: (B, T) bool.
+        chunk: steps of a chunk; the last one may be shorter.
+
+    Yields: the chunk's place in time, and its outputs, each (B, chunk, ...).
+    """
+    for start in range(0, obs.shape[1], chunk):
+        part = slice(start, min(start + chunk, obs.shape[1]))
+        *outputs, state = unroll(obs[:, part], state, reset[:, part])
+        state = map_state(torch.Tensor.detach, state)
+        yield part, tuple(outputs)
 
 
 class Learner:

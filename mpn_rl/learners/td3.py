@@ -19,7 +19,7 @@ from mpn_rl.config import TD3Config
 from mpn_rl.contracts import Batch, map_state, state_parts
 from mpn_rl.expansion.plasticity_metrics import active_fraction, activities
 from mpn_rl.kernels.linear import Linear
-from mpn_rl.learners.base import Adam, Learner
+from mpn_rl.learners.base import Adam, Learner, truncated_unroll
 from mpn_rl.learners.transition_replay import TransitionReplay, transition_batch
 from mpn_rl.networks.baseline_cores import MLPCore
 from mpn_rl.networks.encoder import AgentNetwork, Encoder
@@ -270,13 +270,9 @@ class TD3Learner(Learner):
         if first:
             with torch.no_grad():
                 state = network.unroll(batch.obs[:, :first], state, batch.reset[:, :first])[1]  # type: ignore[operator]
-        chunk, outputs = self.config.bptt_chunk_size or obs.shape[1], []
-        for part in range(0, obs.shape[1], chunk):
-            piece = slice(part, part + chunk)
-            output, state = network.unroll(obs[:, piece], state, reset[:, piece])  # type: ignore[operator]
-            state = map_state(torch.Tensor.detach, state)
-            outputs.append(output)
-        return torch.cat(outputs, 1)
+        chunk = self.config.bptt_chunk_size or obs.shape[1]
+        pieces = truncated_unroll(network.unroll, obs, state, reset, chunk)  # type: ignore[arg-type]
+        return torch.cat([output for _, (output,) in pieces], 1)
 
     @property
     def n_step(self) -> int:

@@ -8,6 +8,22 @@ import torch
 from torch import Tensor, nn
 
 
+def epsilon_greedy(greedy: Tensor, num_actions: int, epsilon: float, generator: torch.Generator | None) -> Tensor:
+    """Actions (B,): the greedy ones, each replaced by a uniform one with probability epsilon.
+
+    Args:
+        greedy: the best actions, (B,) int64.
+        num_actions: A, the number of choices.
+        epsilon: probability of a uniform action; with 0 nothing is drawn.
+        generator: on the CPU, so that a run's random numbers do not depend on the device; None: torch's global one.
+    """
+    if epsilon <= 0.0:
+        return greedy
+    explore = torch.rand(len(greedy), generator=generator) < epsilon
+    uniform = torch.randint(num_actions, (len(greedy),), generator=generator)
+    return torch.where(explore.to(greedy.device), uniform.to(greedy.device), greedy)
+
+
 class Encoder(nn.Module):
     """What the core sees: x = [tanh(A obs + a), 1], each part optional.
 
