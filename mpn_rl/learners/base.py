@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mpn_rl.contracts import Batch, map_state
+from mpn_rl.options import ConfigError
+from trial_replay import SequenceReplayBuffer, TrialReplayBuffer
 
 
 class Adam(torch.optim.Adam):
@@ -55,11 +57,23 @@ def truncated_unroll(
         yield part, tuple(outputs)
 
 
+class ReplaySizes(NamedTuple):
+    """What a learner's replay memory has to fit, besides the learner's own options."""
+
+    num_lanes: int
+    obs_dim: int
+    action_shape: tuple[int, ...] | None  # of continuous actions; None: one choice of several
+    state_shapes: list[tuple[int, ...]]  # the core's state tensors, each without the batch axis
+    reset_state_on_trial: bool
+    max_episode_steps: int | None  # None: not known
+    total_steps: int | None  # of the whole run, in environment steps; None: not known
+
+
 class Learner:
     """A learning algorithm around a network that acts.
 
-    Subclasses fill `networks`, `targets` and `optimizers` (the same names in each), implement `act` and `update`,
-    and extend `state_dict` by what else they need to go on bit for bit.
+    Subclasses fill `networks`, `targets`, `averages` and `optimizers` (the same names in each), implement `act` and
+    `update`, and extend `state_dict` with everything else that a resumed run needs to continue bit for bit.
 
     Args:
         network: the network that acts; it is moved to `device` and trained in place.
@@ -77,6 +91,7 @@ class Learner:
         self.online = network.to(self.device)
         self.networks: dict[str, nn.Module] = {}
         self.targets: dict[str, nn.Module] = {}
+        self.averages: dict[str, nn.Module] = {}  # running averages of networks, by the same names
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers on every device
         self.updates = 0
@@ -86,6 +101,42 @@ class Learner:
     def network_options(config: Any) -> dict[str, Any]:
         """Options of the learner that its acting network is made with."""
         return {}
+
+    @classmethod
+    def make_replay(cls, config: Any, sizes: ReplaySizes) -> Any:
+        """The replay memory that the learner's options describe.
+
+        Raises: ConfigError where options do not fit each other or the task.
+        """
+        common: dict[str, Any] = {
+            "state_shapes": sizes.state_shapes,
+            "replay_state": config.replay_state,
+            "reset_state_on_trial": sizes.reset_state_on_trial,
+            "priority_exponent": config.priority_exponent if config.prioritized else None,
+            "importance_exponent": config.importance_exponent,
+        }
+        if sizes.action_shape is not None:
+            common |= {"action_shape": sizes.action_shape, "action_dtype": np.float32}
+        capacity = config.buffer_size
+        if config.replay == "trial":
+            limit = sizes.max_episode_steps
+            if limit is None:
+                raise ConfigError(
+                    "--replay trial stores whole trials and needs --max-episode-steps to know the longest"
+                )
+            return TrialReplayBuffer(sizes.num_lanes, sizes.obs_dim, capacity=capacity, max_steps=limit, **common)
+        shape = {"length": 1, "stride": 1, "burn_in": 0}
+        if config.replay == "sequence":
+            burn_in = config.burn_in if config.replay_state == "burn-in" else 0
+            shape = {"length": config.sequence_length, "stride": config.sequence_stride, "burn_in": burn_in}
+        return SequenceReplayBuffer(sizes.num_lanes, sizes.obs_dim, capacity=capacity, **shape, **common)
+
+    @classmethod
+    def batch_shape(cls, config: Any, num_envs: int) -> tuple[int, int]:
+        """(rows, steps) of an update's batch, at least."""
+        if config.replay == "trial":
+            return config.trial_batch_size, 1
+        return config.batch_size, config.sequence_length if config.replay == "sequence" else 1
 
     @property
     def policy(self) -> Any:

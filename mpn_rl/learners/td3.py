@@ -9,6 +9,7 @@ arXiv 2110.05038, found best).
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from mpn_rl.config import TD3Config
 from mpn_rl.contracts import Batch, map_state, state_parts
 from mpn_rl.expansion.plasticity_metrics import active_fraction, activities
 from mpn_rl.kernels.linear import Linear
-from mpn_rl.learners.base import Adam, Learner, truncated_unroll
+from mpn_rl.learners.base import Adam, Learner, ReplaySizes, truncated_unroll
 from mpn_rl.learners.transition_replay import TransitionReplay, transition_batch
 from mpn_rl.networks.baseline_cores import MLPCore
 from mpn_rl.networks.encoder import AgentNetwork, Encoder
+from mpn_rl.options import ConfigError
 from mpn_rl.returns import n_step_targets
 
 REVIEW_EVERY = 100  # updates between two looks at how many of the critics' units are active
@@ -171,6 +173,39 @@ class TD3Learner(Learner):
 
     continuous = True
 
+    @classmethod
+    def make_replay(cls, config: TD3Config, sizes: ReplaySizes) -> Any:
+        """A `TransitionReplay` for single transitions that are drawn uniformly and need no state."""
+        memoryless = not any(map(math.prod, sizes.state_shapes))
+        plain = memoryless and config.replay == "transition" and not config.prioritized
+        cls._check(config, sizes.total_steps, plain)
+        if plain and sizes.action_shape is not None:
+            return TransitionReplay(sizes.num_lanes, sizes.obs_dim, sizes.action_shape[0], config.buffer_size)
+        return super().make_replay(config, sizes)
+
+    @staticmethod
+    def _check(config: TD3Config, steps: int | None, plain: bool) -> None:
+        """Raises: ConfigError for options that need another replay memory or a longer run."""
+        for flag, wanted in (
+            ("--dynamic-buffer", config.dynamic_buffer),
+            ("--experience-review", config.experience_review),
+        ):
+            if wanted and not plain:
+                raise ConfigError(
+                    f"{flag} works on single transitions, drawn uniformly: --core mlp --replay transition"
+                )
+        if config.n_step > 1 and config.replay == "transition" and not plain:
+            raise ConfigError(
+                f"--n-step sums rewards along sequences, or from --core mlp with transitions drawn uniformly, got "
+                f"{config.n_step}; take --replay sequence"
+            )
+        interval = config.buffer_adjustment_interval
+        if config.dynamic_buffer and steps is not None and interval > steps:
+            raise ConfigError(
+                f"--buffer-adjustment-interval must not exceed --total-steps = {steps}, or nothing is ever adjusted, "
+                f"got {interval}"
+            )
+
     def __init__(self, network: Actor, config: TD3Config, seed: int, device: torch.device | str = "cpu") -> None:
         super().__init__(network, config, seed, device)
         self.memoryless = all(part.numel() == 0 for part in state_parts(network.init_state(1)))
@@ -182,6 +217,8 @@ class TD3Learner(Learner):
             name: Adam(_trained(net), lr=config.learning_rate, fused=True) for name, net in self.networks.items()
         }
         self.average = copy.deepcopy(self.online).requires_grad_(False) if config.eval_average else None
+        if self.average is not None:
+            self.averages = {"actor": self.average}
         self._actor = _trained(self.online)
         self._online, self._target = _parts(*self.networks.values()), _parts(*self.targets.values())
         self.acted = 0  # environment steps with exploration
