@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,17 @@ class Batch(NamedTuple):
             if isinstance(value, Tensor) and name != "state0"
         }
         return self._replace(**moved, state0=map_state(lambda part: part.to(device), self.state0))
+
+
+@runtime_checkable
+class Maskable(Protocol):
+    """A module with trained weight matrices that are none of torch.nn's, which an expansion may mask."""
+
+    feedforward: bool  # whether these matrices read the module's input; false where they are recurrent
+
+    def maskable_weights(self) -> tuple[str, ...]:
+        """Names of the module's own parameters, each a matrix (units, inputs) or (inputs, units)."""
+        ...
 
 
 def state_parts(state) -> tuple[Tensor, ...]:
