@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mpn_module import MPN
 from mpn_rl.config import DQNConfig, EncoderConfig
-from mpn_rl.contracts import Batch
+from mpn_rl.contracts import Batch, Core
 from mpn_rl.learners.base import Adam, Learner, truncated_unroll
 from mpn_rl.networks.encoder import AgentNetwork, Encoder, epsilon_greedy
 from mpn_rl.returns import n_step_targets, next_values, td_loss
@@ -36,7 +36,7 @@ class MPNDQN(AgentNetwork):
         action_dim: int,
         *,
         encoder: Encoder | None = None,
-        core: nn.Module | None = None,
+        core: Core | None = None,
         **mpn_options,
     ) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from torch import nn
 from mpn_dqn import MPNDQN, DQNLearner
 from mpn_module import MPN
 from mpn_rl import config as cfg
-from mpn_rl.contracts import state_parts
+from mpn_rl.contracts import Core, state_parts
 from mpn_rl.expansion.topology import Topology
 from mpn_rl.learners.a2c import A2CLearner, ActorCritic
 from mpn_rl.learners.base import Learner, ReplaySizes
@@ -37,7 +37,7 @@ def options(section: Any) -> dict[str, Any]:
 
 
 # core options -> constructor of (input_dim, options)
-CORES: dict[type, Callable[[int, Any], nn.Module]] = {
+CORES: dict[type, Callable[[int, Any], Core]] = {
     cfg.MPNConfig: lambda input_dim, core: MPN(input_dim, **options(core)),
     cfg.FrozenMPNConfig: lambda input_dim, core: MPN(input_dim, **options(core)),
     cfg.RNNConfig: lambda input_dim, core: RecurrentCore("rnn", input_dim, **options(core)),
@@ -143,12 +143,11 @@ def make_network(config: cfg.Config, spaces: Spaces) -> Any:
     """The network that acts, as config.json describes it, freshly initialised from torch's global generator."""
     encoder = Encoder(spaces.obs_dim, config.encoder.embed_dim, config.encoder.constant_input)
     core = CORES[type(config.core)](encoder.output_dim, config.core)
-    hidden_dim: int = core.hidden_dim  # type: ignore[assignment]
     learner, make = LEARNERS[type(config.learner)]
     more = learner.network_options(config.learner)
     if spaces.low is not None:
         more |= {"low": spaces.low, "high": spaces.high}
-    return make(spaces.obs_dim, hidden_dim, spaces.action_dim, encoder=encoder, core=core, **more)
+    return make(spaces.obs_dim, core.hidden_dim, spaces.action_dim, encoder=encoder, core=core, **more)
 
 
 def make_learner(config: cfg.Config, spaces: Spaces, device: torch.device) -> Any:

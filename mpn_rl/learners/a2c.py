@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpn_rl.config import A2CConfig
-from mpn_rl.contracts import Batch
+from mpn_rl.contracts import Batch, Core
 from mpn_rl.learners.base import Adam, Learner, ReplaySizes, truncated_unroll
 from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
 from mpn_rl.networks.encoder import AgentNetwork, Encoder, epsilon_greedy
@@ -38,7 +38,7 @@ class ActorCritic(AgentNetwork):
         action_dim: int,
         *,
         encoder: Encoder,
-        core: nn.Module,
+        core: Core,
         sample_policy: bool = False,
     ) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class ActorCritic(AgentNetwork):
 
     def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
         """A sequence: obs (B, T, D) -> logits (B, T, A), V (B, T), the last state; `reset` as in the core contract."""
-        hs, state = self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
+        hs, state = self.core.unroll(self.encoder(obs), state, reset)
         return self.head(hs), self.value_head(hs).squeeze(-1), state
 
     def choose(self, logits: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:

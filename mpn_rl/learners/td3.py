@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mpn_rl.config import TD3Config
-from mpn_rl.contracts import Batch, map_state, state_parts
+from mpn_rl.contracts import Batch, Core, map_state, state_parts
 from mpn_rl.expansion.plasticity_metrics import active_fraction, activities
 from mpn_rl.kernels.linear import Linear
 from mpn_rl.learners.base import Adam, Learner, ReplaySizes, truncated_unroll
@@ -83,7 +83,7 @@ class Actor(AgentNetwork):
         action_dim: int,
         *,
         encoder: Encoder | None = None,
-        core: nn.Module | None = None,
+        core: Core | None = None,
         low: Any,
         high: Any,
     ) -> None:
@@ -95,7 +95,7 @@ class Actor(AgentNetwork):
 
     def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
         """A sequence: obs (B, T, D) -> actions (B, T, A) and the last state; `reset` as in the core contract."""
-        hs, state = self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
+        hs, state = self.core.unroll(self.encoder(obs), state, reset)
         return self.head(hs.contiguous()), state  # torch's GRU returns time first, in other strides
 
     def choose(self, actions: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
@@ -124,13 +124,13 @@ class Critics(nn.Module):
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None):
         """The core's state at an episode's start, if there is one."""
-        return None if self.core is None else self.core.init_state(batch_size, device)  # type: ignore[operator]
+        return None if self.core is None else self.core.init_state(batch_size, device)
 
     def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
         """A sequence: obs (B, T, D) -> z (B, T, Z) and the last state."""
         if self.core is None or self.encoder is None:
             return obs, state
-        return self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
+        return self.core.unroll(self.encoder(obs), state, reset)
 
     def forward(self, z: Tensor, actions: Tensor) -> Tensor:
         """(..., Z) and (..., A) -> both values (2, ...)."""
