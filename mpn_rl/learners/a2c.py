@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mpn_rl.config import A2CConfig
 from mpn_rl.contracts import Batch, Core
-from mpn_rl.learners.base import Adam, Learner, ReplaySizes, truncated_unroll
+from mpn_rl.learners.base import Adam, Learner, truncated_unroll
 from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
 from mpn_rl.networks.encoder import AgentNetwork, Encoder, epsilon_greedy
 from mpn_rl.returns import lambda_returns, shannon_entropy, simpson_entropy
@@ -142,16 +142,6 @@ class A2CLearner(Learner):
     @staticmethod
     def network_options(config: A2CConfig) -> dict[str, Any]:
         return {"sample_policy": config.eval_policy == "sample"}
-
-    @classmethod
-    def make_replay(cls, config: A2CConfig, sizes: ReplaySizes) -> RolloutBuffer:
-        return RolloutBuffer(
-            sizes.num_lanes, sizes.obs_dim, config.rollout_steps, sizes.state_shapes, sizes.reset_state_on_trial
-        )
-
-    @classmethod
-    def batch_shape(cls, config: A2CConfig, num_envs: int) -> tuple[int, int]:
-        return num_envs, config.rollout_steps
 
     def __init__(self, network: ActorCritic, config: A2CConfig, seed: int, device: torch.device | str = "cpu") -> None:
         super().__init__(network, config, seed, device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mpn_rl.contracts import Batch, map_state
+from mpn_rl.learners.rollout_buffer import RolloutBuffer
 from mpn_rl.options import ConfigError
 from trial_replay import SequenceReplayBuffer, TrialReplayBuffer
 
@@ -108,6 +109,9 @@ class Learner:
 
         Raises: ConfigError where options do not fit each other or the task.
         """
+        if cls.on_policy:
+            shape = (sizes.num_lanes, sizes.obs_dim, config.rollout_steps)
+            return RolloutBuffer(*shape, sizes.state_shapes, sizes.reset_state_on_trial)
         common: dict[str, Any] = {
             "state_shapes": sizes.state_shapes,
             "replay_state": config.replay_state,
@@ -125,15 +129,17 @@ class Learner:
                     "--replay trial stores whole trials and needs --max-episode-steps to know the longest"
                 )
             return TrialReplayBuffer(sizes.num_lanes, sizes.obs_dim, capacity=capacity, max_steps=limit, **common)
-        shape = {"length": 1, "stride": 1, "burn_in": 0}
+        segment = {"length": 1, "stride": 1, "burn_in": 0}
         if config.replay == "sequence":
             burn_in = config.burn_in if config.replay_state == "burn-in" else 0
-            shape = {"length": config.sequence_length, "stride": config.sequence_stride, "burn_in": burn_in}
-        return SequenceReplayBuffer(sizes.num_lanes, sizes.obs_dim, capacity=capacity, **shape, **common)
+            segment = {"length": config.sequence_length, "stride": config.sequence_stride, "burn_in": burn_in}
+        return SequenceReplayBuffer(sizes.num_lanes, sizes.obs_dim, capacity=capacity, **segment, **common)
 
     @classmethod
     def batch_shape(cls, config: Any, num_envs: int) -> tuple[int, int]:
         """(rows, steps) of an update's batch, at least."""
+        if cls.on_policy:
+            return num_envs, config.rollout_steps
         if config.replay == "trial":
             return config.trial_batch_size, 1
         return config.batch_size, config.sequence_length if config.replay == "sequence" else 1
