@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mpn_module import MPN
 from mpn_rl.config import DQNConfig, EncoderConfig
-from mpn_rl.contracts import Batch, map_state
-from mpn_rl.learners.base import Adam, Learner
-from mpn_rl.networks.encoder import AgentNetwork, Encoder
+from mpn_rl.contracts import Batch, Core
+from mpn_rl.learners.base import Adam, Learner, truncated_unroll
+from mpn_rl.networks.encoder import AgentNetwork, Encoder, epsilon_greedy
 from mpn_rl.returns import n_step_targets, next_values, td_loss
 
 
@@ -36,7 +36,7 @@ class MPNDQN(AgentNetwork):
         action_dim: int,
         *,
         encoder: Encoder | None = None,
-        core: nn.Module | None = None,
+        core: Core | None = None,
         **mpn_options,
     ) -> None:
         super().__init__()
@@ -48,13 +48,7 @@ class MPNDQN(AgentNetwork):
 
     def choose(self, q_values: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """Epsilon-greedy actions (B,) from Q (B, A)."""
-        actions = q_values.argmax(-1)
-        if epsilon > 0.0:
-            # Drawn on the CPU, so that a run's random numbers do not depend on the device.
-            explore = torch.rand(len(actions), generator=generator) < epsilon
-            random = torch.randint(self.action_dim, (len(actions),), generator=generator)
-            actions = torch.where(explore.to(actions.device), random.to(actions.device), actions)
-        return actions
+        return epsilon_greedy(q_values.argmax(-1), self.action_dim, epsilon, generator)
 
 
 def compute_td_loss_trial(online: MPNDQN, target: MPNDQN, batch: Batch, config: DQNConfig) -> tuple[Tensor, Tensor]:
@@ -81,10 +75,7 @@ def compute_td_loss_trial(online: MPNDQN, target: MPNDQN, batch: Batch, config: 
     with torch.no_grad():
         targets = _targets(online.unroll(obs, state, reset)[0][:, 1:], q_next, batch, config)
     losses, errors = [], []
-    for start in range(0, steps - burn, chunk):
-        part = slice(start, min(start + chunk, steps - burn))
-        q, state = online.unroll(obs[:, part], state, reset[:, part])
-        state = map_state(torch.Tensor.detach, state)
+    for part, (q,) in truncated_unroll(online.unroll, obs[:, :-1], state, reset[:, :-1], chunk):
         loss, error = _learn(q, action[:, part], targets[:, part], batch, config, part)
         losses.append(loss)
         errors.append(error)

@@ -47,6 +47,12 @@ class MPNLayer(nn.Module):
         self.mask: Tensor | None
         self.register_buffer("mask", None)  # (H, D) bool, where the topology changes: the synapses that exist
 
+    feedforward = True
+
+    def maskable_weights(self) -> tuple[str, ...]:
+        """W; eta, lambda and M(0) are no synapses."""
+        return ("weight",)
+
     def init_state(self, batch_size: int) -> Tensor:
         """M(0) for every row: (B, H, D); a trained M(0) gets its gradient through it."""
         return self.m0.expand(batch_size, *self.m0.shape).clone()

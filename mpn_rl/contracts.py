@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,48 @@ class Batch(NamedTuple):
             if isinstance(value, Tensor) and name != "state0"
         }
         return self._replace(**moved, state0=map_state(lambda part: part.to(device), self.state0))
+
+
+class Core(Protocol):
+    """A recurrent core, an nn.Module: B rows that never mix, T steps, D inputs, H hidden units.
+
+    The state is a tensor or a tuple of tensors, each with B rows, and is never kept on the module.
+    """
+
+    hidden_dim: int  # H
+
+    def init_state(self, batch_size: int, device: torch.device | str | None = None) -> Any:
+        """The state of `batch_size` rows at an episode's start."""
+        ...
+
+    def __call__(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One step: x (B, D) -> h (B, H) and the next state."""
+        ...
+
+    def unroll(self, xs: Tensor, state: Any, reset: Tensor | None = None) -> tuple[Tensor, Any]:
+        """A sequence, equal to the loop over single steps: xs (B, T, D) -> hs (B, T, H) and the last state.
+
+        Args:
+            xs: inputs, (B, T, D).
+            state: before the first step.
+            reset: true where a row's state is set back to `init_state` before that step, (B, T); None: nowhere.
+        """
+        ...
+
+    def state_arrays(self, state: Any) -> dict[str, Tensor]:
+        """The parts of a state by the names that analyses use, each (B, ...)."""
+        ...
+
+
+@runtime_checkable
+class Maskable(Protocol):
+    """A module with trained weight matrices that are none of torch.nn's, which an expansion may mask."""
+
+    feedforward: bool  # whether these matrices read the module's input; false where they are recurrent
+
+    def maskable_weights(self) -> tuple[str, ...]:
+        """Names of the module's own parameters, each a matrix (units, inputs) or (inputs, units)."""
+        ...
 
 
 def state_parts(state) -> tuple[Tensor, ...]:

@@ -6,7 +6,6 @@ A new core, environment family or learner is one row here, besides its module an
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,13 +18,11 @@ from torch import nn
 from mpn_dqn import MPNDQN, DQNLearner
 from mpn_module import MPN
 from mpn_rl import config as cfg
-from mpn_rl.contracts import state_parts
+from mpn_rl.contracts import Core, state_parts
 from mpn_rl.expansion.topology import Topology
 from mpn_rl.learners.a2c import A2CLearner, ActorCritic
-from mpn_rl.learners.base import Learner
-from mpn_rl.learners.rollout_buffer import RolloutBuffer
+from mpn_rl.learners.base import Learner, ReplaySizes
 from mpn_rl.learners.td3 import Actor, TD3Learner
-from mpn_rl.learners.transition_replay import TransitionReplay
 from mpn_rl.networks.backpropamine import Backpropamine
 from mpn_rl.networks.baseline_cores import MLPCore, RecurrentCore
 from mpn_rl.networks.encoder import Encoder
@@ -33,7 +30,6 @@ from mpn_rl.options import ConfigError
 from mpn_rl.tasks.gymnasium_tasks import make_gymnasium, make_vector_env, time_limit
 from mpn_rl.tasks.lanes import Lanes, VectorLanes
 from neurogym_wrapper import make_neurogym, task_names
-from trial_replay import SequenceReplayBuffer, TrialReplayBuffer
 
 
 def options(section: Any) -> dict[str, Any]:
@@ -41,7 +37,7 @@ def options(section: Any) -> dict[str, Any]:
 
 
 # core options -> constructor of (input_dim, options)
-CORES: dict[type, Callable[[int, Any], nn.Module]] = {
+CORES: dict[type, Callable[[int, Any], Core]] = {
     cfg.MPNConfig: lambda input_dim, core: MPN(input_dim, **options(core)),
     cfg.FrozenMPNConfig: lambda input_dim, core: MPN(input_dim, **options(core)),
     cfg.RNNConfig: lambda input_dim, core: RecurrentCore("rnn", input_dim, **options(core)),
@@ -147,12 +143,11 @@ def make_network(config: cfg.Config, spaces: Spaces) -> Any:
     """The network that acts, as config.json describes it, freshly initialised from torch's global generator."""
     encoder = Encoder(spaces.obs_dim, config.encoder.embed_dim, config.encoder.constant_input)
     core = CORES[type(config.core)](encoder.output_dim, config.core)
-    hidden_dim: int = core.hidden_dim  # type: ignore[assignment]
     learner, make = LEARNERS[type(config.learner)]
     more = learner.network_options(config.learner)
     if spaces.low is not None:
         more |= {"low": spaces.low, "high": spaces.high}
-    return make(spaces.obs_dim, hidden_dim, spaces.action_dim, encoder=encoder, core=core, **more)
+    return make(spaces.obs_dim, core.hidden_dim, spaces.action_dim, encoder=encoder, core=core, **more)
 
 
 def make_learner(config: cfg.Config, spaces: Spaces, device: torch.device) -> Any:
@@ -168,8 +163,8 @@ def make_learner(config: cfg.Config, spaces: Spaces, device: torch.device) -> An
     if not isinstance(config.expansion, cfg.NoExpansionConfig):
         parts = (learner.networks, learner.targets, learner.optimizers)
         learner.topology = Topology(config.expansion, *parts, config.run.seed, total_steps(config))
-        if getattr(learner, "average", None) is not None:
-            learner.topology.follow("actor", learner.average)  # type: ignore[attr-defined]
+        for name, average in learner.averages.items():
+            learner.topology.follow(name, average)
     return learner
 
 
@@ -182,59 +177,20 @@ def total_steps(config: cfg.Config) -> int | None:
 
 
 def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Any) -> Any:
-    """The replay memory that the learner's options describe."""
-    replay: Any = config.learner
-    obs_dim = spaces.obs_dim
-    state_shapes = [tuple(part.shape[1:]) for part in state_parts(network.init_state(1))]
-    if LEARNERS[type(replay)][0].on_policy:
-        rollout = (num_lanes, obs_dim, replay.rollout_steps, state_shapes, config.run.reset_state_on_trial)
-        return _allocate(lambda: RolloutBuffer(*rollout))
-    common = {
-        "state_shapes": state_shapes,
-        "replay_state": replay.replay_state,
-        "reset_state_on_trial": config.run.reset_state_on_trial,
-        "priority_exponent": replay.priority_exponent if replay.prioritized else None,
-        "importance_exponent": replay.importance_exponent,
-    }
-    if spaces.low is not None:
-        common |= {"action_shape": (spaces.action_dim,), "action_dtype": np.float32}
-    if isinstance(replay, cfg.TD3Config):
-        memoryless = not any(map(math.prod, common["state_shapes"]))
-        plain = memoryless and replay.replay == "transition" and not replay.prioritized
-        _check_td3(replay, total_steps(config), plain)
-        if plain:
-            size = replay.buffer_size
-            return _allocate(lambda: TransitionReplay(num_lanes, obs_dim, spaces.action_dim, size))
-    if replay.replay == "trial":
-        limit = step_limit(config.env)
-        if limit is None:
-            raise ConfigError("--replay trial stores whole trials and needs --max-episode-steps to know the longest")
-        trials = {"capacity": replay.buffer_size, "max_steps": limit, **common}
-        return _allocate(lambda: TrialReplayBuffer(num_lanes, obs_dim, **trials))
-    burn_in = replay.burn_in if replay.replay_state == "burn-in" else 0
-    shape = {"length": replay.sequence_length, "stride": replay.sequence_stride, "burn_in": burn_in}
-    if replay.replay == "transition":
-        shape = {"length": 1, "stride": 1, "burn_in": 0}
-    sequences = {"capacity": replay.buffer_size, **shape, **common}
-    return _allocate(lambda: SequenceReplayBuffer(num_lanes, obs_dim, **sequences))
+    """The replay memory that the learner's options describe, for `num_lanes` lanes of the task.
 
-
-def _check_td3(learner: cfg.TD3Config, steps: int | None, plain: bool) -> None:
-    for name in ("dynamic_buffer", "experience_review"):
-        if getattr(learner, name) and not plain:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} works on single transitions, drawn uniformly: --core mlp --replay transition")
-    if learner.n_step > 1 and learner.replay == "transition" and not plain:
-        raise ConfigError(
-            f"--n-step sums rewards along sequences, or from --core mlp with transitions drawn uniformly, got "
-            f"{learner.n_step}; take --replay sequence"
-        )
-    interval = learner.buffer_adjustment_interval
-    if learner.dynamic_buffer and steps is not None and interval > steps:
-        raise ConfigError(
-            f"--buffer-adjustment-interval must not exceed --total-steps = {steps}, or nothing is ever adjusted, "
-            f"got {interval}"
-        )
+    Raises: ConfigError where options do not fit each other, the task or this machine.
+    """
+    sizes = ReplaySizes(
+        num_lanes=num_lanes,
+        obs_dim=spaces.obs_dim,
+        action_shape=None if spaces.low is None else (spaces.action_dim,),
+        state_shapes=[tuple(part.shape[1:]) for part in state_parts(network.init_state(1))],
+        reset_state_on_trial=config.run.reset_state_on_trial,
+        max_episode_steps=step_limit(config.env),
+        total_steps=total_steps(config),
+    )
+    return _allocate(lambda: LEARNERS[type(config.learner)][0].make_replay(config.learner, sizes))
 
 
 def step_limit(env: cfg.EnvConfig) -> int | None:
@@ -267,19 +223,9 @@ def _allocate(make: Callable[[], Any]) -> Any:
     return buffer
 
 
-def _batch_shape(config: cfg.Config) -> tuple[int, int]:
-    """(rows, steps) of an update's batch, at least."""
-    learner: Any = config.learner
-    if LEARNERS[type(learner)][0].on_policy:
-        return config.run.num_envs, learner.rollout_steps
-    if learner.replay == "trial":
-        return learner.trial_batch_size, 1
-    return learner.batch_size, learner.sequence_length if learner.replay == "sequence" else 1
-
-
 def _check_network_fits(config: cfg.Config, spaces: Spaces) -> None:
     """Weights, target, Adam's two moments, and the states that one batch starts from, without allocating them."""
-    batch, steps = _batch_shape(config)
+    batch, steps = LEARNERS[type(config.learner)][0].batch_shape(config.learner, config.run.num_envs)
     try:
         with torch.device("meta"):
             network = make_network(config, spaces)

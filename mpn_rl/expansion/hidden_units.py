@@ -7,14 +7,13 @@ reads them, so that whatever stands between (an activation function, a LayerNorm
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-SYNAPSES = re.compile(r"weight(_[ih]h_l\d+)?|gates|alpha")
+from mpn_rl.contracts import Maskable
 
 
 def synapses(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -25,11 +24,19 @@ def synapses(network: nn.Module) -> dict[str, nn.Parameter]:
     """
     found = {}
     for name, parameter in network.named_parameters():
-        kind = name.rpartition(".")[2]
-        known = SYNAPSES.fullmatch(kind) and (kind != "alpha" or len(parameter) > 1)
-        if known and parameter.ndim == 2 and parameter.requires_grad:
+        place, _, kind = name.rpartition(".")
+        if kind in _maskable(network.get_submodule(place)) and parameter.requires_grad:
             found[name] = parameter
     return found
+
+
+def _maskable(module: nn.Module) -> tuple[str, ...]:
+    """Names of a module's own weight matrices: a core's by its own account, torch.nn's by its documentation."""
+    if isinstance(module, Maskable):
+        return module.maskable_weights()
+    if isinstance(module, nn.RNNBase):
+        return tuple(name for name, _ in module.named_parameters() if name.startswith("weight_"))
+    return ("weight",) if isinstance(module, nn.Linear) else ()
 
 
 def layers(network: nn.Module) -> dict[str, list[str]]:
@@ -75,7 +82,8 @@ def ends(network: nn.Module) -> tuple[set[str], set[str]]:
     first, last = set(), set()
     before, units = "", -2
     for layer, names in layers(network).items():
-        if hasattr(network.get_submodule(layer), "alpha"):
+        module = network.get_submodule(layer)
+        if isinstance(module, Maskable) and not module.feedforward:
             continue
         weights = [network.get_parameter(name) for name in names]
         if weights[0].shape[1] - units not in (0, 1):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mpn_rl.config import A2CConfig
-from mpn_rl.contracts import Batch, map_state
-from mpn_rl.learners.base import Adam, Learner
+from mpn_rl.contracts import Batch, Core
+from mpn_rl.learners.base import Adam, Learner, truncated_unroll
 from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
-from mpn_rl.networks.encoder import AgentNetwork, Encoder
+from mpn_rl.networks.encoder import AgentNetwork, Encoder, epsilon_greedy
 from mpn_rl.returns import lambda_returns, shannon_entropy, simpson_entropy
 
 ENTROPIES = {"shannon": shannon_entropy, "simpson": simpson_entropy}
@@ -38,7 +38,7 @@ class ActorCritic(AgentNetwork):
         action_dim: int,
         *,
         encoder: Encoder,
-        core: nn.Module,
+        core: Core,
         sample_policy: bool = False,
     ) -> None:
         super().__init__()
@@ -54,17 +54,13 @@ class ActorCritic(AgentNetwork):
 
     def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
         """A sequence: obs (B, T, D) -> logits (B, T, A), V (B, T), the last state; `reset` as in the core contract."""
-        hs, state = self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
+        hs, state = self.core.unroll(self.encoder(obs), state, reset)
         return self.head(hs), self.value_head(hs).squeeze(-1), state
 
     def choose(self, logits: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """The best actions (B,), or with `sample_policy` drawn ones; a share `epsilon` of them is uniform."""
         actions = sample(logits, generator) if self.sample_policy and generator else logits.argmax(-1)
-        if epsilon > 0.0:
-            explore = torch.rand(len(actions), generator=generator) < epsilon
-            random = torch.randint(self.action_dim, (len(actions),), generator=generator)
-            actions = torch.where(explore.to(actions.device), random.to(actions.device), actions)
-        return actions
+        return epsilon_greedy(actions, self.action_dim, epsilon, generator)
 
 
 def sample(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -96,11 +92,9 @@ def compute_a2c_loss(network: ActorCritic, rollout: Rollout, config: A2CConfig) 
         return _learn(logits[:, :-1], values[:, :-1], returns, advantages, batch.action, config, steps)
     with torch.no_grad():
         returns, advantages = _targets(network.unroll(batch.obs, batch.state0, batch.reset)[1], rollout, config)
-    state, parts = batch.state0, []
-    for start in range(0, steps, chunk):
-        part = slice(start, min(start + chunk, steps))
-        logits, values, state = network.unroll(batch.obs[:, part], state, batch.reset[:, part])
-        state = map_state(torch.Tensor.detach, state)
+    parts = []
+    obs, reset = batch.obs[:, :-1], batch.reset[:, :-1]
+    for part, (logits, values) in truncated_unroll(network.unroll, obs, batch.state0, reset, chunk):
         parts.append(
             _learn(logits, values, returns[:, part], advantages[:, part], batch.action[:, part], config, steps)
         )

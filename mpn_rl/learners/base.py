@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpn_rl.contracts import Batch
+from mpn_rl.contracts import Batch, map_state
+from mpn_rl.learners.rollout_buffer import RolloutBuffer
+from mpn_rl.options import ConfigError
+from trial_replay import SequenceReplayBuffer, TrialReplayBuffer
 
 
 class Adam(torch.optim.Adam):
@@ -30,11 +34,47 @@ class Adam(torch.optim.Adam):
         self._step(self)
 
 
+def truncated_unroll(
+    unroll: Callable[..., tuple[Any, ...]], obs: Tensor, state: Any, reset: Tensor, chunk: int
+) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Unroll a sequence chunk by chunk: the state goes on, and its gradient stops between chunks.
+
+    A caller that backpropagates each chunk at once frees its graph before the next, so memory does not grow with the
+    sequence (truncated BPTT, Williams & Peng 1990).
+
+    Args:
+        unroll: a network's method of that name: (obs, state, reset) -> (*outputs, state).
+        obs: (B, T, D).
+        state: the core's state before the first step.
+        reset: (B, T) bool.
+        chunk: steps of a chunk; the last one may be shorter.
+
+    Yields: the chunk's place in time, and its outputs, each (B, chunk, ...).
+    """
+    for start in range(0, obs.shape[1], chunk):
+        part = slice(start, min(start + chunk, obs.shape[1]))
+        *outputs, state = unroll(obs[:, part], state, reset[:, part])
+        state = map_state(torch.Tensor.detach, state)
+        yield part, tuple(outputs)
+
+
+class ReplaySizes(NamedTuple):
+    """What a learner's replay memory has to fit, besides the learner's own options."""
+
+    num_lanes: int
+    obs_dim: int
+    action_shape: tuple[int, ...] | None  # of continuous actions; None: one choice of several
+    state_shapes: list[tuple[int, ...]]  # the core's state tensors, each without the batch axis
+    reset_state_on_trial: bool
+    max_episode_steps: int | None  # None: not known
+    total_steps: int | None  # of the whole run, in environment steps; None: not known
+
+
 class Learner:
     """A learning algorithm around a network that acts.
 
-    Subclasses fill `networks`, `targets` and `optimizers` (the same names in each), implement `act` and `update`,
-    and extend `state_dict` by what else they need to go on bit for bit.
+    Subclasses fill `networks`, `targets`, `averages` and `optimizers` (the same names in each), implement `act` and
+    `update`, and extend `state_dict` with everything else that a resumed run needs to continue bit for bit.
 
     Args:
         network: the network that acts; it is moved to `device` and trained in place.
@@ -52,6 +92,7 @@ class Learner:
         self.online = network.to(self.device)
         self.networks: dict[str, nn.Module] = {}
         self.targets: dict[str, nn.Module] = {}
+        self.averages: dict[str, nn.Module] = {}  # running averages of networks, by the same names
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers on every device
         self.updates = 0
@@ -61,6 +102,47 @@ class Learner:
     def network_options(config: Any) -> dict[str, Any]:
         """Options of the learner that its acting network is made with."""
         return {}
+
+    @classmethod
+    def make_replay(cls, config: Any, sizes: ReplaySizes) -> Any:
+        """The replay memory that the learner's options describe.
+
+        Raises: ConfigError where options do not fit each other or the task.
+        """
+        if cls.on_policy:
+            shape = (sizes.num_lanes, sizes.obs_dim, config.rollout_steps)
+            return RolloutBuffer(*shape, sizes.state_shapes, sizes.reset_state_on_trial)
+        common: dict[str, Any] = {
+            "state_shapes": sizes.state_shapes,
+            "replay_state": config.replay_state,
+            "reset_state_on_trial": sizes.reset_state_on_trial,
+            "priority_exponent": config.priority_exponent if config.prioritized else None,
+            "importance_exponent": config.importance_exponent,
+        }
+        if sizes.action_shape is not None:
+            common |= {"action_shape": sizes.action_shape, "action_dtype": np.float32}
+        capacity = config.buffer_size
+        if config.replay == "trial":
+            limit = sizes.max_episode_steps
+            if limit is None:
+                raise ConfigError(
+                    "--replay trial stores whole trials and needs --max-episode-steps to know the longest"
+                )
+            return TrialReplayBuffer(sizes.num_lanes, sizes.obs_dim, capacity=capacity, max_steps=limit, **common)
+        segment = {"length": 1, "stride": 1, "burn_in": 0}
+        if config.replay == "sequence":
+            burn_in = config.burn_in if config.replay_state == "burn-in" else 0
+            segment = {"length": config.sequence_length, "stride": config.sequence_stride, "burn_in": burn_in}
+        return SequenceReplayBuffer(sizes.num_lanes, sizes.obs_dim, capacity=capacity, **segment, **common)
+
+    @classmethod
+    def batch_shape(cls, config: Any, num_envs: int) -> tuple[int, int]:
+        """(rows, steps) of an update's batch, at least."""
+        if cls.on_policy:
+            return num_envs, config.rollout_steps
+        if config.replay == "trial":
+            return config.trial_batch_size, 1
+        return config.batch_size, config.sequence_length if config.replay == "sequence" else 1
 
     @property
     def policy(self) -> Any:

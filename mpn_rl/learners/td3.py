@@ -9,6 +9,7 @@ arXiv 2110.05038, found best).
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from mpn_rl.config import TD3Config
-from mpn_rl.contracts import Batch, map_state, state_parts
+from mpn_rl.contracts import Batch, Core, map_state, state_parts
 from mpn_rl.expansion.plasticity_metrics import active_fraction, activities
 from mpn_rl.kernels.linear import Linear
-from mpn_rl.learners.base import Adam, Learner
+from mpn_rl.learners.base import Adam, Learner, ReplaySizes, truncated_unroll
 from mpn_rl.learners.transition_replay import TransitionReplay, transition_batch
 from mpn_rl.networks.baseline_cores import MLPCore
 from mpn_rl.networks.encoder import AgentNetwork, Encoder
+from mpn_rl.options import ConfigError
 from mpn_rl.returns import n_step_targets
 
 REVIEW_EVERY = 100  # updates between two looks at how many of the critics' units are active
@@ -81,7 +83,7 @@ class Actor(AgentNetwork):
         action_dim: int,
         *,
         encoder: Encoder | None = None,
-        core: nn.Module | None = None,
+        core: Core | None = None,
         low: Any,
         high: Any,
     ) -> None:
@@ -93,7 +95,7 @@ class Actor(AgentNetwork):
 
     def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
         """A sequence: obs (B, T, D) -> actions (B, T, A) and the last state; `reset` as in the core contract."""
-        hs, state = self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
+        hs, state = self.core.unroll(self.encoder(obs), state, reset)
         return self.head(hs.contiguous()), state  # torch's GRU returns time first, in other strides
 
     def choose(self, actions: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
@@ -122,13 +124,13 @@ class Critics(nn.Module):
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None):
         """The core's state at an episode's start, if there is one."""
-        return None if self.core is None else self.core.init_state(batch_size, device)  # type: ignore[operator]
+        return None if self.core is None else self.core.init_state(batch_size, device)
 
     def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
         """A sequence: obs (B, T, D) -> z (B, T, Z) and the last state."""
         if self.core is None or self.encoder is None:
             return obs, state
-        return self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
+        return self.core.unroll(self.encoder(obs), state, reset)
 
     def forward(self, z: Tensor, actions: Tensor) -> Tensor:
         """(..., Z) and (..., A) -> both values (2, ...)."""
@@ -171,6 +173,39 @@ class TD3Learner(Learner):
 
     continuous = True
 
+    @classmethod
+    def make_replay(cls, config: TD3Config, sizes: ReplaySizes) -> Any:
+        """A `TransitionReplay` for single transitions that are drawn uniformly and need no state."""
+        memoryless = not any(map(math.prod, sizes.state_shapes))
+        plain = memoryless and config.replay == "transition" and not config.prioritized
+        cls._check(config, sizes.total_steps, plain)
+        if plain and sizes.action_shape is not None:
+            return TransitionReplay(sizes.num_lanes, sizes.obs_dim, sizes.action_shape[0], config.buffer_size)
+        return super().make_replay(config, sizes)
+
+    @staticmethod
+    def _check(config: TD3Config, steps: int | None, plain: bool) -> None:
+        """Raises: ConfigError for options that need another replay memory or a longer run."""
+        for flag, wanted in (
+            ("--dynamic-buffer", config.dynamic_buffer),
+            ("--experience-review", config.experience_review),
+        ):
+            if wanted and not plain:
+                raise ConfigError(
+                    f"{flag} works on single transitions, drawn uniformly: --core mlp --replay transition"
+                )
+        if config.n_step > 1 and config.replay == "transition" and not plain:
+            raise ConfigError(
+                f"--n-step sums rewards along sequences, or from --core mlp with transitions drawn uniformly, got "
+                f"{config.n_step}; take --replay sequence"
+            )
+        interval = config.buffer_adjustment_interval
+        if config.dynamic_buffer and steps is not None and interval > steps:
+            raise ConfigError(
+                f"--buffer-adjustment-interval must not exceed --total-steps = {steps}, or nothing is ever adjusted, "
+                f"got {interval}"
+            )
+
     def __init__(self, network: Actor, config: TD3Config, seed: int, device: torch.device | str = "cpu") -> None:
         super().__init__(network, config, seed, device)
         self.memoryless = all(part.numel() == 0 for part in state_parts(network.init_state(1)))
@@ -182,6 +217,8 @@ class TD3Learner(Learner):
             name: Adam(_trained(net), lr=config.learning_rate, fused=True) for name, net in self.networks.items()
         }
         self.average = copy.deepcopy(self.online).requires_grad_(False) if config.eval_average else None
+        if self.average is not None:
+            self.averages = {"actor": self.average}
         self._actor = _trained(self.online)
         self._online, self._target = _parts(*self.networks.values()), _parts(*self.targets.values())
         self.acted = 0  # environment steps with exploration
@@ -270,13 +307,9 @@ class TD3Learner(Learner):
         if first:
             with torch.no_grad():
                 state = network.unroll(batch.obs[:, :first], state, batch.reset[:, :first])[1]  # type: ignore[operator]
-        chunk, outputs = self.config.bptt_chunk_size or obs.shape[1], []
-        for part in range(0, obs.shape[1], chunk):
-            piece = slice(part, part + chunk)
-            output, state = network.unroll(obs[:, piece], state, reset[:, piece])  # type: ignore[operator]
-            state = map_state(torch.Tensor.detach, state)
-            outputs.append(output)
-        return torch.cat(outputs, 1)
+        chunk = self.config.bptt_chunk_size or obs.shape[1]
+        pieces = truncated_unroll(network.unroll, obs, state, reset, chunk)  # type: ignore[arg-type]
+        return torch.cat([output for _, (output,) in pieces], 1)
 
     @property
     def n_step(self) -> int:

@@ -108,6 +108,13 @@ class Backpropamine(nn.Module):
             )
         self._lesion = part
 
+    feedforward = False
+
+    def maskable_weights(self) -> tuple[str, ...]:
+        """w, an LSTM's recurrent gates, and alpha where each connection has its own."""
+        own = {"weight": self.weight, "gates": self.gates, "alpha": self.alpha}
+        return tuple(name for name, part in own.items() if part is not None and (name != "alpha" or len(part) > 1))
+
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> State:
         """Zeros, in the parameters' dtype, and on their device unless another is named."""
         N = self.hidden_dim

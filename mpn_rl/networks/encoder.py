@@ -7,6 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpn_rl.contracts import Core
+
+
+def epsilon_greedy(greedy: Tensor, num_actions: int, epsilon: float, generator: torch.Generator | None) -> Tensor:
+    """Actions (B,): the greedy ones, each replaced by a uniform one with probability epsilon.
+
+    Args:
+        greedy: the best actions, (B,) int64.
+        num_actions: A, the number of choices.
+        epsilon: probability of a uniform action; with 0 nothing is drawn.
+        generator: on the CPU, so that a run's random numbers do not depend on the device; None: torch's global one.
+    """
+    if epsilon <= 0.0:
+        return greedy
+    explore = torch.rand(len(greedy), generator=generator) < epsilon
+    uniform = torch.randint(num_actions, (len(greedy),), generator=generator)
+    return torch.where(explore.to(greedy.device), uniform.to(greedy.device), greedy)
+
 
 class Encoder(nn.Module):
     """What the core sees: x = [tanh(A obs + a), 1], each part optional.
@@ -35,12 +53,12 @@ class AgentNetwork(nn.Module):
     """
 
     encoder: Encoder
-    core: nn.Module
+    core: Core
     head: Any
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None):
         """The core's state at an episode's start."""
-        return self.core.init_state(batch_size, device or next(self.head.parameters()).device)  # type: ignore[operator]
+        return self.core.init_state(batch_size, device or next(self.head.parameters()).device)
 
     def features(self, obs: Tensor, state):
         """One step without the head: obs (B, D) -> h (B, H) and the next state."""
@@ -53,7 +71,7 @@ class AgentNetwork(nn.Module):
 
     def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
         """A sequence: obs (B, T, D) -> (B, T, A) and the last state; `reset` as in the core contract."""
-        hs, state = self.core.unroll(self.encoder(obs), state, reset)  # type: ignore[operator]
+        hs, state = self.core.unroll(self.encoder(obs), state, reset)
         return self.head(hs), state
 
     @torch.no_grad()

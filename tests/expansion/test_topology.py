@@ -219,6 +219,9 @@ def test_biases_gains_eta_lambda_and_m0_are_no_synapses() -> None:
     assert set(synapses(mpn)) == {"layers.0.weight"}
     names = {"net.weight_ih_l0", "net.weight_hh_l0", "net.weight_ih_l1", "net.weight_hh_l1"}
     assert set(synapses(RecurrentCore("gru", 3, 4, 2))) == names
+    lstm = Backpropamine(3, 4, cell="lstm", trace_rule="hard-clip", modulation="none", alpha_shape="connection")
+    assert set(synapses(lstm)) == {"weight", "gates", "alpha", "input.weight"}
+    assert set(synapses(Backpropamine(3, 4, alpha_shape="neuron"))) == {"weight", "input.weight"}
 
 
 def test_initial_masks_are_random_or_keep_the_largest_weights() -> None:
