@@ -8,6 +8,7 @@ Source: Agarwal et al. 2021 (NeurIPS, "Deep reinforcement learning at the edge o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import rankdata, trim_mean
 
 from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError
+from mpn_rl.statistics import bootstrap, common_grid
 
 Scores = Mapping[str, ArrayLike]  # {task: scores of the seeds}
 
@@ -47,25 +49,19 @@ def _strata(scores: Scores | ArrayLike) -> list[np.ndarray]:
     return arrays
 
 
-def _resampled(strata: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Seeds drawn anew with replacement within every task, (resamples, n) each."""
-    return [values[rng.integers(0, len(values), (resamples, len(values)))] for values in strata]
-
-
-def interquartile_mean(scores: Scores | ArrayLike, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Mean of the middle half of all runs (a quarter cut off at each end, rounded down), with a stratified bootstrap's
+def interquartile_mean(scores: Scores | ArrayLike) -> Estimate:
+    """Interquartile mean of all runs (a quarter is cut off at each end, rounded down) with a stratified bootstrap's
     95 % interval.
 
-    Args: scores: one task's, (n,), or {task: (n,)}; nan is left out. One seed per task has no interval: nan.
+    Args: scores: one task's, (n,), or {task: (n,)}; nan is left out. A task with a single seed has no interval: nan.
     """
+
+    def middle(*tasks: np.ndarray, axis: int) -> np.ndarray:
+        return trim_mean(np.concatenate(tasks, axis), 0.25, axis)
+
     strata = _strata(scores)
-    everything = np.concatenate(strata)
-    value = float(trim_mean(everything, 0.25))
-    if min(map(len, strata)) < 2:
-        return Estimate(value, np.nan, np.nan, len(everything))
-    drawn = np.concatenate(_resampled(strata, resamples, np.random.default_rng(seed)), axis=1)
-    low, high = np.quantile(trim_mean(drawn, 0.25, axis=1), [0.025, 0.975])
-    return Estimate(value, float(low), float(high), len(everything))
+    low, high = bootstrap(*strata, statistic=middle)
+    return Estimate(float(middle(*strata, axis=0)), float(low), float(high), sum(map(len, strata)))
 
 
 def _share_above(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -75,25 +71,23 @@ def _share_above(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (ranks.sum(axis=-1) - n * (n + 1) / 2) / (n * m)
 
 
-def probability_of_improvement(
-    scores: Scores | ArrayLike, others: Scores | ArrayLike, resamples: int = 2000, seed: int = 0
-) -> Estimate:
+def probability_of_improvement(scores: Scores | ArrayLike, others: Scores | ArrayLike) -> Estimate:
     """P(X > Y) + P(X = Y) / 2 for a run X of `scores` and Y of `others` on the same task, averaged over tasks.
 
-    n counts the runs on both sides together. The interval is a stratified bootstrap's; nan with one seed per task.
+    n counts the runs on both sides together. The interval is a stratified bootstrap's; nan if a task has one seed.
     """
     if isinstance(scores, Mapping) and isinstance(others, Mapping):
         tasks = [task for task in scores if task in others]
         scores, others = {task: scores[task] for task in tasks}, {task: others[task] for task in tasks}
     ours, theirs = _strata(scores), _strata(others)
-    value = float(np.mean([_share_above(x, y) for x, y in zip(ours, theirs, strict=True)]))
-    n = sum(map(len, ours)) + sum(map(len, theirs))
-    if min(map(len, [*ours, *theirs])) < 2:
-        return Estimate(value, np.nan, np.nan, n)
-    rng = np.random.default_rng(seed)
-    pairs = zip(_resampled(ours, resamples, rng), _resampled(theirs, resamples, rng), strict=True)
-    low, high = np.quantile(np.mean([_share_above(x, y) for x, y in pairs], axis=0), [0.025, 0.975])
-    return Estimate(value, float(low), float(high), n)
+
+    def improvement(*tasks: np.ndarray, axis: int) -> np.ndarray:
+        pairs = zip(tasks[: len(ours)], tasks[len(ours) :], strict=True)
+        return np.mean([_share_above(x, y) for x, y in pairs], axis=0)
+
+    low, high = bootstrap(*ours, *theirs, statistic=improvement)
+    n = sum(map(len, [*ours, *theirs]))
+    return Estimate(float(improvement(*ours, *theirs, axis=-1)), float(low), float(high), n)
 
 
 def compare(measures: Mapping[str, Mapping[str, Scores | ArrayLike]]) -> tuple[list[Row], list[Better]]:
@@ -121,26 +115,16 @@ def compare(measures: Mapping[str, Mapping[str, Scores | ArrayLike]]) -> tuple[l
     return rows, pairs
 
 
-def learning_band(curves: Sequence[tuple[ArrayLike, ArrayLike]], resamples: int = 1000) -> tuple[np.ndarray, Estimate]:
+def learning_band(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> tuple[np.ndarray, Estimate]:
     """Interquartile mean over seeds at every step, with its bootstrap band: grid (k,), Estimate of arrays (k,).
 
-    Args: curves: (steps, values) per seed. Seeds evaluated at other steps are interpolated; the grid holds all steps
-        from where the last curve begins to where the first one ends.
+    Args: curves: (steps, values) per seed, interpolated to their `common_grid`.
     Raises MissingDataError where the curves share no step.
     """
-    steps = [np.asarray(step, float) for step, _ in curves]
-    if not steps or min(map(len, steps)) == 0:
+    if not curves or min(np.size(steps) for steps, _ in curves) == 0:
         raise MissingDataError("no evaluations were logged")
-    grid = np.unique(np.concatenate(steps))
-    grid = grid[(grid >= max(step[0] for step in steps)) & (grid <= min(step[-1] for step in steps))]
+    grid, values = common_grid(curves)
     if not len(grid):
         raise MissingDataError("the runs' evaluations share no step")
-    values = np.array(
-        [np.interp(grid, step, np.asarray(own, float)) for step, (_, own) in zip(steps, curves, strict=True)]
-    )
-    middle = trim_mean(values, 0.25, axis=0)
-    if len(values) < 2:
-        return grid, Estimate(middle, np.full(len(grid), np.nan), np.full(len(grid), np.nan), 1)
-    draws = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
-    low, high = np.quantile(trim_mean(values[draws], 0.25, axis=1), [0.025, 0.975], axis=0)
-    return grid, Estimate(middle, low, high, len(values))
+    low, high = bootstrap(values, statistic=partial(trim_mean, proportiontocut=0.25))
+    return grid, Estimate(trim_mean(values, 0.25, axis=0), low, high, len(values))

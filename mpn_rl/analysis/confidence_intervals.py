@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mpn_rl.statistics import bootstrap
+
 Z95 = 1.959963984540054  # of the normal distribution
 T = TypeVar("T")
 
@@ -55,7 +57,7 @@ def proportion(successes: ArrayLike, n: ArrayLike) -> Estimate:
     return Estimate(share, np.where(n > 0, low, np.nan)[()], np.where(n > 0, high, np.nan)[()], n[()])
 
 
-def mean(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> Estimate:
+def mean(values: ArrayLike) -> Estimate:
     """The mean of those values that are not nan: Wilson's interval if all are 0 or 1, else a percentile bootstrap.
 
     Raises MissingDataError without any value. One value has no interval.
@@ -68,8 +70,5 @@ def mean(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> Estimate:
     if np.isin(x, (0, 1)).all():
         share = proportion(x.sum(), n)
         return Estimate(float(share.value), float(share.low), float(share.high), n)
-    if n == 1:
-        return Estimate(float(x[0]), np.nan, np.nan, 1)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)
-    low, high = np.quantile(weights @ x / n, [0.025, 0.975])
+    low, high = bootstrap(x)
     return Estimate(float(x.mean()), float(low), float(high), n)

@@ -122,6 +122,10 @@ def test_drawing_needs_no_pyplot_and_changes_nothing_global(measured):
     before = dict(mpl.rcParams)
     behaviour_figures.behaviour_figure(*measured[:1], *measured[2:])
     assert dict(mpl.rcParams) == before
-    code = "import sys, analysis_figures, state_figures; sys.exit('matplotlib.pyplot' in sys.modules)"
-    folder = Path(behaviour_figures.__file__).parent
-    assert subprocess.run([sys.executable, "-c", code], cwd=folder, check=False).returncode == 0
+    code = """
+import sys
+from mpn_rl.analysis.figures import behaviour_figures, state_figures
+sys.exit("matplotlib.pyplot" in sys.modules)
+"""
+    root = Path(visualize.__file__).parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
