@@ -26,6 +26,7 @@ from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from numpy.typing import ArrayLike
 
 from mpn_rl.options import ConfigError
+from mpn_rl.statistics import common_grid
 
 # Okabe & Ito (2008): told apart with every common colour blindness.
 MODEL_COLOURS = {
@@ -242,15 +243,11 @@ def plot_learning_comparison(
     """
     for index, (core, seeds) in enumerate(runs.items()):
         colour = MODEL_COLOURS.get(core, OTHER_COLOURS[index % len(OTHER_COLOURS)])
-        curves = [(np.asarray(steps, float), np.asarray(values, float)) for steps, values in seeds]
-        for steps, values in curves:
+        for steps, values in seeds:
             ax.plot(steps, values, lw=0.7, alpha=0.45, color=colour)
-        grid = np.unique(np.concatenate([steps for steps, _ in curves]))
-        grid = grid[grid >= max(steps[0] for steps, _ in curves)]
-        grid = grid[grid <= min(steps[-1] for steps, _ in curves)]
-        mean = np.mean([np.interp(grid, steps, values) for steps, values in curves], axis=0)
+        grid, values = common_grid(seeds)
         name = MODEL_NAMES.get(core, core.upper())
-        ax.plot(grid, mean, lw=2.4, color=colour, label=f"{name} (n = {len(curves)})")
+        ax.plot(grid, values.mean(axis=0), lw=2.4, color=colour, label=f"{name} (n = {len(seeds)})")
     for name, value in (references or {}).items():
         reference_line(ax, name, value)
     ax.set(xlabel="environment steps", ylabel=ylabel, xlim=(0, None))

@@ -15,6 +15,7 @@ from mpn_rl import registry
 from mpn_rl.config import Config
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import Evaluation, evaluate, run_batched, run_scripted
+from mpn_rl.statistics import bootstrap
 from mpn_rl.tasks.lanes import EpisodeSeeds
 from neurogym_wrapper import REFERENCE_POLICIES, REFERENCES, normalised_score
 
@@ -130,16 +131,12 @@ def _json_number(value: float) -> float | None:
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float | None, float | None]:
     """95 % bootstrap interval of the mean; the mean itself where all values agree, None where there are none."""
-    from scipy import stats
-
     if len(values) == 0:
         return None, None
     if len(values) < 2 or np.ptp(values.astype(float)) == 0.0:
         return float(values.mean()), float(values.mean())
-    interval = stats.bootstrap(
-        (values.astype(float),), np.mean, n_resamples=2000, method="percentile", rng=0, batch=100
-    )
-    return float(interval.confidence_interval.low), float(interval.confidence_interval.high)
+    low, high = bootstrap(values.astype(float))
+    return float(low), float(high)
 
 
 def stored_config(experiment: Experiment) -> Config:

@@ -11,8 +11,8 @@ import pytest
 from lint_imports import ROOT, lint_imports
 
 HELP = ("main", "mpn_rl.cli", "mpn_rl.arguments", "mpn_rl.config", "mpn_rl.options")
-MEASURES = ("pca_analysis", *(f"mpn_rl.analysis.{name}" for name in ("confidence_intervals", "comparison", "trials",
-            "behaviour", "decoding", "demixed", "fixed_points")))  # fmt: skip
+MEASURES = ("pca_analysis", "mpn_rl.statistics", *(f"mpn_rl.analysis.{name}" for name in ("confidence_intervals",
+            "trials", "behaviour", "decoding", "demixed", "fixed_points")))  # fmt: skip
 FIGURES = ("visualize", "mpn_rl.expansion.growth_figures", "mpn_rl.analysis.figures.behaviour_figures",
            "mpn_rl.analysis.figures.state_figures", "mpn_rl.analysis.pages.standard_pages",
            "mpn_rl.analysis.pages.mechanism_pages", "mpn_rl.analysis.pages.probe_pages")  # fmt: skip

@@ -14,6 +14,8 @@ import numpy as np
 from rich.table import Table
 
 from model_utils import Experiment, read_json, versions, write_bytes_atomic, write_json
+from mpn_rl.analysis import confidence_intervals
+from mpn_rl.analysis.confidence_intervals import GroupScore, Improvement
 from mpn_rl.config import Config
 from mpn_rl.evaluation import load_policy, measure, scores_file, stored_config
 from mpn_rl.options import ConfigError, nearest
@@ -31,14 +33,13 @@ def formats_of(args: argparse.Namespace) -> list[str]:
 
 def compare_runs(args: argparse.Namespace, names: list[str]) -> int:
     """Several runs side by side, in groups: table, comparison.csv, runs.csv, comparison.json, comparison.png."""
-    from mpn_rl.analysis import comparison
     from mpn_rl.analysis.figures import behaviour_figures
 
     runs = [run for name in names if (run := run_of(args, name)) is not None]
     if not runs:
         raise ConfigError("none of these experiments has the checkpoint to be compared by; train them first")
     groups = list(dict.fromkeys(run["group"] for run in runs))
-    rows, pairs = comparison.compare(measures_of(runs))
+    rows, pairs = confidence_intervals.compare(measures_of(runs))
     curves = {task: learning_bands(task, runs) for task in dict.fromkeys(run["task"] for run in runs)}
     folder = Path(args.output) if args.output else Path(args.experiments_dir) / compare_name(groups)
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,8 +115,6 @@ def measures_of(runs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, lis
 
 def learning_bands(task: str, runs: list[dict[str, Any]]) -> tuple[str, dict[str, Any]] | str:
     """A task's learning curves by group with their bands, or why there are none."""
-    from mpn_rl.analysis import comparison, confidence_intervals
-
     own = [run for run in runs if run["task"] == task and run["evaluations"]]
     scored = bool(own) and all(row.get("accuracy") is not None for run in own for row in run["evaluations"])
     key, label = ("accuracy", "greedy accuracy") if scored else ("return_mean", "greedy return")
@@ -124,7 +123,7 @@ def learning_bands(task: str, runs: list[dict[str, Any]]) -> tuple[str, dict[str
     for group in dict.fromkeys(run["group"] for run in own):
         curves = [([row["step"] for row in run["evaluations"]], [row[key] for row in run["evaluations"]])
                   for run in own if run["group"] == group]  # fmt: skip
-        band = confidence_intervals.attempt(partial(comparison.learning_band, curves))
+        band = confidence_intervals.attempt(partial(confidence_intervals.learning_band, curves))
         if isinstance(band, str):
             why = band
         else:
@@ -162,7 +161,7 @@ def compare_name(groups: list[str]) -> str:
     return ("compare-" + re.sub(r"[^\w.]+", "-", "-".join(groups)).strip("-"))[:80]
 
 
-def print_comparison(rows: list[Any], pairs: list[Any]) -> None:
+def print_comparison(rows: list[GroupScore], pairs: list[Improvement]) -> None:
     """Interquartile means and probabilities of improvement as a table."""
     table = Table(title="interquartile mean over seeds, 95 % bootstrap", title_justify="left", box=None, pad_edge=False)
     table.add_column("measure", overflow="fold")
@@ -177,7 +176,7 @@ def print_comparison(rows: list[Any], pairs: list[Any]) -> None:
     stdout.print(table)
 
 
-def comparison_csv(rows: list[Any], pairs: list[Any]) -> str:
+def comparison_csv(rows: list[GroupScore], pairs: list[Improvement]) -> str:
     """The table as CSV: kind, measure, group, other, value, low, high, n."""
     text = io.StringIO()
     writer = csv.writer(text)

@@ -2,19 +2,28 @@
 
 Every measure of the analysis comes as a value with a 95 % interval and the n that it rests on. What the data cannot
 give raises `MissingDataError`, whose text is a sentence for the page: "not available: the task has no coherence".
-An interval alone that cannot be had, of a single seed say, is nan.
+If only the interval is not available, as for a single seed, its ends are nan.
+
+Runs are compared by interquartile means and probabilities of improvement. With five seeds no paired test can reach
+p < 0.05 (the smallest Wilcoxon p is 1/16), so there are intervals, not tests.
+Source: Agarwal et al. 2021 (NeurIPS, "Deep reinforcement learning at the edge of the statistical precipice").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import rankdata, trim_mean
+
+from mpn_rl.statistics import bootstrap, common_grid
 
 Z95 = 1.959963984540054  # of the normal distribution
 T = TypeVar("T")
+Scores = Mapping[str, ArrayLike]  # {task: scores of the seeds}
 
 
 class MissingDataError(Exception):
@@ -55,7 +64,7 @@ def proportion(successes: ArrayLike, n: ArrayLike) -> Estimate:
     return Estimate(share, np.where(n > 0, low, np.nan)[()], np.where(n > 0, high, np.nan)[()], n[()])
 
 
-def mean(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> Estimate:
+def mean(values: ArrayLike) -> Estimate:
     """The mean of those values that are not nan: Wilson's interval if all are 0 or 1, else a percentile bootstrap.
 
     Raises MissingDataError without any value. One value has no interval.
@@ -68,8 +77,117 @@ def mean(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> Estimate:
     if np.isin(x, (0, 1)).all():
         share = proportion(x.sum(), n)
         return Estimate(float(share.value), float(share.low), float(share.high), n)
-    if n == 1:
-        return Estimate(float(x[0]), np.nan, np.nan, 1)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)
-    low, high = np.quantile(weights @ x / n, [0.025, 0.975])
+    low, high = bootstrap(x)
     return Estimate(float(x.mean()), float(low), float(high), n)
+
+
+# --- several runs -------------------------------------------------------------------------------------------
+
+
+class GroupScore(NamedTuple):
+    """One line of a comparison: a group's interquartile mean in one measure, with the scores behind it."""
+
+    measure: str
+    group: str
+    iqm: Estimate
+    scores: np.ndarray
+
+
+class Improvement(NamedTuple):
+    """How probably a run of `group` scores higher than one of `other`, ties counted half."""
+
+    measure: str
+    group: str
+    other: str
+    probability: Estimate
+
+
+def _strata(scores: Scores | ArrayLike) -> list[np.ndarray]:
+    """The known scores of every task; a bare array is one task."""
+    named = scores if isinstance(scores, Mapping) else {"": scores}
+    arrays = [np.atleast_1d(np.asarray(values, float)) for values in named.values()]
+    arrays = [values[~np.isnan(values)] for values in arrays]
+    if not arrays or min(map(len, arrays)) == 0:
+        raise MissingDataError("no scores to compare")
+    return arrays
+
+
+def interquartile_mean(scores: Scores | ArrayLike) -> Estimate:
+    """Interquartile mean of all runs (a quarter is cut off at each end, rounded down) with a stratified bootstrap's
+    95 % interval.
+
+    Args: scores: one task's, (n,), or {task: (n,)}; nan is left out. A task with a single seed has no interval: nan.
+    """
+
+    def middle(*tasks: np.ndarray, axis: int) -> np.ndarray:
+        return trim_mean(np.concatenate(tasks, axis), 0.25, axis)
+
+    strata = _strata(scores)
+    low, high = bootstrap(*strata, statistic=middle)
+    return Estimate(float(middle(*strata, axis=0)), float(low), float(high), sum(map(len, strata)))
+
+
+def _share_above(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """P(X > Y) + P(X = Y) / 2 of samples (..., n) and (..., m), by ranks: the Mann-Whitney U over n m."""
+    n, m = x.shape[-1], y.shape[-1]
+    ranks = rankdata(np.concatenate([x, y], axis=-1), axis=-1)[..., :n]
+    return (ranks.sum(axis=-1) - n * (n + 1) / 2) / (n * m)
+
+
+def probability_of_improvement(scores: Scores | ArrayLike, others: Scores | ArrayLike) -> Estimate:
+    """P(X > Y) + P(X = Y) / 2 for a run X of `scores` and Y of `others` on the same task, averaged over tasks.
+
+    n counts the runs on both sides together. The interval is a stratified bootstrap's; nan if a task has one seed.
+    """
+    if isinstance(scores, Mapping) and isinstance(others, Mapping):
+        tasks = [task for task in scores if task in others]
+        scores, others = {task: scores[task] for task in tasks}, {task: others[task] for task in tasks}
+    ours, theirs = _strata(scores), _strata(others)
+
+    def improvement(*tasks: np.ndarray, axis: int) -> np.ndarray:
+        pairs = zip(tasks[: len(ours)], tasks[len(ours) :], strict=True)
+        return np.mean([_share_above(x, y) for x, y in pairs], axis=0)
+
+    low, high = bootstrap(*ours, *theirs, statistic=improvement)
+    n = sum(map(len, [*ours, *theirs]))
+    return Estimate(float(improvement(*ours, *theirs, axis=-1)), float(low), float(high), n)
+
+
+def compare(measures: Mapping[str, Mapping[str, Scores | ArrayLike]]) -> tuple[list[GroupScore], list[Improvement]]:
+    """All groups in all measures, and every pair of groups with a common task: lines for a table, a file, a picture.
+
+    Args: measures: {measure: {group: scores}}. A group without scores in a measure has no line there.
+    """
+    rows, pairs = [], []
+    for measure, groups in measures.items():
+        known = {}
+        for group, scores in groups.items():
+            try:
+                known[group] = np.concatenate(_strata(scores))
+            except MissingDataError:
+                continue
+            rows.append(GroupScore(measure, group, interquartile_mean(scores), known[group]))
+        names = list(known)
+        for i, group in enumerate(names):
+            for other in names[i + 1 :]:
+                try:
+                    probability = probability_of_improvement(groups[group], groups[other])
+                except MissingDataError:  # no task in common
+                    continue
+                pairs.append(Improvement(measure, group, other, probability))
+    return rows, pairs
+
+
+def learning_band(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> tuple[np.ndarray, Estimate]:
+    """Interquartile mean over seeds at every step, with its bootstrap band: grid (k,), Estimate of arrays (k,).
+
+    Args: curves: (steps, values) per seed, interpolated to their `common_grid`.
+    Raises MissingDataError where the curves share no step.
+    """
+    if not curves or min(np.size(steps) for steps, _ in curves) == 0:
+        raise MissingDataError("no evaluations were logged")
+    grid, values = common_grid(curves)
+    if not len(grid):
+        raise MissingDataError("the runs' evaluations share no step")
+    low, high = bootstrap(values, statistic=partial(trim_mean, proportiontocut=0.25))
+    return grid, Estimate(trim_mean(values, 0.25, axis=0), low, high, len(values))

@@ -14,6 +14,7 @@ from mpn_rl.analysis import fixed_points
 from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError
 from mpn_rl.analysis.probes import Subject
 from mpn_rl.contracts import state_parts
+from mpn_rl.statistics import bootstrap
 
 SILENT = 300  # steps
 LARGEST_STATE = 20_000  # entries, for the search for fixed points
@@ -99,12 +100,8 @@ def relaxation(subject: Subject, obs: np.ndarray, steps: int = SILENT) -> Relaxa
     if not moved.any():
         raise MissingDataError("the state does not change under this input")
     relative = distance[:, moved] / distance[0, moved]
-    n = relative.shape[1]
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), 500) / n
-    low, high = np.quantile(relative @ weights.T, [0.025, 0.975], axis=1)
-    none = np.full(len(relative), np.nan)
-    counts = np.full(len(relative), n)
-    mean = Estimate(relative.mean(axis=1), low if n > 1 else none, high if n > 1 else none, counts)
+    counts = np.full(len(relative), relative.shape[1])
+    mean = Estimate(relative.mean(axis=1), *bootstrap(relative.T), counts)
     ends = _distinct(way[-1], 0.01 * spread)
     clock, unit = (subject.dt_ms, "ms") if subject.dt_ms else (1.0, "steps")
     return Relaxation(clock * np.arange(steps + 1), unit, mean, ends, speeds[1] / max(speeds[0], 1e-30))

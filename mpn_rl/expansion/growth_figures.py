@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from mpn_rl.statistics import common_grid
 from visualize import OTHER_COLOURS, house_style, new_figure, page_title, plot_band, thousands
 
 Curve = tuple[Any, Any]  # steps and values of one run
@@ -62,14 +63,6 @@ def largest(masks: Mapping[str, np.ndarray]) -> str | None:
 
 
 # --- figures ------------------------------------------------------------------------------------------------
-
-
-def common_grid(curves: Curves) -> tuple[np.ndarray, np.ndarray]:
-    """Steps at which any seed has a value and all have begun and none has ended (T,), and the curves there (n, T)."""
-    known = [(np.asarray(steps, float), np.asarray(values, float)) for steps, values in curves]
-    grid = np.unique(np.concatenate([steps for steps, _ in known]))
-    grid = grid[(grid >= max(steps[0] for steps, _ in known)) & (grid <= min(steps[-1] for steps, _ in known))]
-    return grid, np.stack([np.interp(grid, steps, values) for steps, values in known])
 
 
 @house_style()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from scipy import stats
 import visualize
 from model_utils import Experiment, write_bytes_atomic
 from mpn_rl.options import ConfigError
+from mpn_rl.statistics import bootstrap, common_grid
 from mpn_rl.sweep.state import State, state_of
 from mpn_rl.sweep.table import Planned, Sweep
 
@@ -51,20 +52,10 @@ def interquartile_mean(values: np.ndarray, axis: int = -1) -> Any:
     return stats.trim_mean(values, 0.25, axis=axis)
 
 
-def bootstrap(values: np.ndarray, statistic: Callable = np.mean) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile bootstrap interval of a statistic over the first axis; nan for a single value."""
-    if len(values) < 2:
-        unknown = np.full(values.shape[1:], np.nan)
-        return unknown, unknown
-    found = stats.bootstrap(
-        (values,), statistic, axis=0, vectorized=True, n_resamples=RESAMPLES, method="percentile", rng=0, batch=500
-    ).confidence_interval
-    return found.low, found.high
-
-
 def statistics(scores: Sequence[float]) -> Statistics:
     values = np.asarray(scores, float)
-    mean, iqm = bootstrap(values), bootstrap(values, interquartile_mean)
+    mean = bootstrap(values, resamples=RESAMPLES)
+    iqm = bootstrap(values, statistic=interquartile_mean, resamples=RESAMPLES)
     middle = float(interquartile_mean(values))
     return Statistics(len(values), float(values.mean()), float(mean[0]), float(mean[1]), middle, float(iqm[0]),
                       float(iqm[1]), float(values.min()), float(values.max()))  # fmt: skip
@@ -174,20 +165,13 @@ def _write_runs(path: Path, found: Sweep, states: dict[str, State], results: dic
     return write_csv(path, ["name", "seed", *found.setting_columns, "state", "share", "score", "note"], rows)
 
 
-def common_curves(group: list[Result]) -> tuple[np.ndarray, np.ndarray]:
-    """(steps (T,), scores (n, T)) of one setting's seeds, where all of them have begun and none has ended."""
-    steps = np.unique(np.concatenate([result.steps for result in group]))
-    steps = steps[(steps >= max(result.steps[0] for result in group)) & (steps <= min(r.steps[-1] for r in group))]
-    return steps, np.stack([np.interp(steps, result.steps, result.scores) for result in group])
-
-
 def _curves(stem: Path, columns: Sequence[str], groups: dict[tuple[str, ...], list[Result]], label: str) -> list[Path]:
     """Curves of all settings as CSV, of the best as a picture."""
     rows: list[list[Any]] = []
     drawn: dict[str, Any] = {}
     for setting, group in groups.items():
-        steps, curves = common_curves(group)
-        low, high = bootstrap(curves)
+        steps, curves = common_grid([(result.steps, result.scores) for result in group])
+        low, high = bootstrap(curves, resamples=RESAMPLES)
         mean = curves.mean(axis=0)
         rows += [[*setting, int(steps[i]), len(group), mean[i], low[i], high[i]] for i in range(len(steps))]
         if len(drawn) < DRAWN:

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from recordings import make_recording
 
 import visualize
-from mpn_rl.analysis import behaviour, comparison, trials
+from mpn_rl.analysis import behaviour, confidence_intervals, trials
 from mpn_rl.analysis.confidence_intervals import Estimate, proportion
 from mpn_rl.analysis.figures import behaviour_figures
 
@@ -81,7 +81,7 @@ def test_bands_hold_the_intervals_and_the_legend_counts(tmp_path):
 
 def test_learning_bands_say_what_the_band_is():
     _, ax = visualize.new_figure()
-    curves = {"mpn": comparison.learning_band([([0, 1000], [0.5, 0.9]), ([0, 1000], [0.4, 0.8])])}
+    curves = {"mpn": confidence_intervals.learning_band([([0, 1000], [0.5, 0.9]), ([0, 1000], [0.4, 0.8])])}
     behaviour_figures.plot_learning_bands(curves, ax)
     assert "95 % bootstrap over seeds" in ax.get_legend().get_title().get_text()
     assert ax.get_xlabel() == "environment steps" and legend(ax) == ["MPN (n = 2 seeds)"]
@@ -99,7 +99,7 @@ def test_comparisons_have_a_panel_per_measure_and_a_point_per_seed(tmp_path, see
     rng = np.random.default_rng(0)
     measures = {name: {core: rng.random(seeds) for core in ("mpn", "gru")} for name in ("accuracy", "PR of h")}
     measures["accuracy"]["mpn-frozen"] = rng.random(seeds)
-    rows, pairs = comparison.compare(measures)
+    rows, pairs = confidence_intervals.compare(measures)
     fig = behaviour_figures.comparison_figure(rows, title="cores")
     assert [ax.get_xlabel() for ax in fig.axes] == ["accuracy", "PR of h"]
     names = [text.get_text() for text in fig.axes[1].get_yticklabels()]

@@ -304,9 +304,9 @@ def test_measures_are_taken_together_where_all_groups_have_all_tasks() -> None:
 
 
 def test_groups_without_a_common_task_are_not_compared() -> None:
-    from mpn_rl.analysis import comparison
+    from mpn_rl.analysis import confidence_intervals
 
-    rows, pairs = comparison.compare({"accuracy": {"a": {"x": [0.5, 0.6]}, "b": {"y": [0.7, 0.8]}}})
+    rows, pairs = confidence_intervals.compare({"accuracy": {"a": {"x": [0.5, 0.6]}, "b": {"y": [0.7, 0.8]}}})
     assert [row.group for row in rows] == ["a", "b"] and pairs == []
 
 

@@ -192,12 +192,6 @@ def test_every_weight_shows_its_past() -> None:
     assert growth_figures.mask_history(masks).tolist() == [[[1, 1, 0, 0, 0]], [[1, 3, 2, 0, 0]], [[1, 2, 3, 2, 0]]]
 
 
-def test_seeds_with_other_steps_meet_on_one_grid() -> None:
-    grid, curves = growth_figures.common_grid([([0, 10, 20], [0.0, 1.0, 2.0]), ([5, 15, 25], [0.5, 1.5, 2.5])])
-    assert grid.tolist() == [5, 10, 15, 20]
-    assert curves.tolist() == [[0.5, 1.0, 1.5, 2.0], [0.5, 1.0, 1.5, 2.0]]
-
-
 def test_figures_of_growth_are_drawn_also_where_a_run_lacks_a_quantity(tmp_path: Path) -> None:
     curves = [([0, 10, 20], [0.2, 0.5, 0.75]), ([0, 10, 20], [0.2, 0.4, 0.75])]
     runs = {"paper": {"density": curves, "return": curves}, "dense": {"return": curves}}

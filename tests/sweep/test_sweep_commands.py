@@ -403,13 +403,6 @@ def test_statistics_are_worked_by_hand() -> None:
     assert (same.mean_low, same.mean_high, same.iqm_low) == (0.5, 0.5, 0.5)
 
 
-def test_the_interval_has_the_textbook_width() -> None:
-    values = np.random.default_rng(0).normal(3.0, 2.0, 200)
-    low, high = summary.bootstrap(values)
-    half = 1.96 * values.std() / np.sqrt(200)
-    assert abs(low - (values.mean() - half)) < 0.05 and abs(high - (values.mean() + half)) < 0.05
-
-
 def test_a_summary_ranks_settings_and_names_what_is_unfinished(capsys: pytest.CaptureFixture) -> None:
     found = loaded()
     names = [planned.name for planned in found.planned]
@@ -467,14 +460,6 @@ def test_what_cannot_be_summed_up_is_one_line(capsys: pytest.CaptureFixture) -> 
     err = refused(capsys, "summary", "grid.toml", "--heatmap", "eta", "lambda")
     assert "--heatmap: no column 'lambda'; there is eta, lambda_decay" in err
     assert "--output nowhere: there is no such folder" in refused(capsys, "summary", "grid.toml", "--output", "nowhere")
-
-
-def test_seeds_that_were_evaluated_at_other_steps_are_interpolated() -> None:
-    def result(steps: list[int], scores: list[float]) -> summary.Result:
-        return summary.Result(None, np.array(steps), np.array(scores), scores[-1])  # type: ignore[arg-type]
-
-    steps, curves = summary.common_curves([result([10, 30], [0.0, 1.0]), result([20, 30, 40], [0.0, 0.4, 1.0])])
-    assert steps.tolist() == [20, 30] and curves.tolist() == [[0.5, 1.0], [0.0, 0.4]]
 
 
 # --- running ------------------------------------------------------------------------------------------------

@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mpn_rl.analysis.behaviour import ByCondition, Confusion, Psychometric, Rates
-from mpn_rl.analysis.comparison import Better, Row
-from mpn_rl.analysis.confidence_intervals import Estimate
+from mpn_rl.analysis.confidence_intervals import Estimate, GroupScore, Improvement
 from visualize import (
     MODEL_COLOURS,
     MODEL_NAMES,
@@ -146,7 +145,7 @@ def curve_figure(
 
 @house_style()
 def plot_learning_bands(curves: Mapping[str, tuple[Any, Estimate]], ax: Axes, ylabel: str = "greedy accuracy") -> Axes:
-    """Learning curves, {core: comparison.learning_band(...)}: interquartile mean over seeds and its band."""
+    """Learning curves, {core: confidence_intervals.learning_band(...)}: interquartile mean over seeds and its band."""
     plot_bands(curves, ax, of="seeds")
     ax.set(xlabel="environment steps", ylabel=ylabel, xlim=(0, None))
     ax.xaxis.set_major_formatter(thousands)
@@ -277,7 +276,7 @@ def _one_panel_each(names: Sequence[str], lines: int, width: float) -> tuple[Fig
     return fig, axes
 
 
-def plot_groups(rows: Sequence[Row], groups: Sequence[str], ax: Axes) -> Axes:
+def plot_groups(rows: Sequence[GroupScore], groups: Sequence[str], ax: Axes) -> Axes:
     """One measure's interquartile means with intervals, a line per group, and single seeds below them."""
     own = {row.group: row for row in rows}
     for place, group in enumerate(groups):
@@ -291,7 +290,7 @@ def plot_groups(rows: Sequence[Row], groups: Sequence[str], ax: Axes) -> Axes:
     return ax
 
 
-def plot_improvements(pairs: Sequence[Better], ax: Axes) -> Axes:
+def plot_improvements(pairs: Sequence[Improvement], ax: Axes) -> Axes:
     """One measure's probabilities of improvement, a line per pair of groups."""
     for place, pair in enumerate(pairs):
         intervals(ax, place, pair.probability, INK, across=True)
@@ -307,8 +306,8 @@ SMALL_BETTER = "probability that a run of the first scores higher, 95 % bootstra
 
 
 @house_style()
-def comparison_figure(rows: Sequence[Row], *, title: str | None = None) -> Figure:
-    """The rows of `comparison.compare`: interquartile means with intervals, and single seeds, a panel per measure."""
+def comparison_figure(rows: Sequence[GroupScore], *, title: str | None = None) -> Figure:
+    """The rows of `compare`: interquartile means with intervals, and single seeds, a panel per measure."""
     measures = list(dict.fromkeys(row.measure for row in rows))
     groups = list(dict.fromkeys(row.group for row in rows))
     fig, axes = _one_panel_each(measures, len(groups), 3.2)
@@ -319,8 +318,8 @@ def comparison_figure(rows: Sequence[Row], *, title: str | None = None) -> Figur
 
 
 @house_style()
-def improvement_figure(pairs: Sequence[Better], *, title: str | None = None) -> Figure:
-    """The pairs of `comparison.compare`: how probably a run of one group scores higher, a panel per measure."""
+def improvement_figure(pairs: Sequence[Improvement], *, title: str | None = None) -> Figure:
+    """The pairs of `compare`: how probably a run of one group scores higher, a panel per measure."""
     measures = list(dict.fromkeys(pair.measure for pair in pairs))
     most = max((sum(pair.measure == measure for pair in pairs) for measure in measures), default=1)
     fig, axes = _one_panel_each(measures, most, 3.2)
@@ -333,15 +332,15 @@ def improvement_figure(pairs: Sequence[Better], *, title: str | None = None) -> 
 
 @house_style()
 def comparison_page(
-    rows: Sequence[Row],
-    pairs: Sequence[Better],
+    rows: Sequence[GroupScore],
+    pairs: Sequence[Improvement],
     curves: Mapping[str, tuple[str, Mapping[str, tuple[Any, Estimate]]] | str],
     *,
     title: str | None = None,
 ) -> Figure:
     """Several groups of runs on one page: learning curves, interquartile means, probabilities of improvement.
 
-    Args: curves: {task: (what is learned, {group: `comparison.learning_band`}), or the sentence that says why not}.
+    Args: curves: {task: (what is learned, {group: `learning_band`}), or the sentence that says why not}.
     """
     measures = list(dict.fromkeys(row.measure for row in rows))
     paired = list(dict.fromkeys(pair.measure for pair in pairs))
