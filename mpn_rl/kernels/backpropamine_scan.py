@@ -34,12 +34,13 @@ from mpn_rl.kernels.backpropamine_simd import (
     all_read_four,
     all_spread,
     clear,
-    compiled_with_passes,
     copy,
     inner,
 )
+from mpn_rl.kernels.launcher import HEADER
 from mpn_rl.kernels.simd import (
     activate,
+    compiled,
     flags,
     floats,
     load,
@@ -54,14 +55,18 @@ from mpn_rl.kernels.simd import (
     total,
 )
 
-# The table that a kernel works from: counters, sizes, and addresses of contiguous tensors (0: absent).
+# A kernel's table: the launcher's header, sizes and options, then addresses of contiguous tensors (0: absent). Numba
+# compiles a slot as a constant, so each one is a global.
+SIZES = ("B_", "T_", "N_", "is_oja", "activation", "numbers")
 TENSORS = ("drive", "reset", "u", "fan_a", "fan_d", "weight", "alpha", "h_in", "trace_in", "elig_in",
            "hs", "ms", "trace_out", "elig_out", "g_hs", "g_m", "g_trace", "g_elig",
            "g_drive", "dh_in", "dtrace_in", "delig_in", "dalpha", "du", "da", "dd", "dnumbers")  # fmt: skip
+SLOTS = {name: slot for slot, name in enumerate((*HEADER, *SIZES, *TENSORS))}
 (SLOT, TICKET, DONE, PIECES, SCRATCH, SIZE, SUMS, SUM_SIZE, EVERY, B_, T_, N_, IS_OJA, ACTIVATION,
  NUMBERS, DRIVE, RESET, U, FAN_A, FAN_D, WEIGHT, ALPHA, H_IN, TRACE_IN, ELIG_IN,
  HS, MS, TRACE_OUT, ELIG_OUT, G_HS, G_M, G_TRACE, G_ELIG,
- G_DRIVE, DH_IN, DTRACE_IN, DELIG_IN, DALPHA, DU, DA, DD, DNUMBERS) = range(42)  # fmt: skip
+ G_DRIVE, DH_IN, DTRACE_IN, DELIG_IN, DALPHA, DU, DA, DD, DNUMBERS) = SLOTS.values()  # fmt: skip
+assert all(globals()[name.upper()] == slot for name, slot in SLOTS.items())
 # In `numbers`: the modulator's bias c, E's rate eta, the trace's bound, and a and d where they are alike for all units.
 BIAS_, ETA_, BOUND_, ALL_A, ALL_D = range(5)
 
@@ -194,7 +199,7 @@ def forward_kernel(kind: int, retro: bool) -> Callable[[int], None]:
                 hand_out(H, table, TRACE_OUT, row)
                 hand_out(E, table, ELIG_OUT, row)
 
-    return compiled_with_passes(forward)
+    return compiled(forward)
 
 
 @functools.cache
@@ -225,7 +230,7 @@ def step_kernel(kind: int, retro: bool) -> Callable[[int], None]:
                 s = Forward(N, W, alpha, H_in, E_in, H_out, E_out, before, before, gp, keep, post, acc, eta, bound)
                 all_advance_tensor(s, kind, retro)
 
-    return compiled_with_passes(step)
+    return compiled(step)
 
 
 # Scratch of the backward pass: parameters, the adjoints A of H and Z of E, sums over rows, a segment's steps with H and
@@ -430,7 +435,7 @@ def backward_kernel(kind: int, retro: bool) -> Callable[[int], None]:
             if take_ticket(table, DONE) == pieces - 1:
                 finish(table)
 
-    return compiled_with_passes(backward)
+    return compiled(backward)
 
 
 @inner

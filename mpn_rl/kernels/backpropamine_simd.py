@@ -7,17 +7,13 @@ compiled for its L, its kind of rule and with or without an eligibility trace; `
 
 from __future__ import annotations
 
-import hashlib
 from collections import namedtuple
-from collections.abc import Callable
-from pathlib import Path
 
 import numba
 
 from mpn_rl.kernels.simd import (
     at_least,
     at_most,
-    compiled,
     load,
     load_part,
     splat,
@@ -31,15 +27,6 @@ CLIP, LINEAR, SOFT = range(3)  # how a trace changes; decay and Oja are both H' 
 
 # For functions that only kernels call: without the wrappers that Python would need, which take time to compile.
 inner = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-_VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-
-
-def compiled_with_passes(function: Callable[..., None]) -> Callable[[int], None]:
-    """`simd.compiled`, whose disk cache is then also renewed when this file changes."""
-    function.__qualname__ += f"_{_VERSION}"
-    return compiled(function)
-
 
 # What a pass over the matrices reads and writes: matrices in blocks, vectors of N or P = N rounded up to 16.
 Forward = namedtuple("Forward", "N W alpha H E H_new E_new pre pre_next gp keep post acc eta bound")

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mpn_rl.kernels.launcher import HEADER
 from mpn_rl.kernels.simd import (
     ACTIVATIONS,
     activate,
@@ -51,14 +52,17 @@ from mpn_rl.kernels.simd import (
 ASSOCIATIVE, PRESYNAPTIC, POSTSYNAPTIC, OJA = range(4)
 RULES = {"associative": ASSOCIATIVE, "presynaptic": PRESYNAPTIC, "postsynaptic": POSTSYNAPTIC, "oja": OJA}
 
-# The table that a kernel works from: three counters, sizes and addresses (0: absent), then an address and
-# the strides (of the row, the hidden unit and the input) of each matrix.
-HEADER = ("slot", "ticket", "done", "pieces", "scratch", "size", "sums", "sum_size", "every", "B", "T", "D", "H")
+# A kernel's table: the launcher's header, sizes, addresses of tensors (0: absent), then for each matrix its address and
+# the strides of the row, the hidden unit and the input. Numba compiles a slot as a constant, so each one is a global.
+SIZES = ("B_", "T_", "D_", "H_")
 TENSORS = ("xs", "bias", "reset", "hs", "m_out", "g_hs", "dxs", "dm_in", "dw", "db", "deta", "dlam", "dm0")
 MATRICES = ("weight", "eta", "lam", "m0", "m_in", "kept", "g_m")
+SLOTS = {name: slot for slot, name in enumerate((*HEADER, *SIZES, *TENSORS))}
+SLOTS |= {name: len(SLOTS) + 4 * k for k, name in enumerate(MATRICES)}
 (SLOT, TICKET, DONE, PIECES, SCRATCH, SIZE, SUMS, SUM_SIZE, EVERY, B_, T_, D_, H_,
- XS, BIAS, RESET, HS, M_OUT, G_HS, DXS, DM_IN, DW, DB, DETA, DLAMBDA, DM0) = range(26)  # fmt: skip
-WEIGHT, ETA, LAMBDA, M0, M_IN, KEPT, G_M = range(26, 26 + 4 * 7, 4)
+ XS, BIAS, RESET, HS, M_OUT, G_HS, DXS, DM_IN, DW, DB, DETA, DLAM, DM0,
+ WEIGHT, ETA, LAM, M0, M_IN, KEPT, G_M) = SLOTS.values()  # fmt: skip
+assert all(globals()[name.upper()] == slot for name, slot in SLOTS.items())
 
 AHEAD = 8  # steps: how early the cache is asked for h and its gradient
 MAX_PIECES = 16  # of the batch, at most, in the backward pass, each with weight gradients of its own
@@ -91,7 +95,7 @@ def fetch_weights(W, E, F, table, L, full):
         fetch(shift(W, at), table, WEIGHT, 0, i0, L)
         if full:
             fetch(shift(E, at), table, ETA, 0, i0, L)
-            fetch(shift(F, at), table, LAMBDA, 0, i0, L)
+            fetch(shift(F, at), table, LAM, 0, i0, L)
 
 
 @numba.njit(inline="always")
@@ -141,7 +145,7 @@ def forward_kernel(L: int, additive: bool, rule: int, activation: int, full: boo
     def forward(table):
         T, D, H, every, keep = table[T_], table[D_], table[H_], table[EVERY], table[KEPT] != 0
         xs, hs, kept, m_out = floats(table[XS]), floats(table[HS]), floats(table[KEPT]), floats(table[M_OUT])
-        eta, lam = floats(table[ETA])[0], floats(table[LAMBDA])[0]
+        eta, lam = floats(table[ETA])[0], floats(table[LAM])[0]
         width = (H + L - 1) // L * L * D
         M = shift(floats(table[SCRATCH]), take_ticket(table, SLOT) * table[SIZE])
         W, E, F = shift(M, D * L), shift(M, D * L + width), shift(M, D * L + 2 * width)
@@ -250,7 +254,7 @@ def walk_back(table, block, row, i0, L, additive, rule, activation, full, input_
     """The whole adjoint of one row and block; returns its deta and dlambda."""
     T, D, H, every = table[T_], table[D_], table[H_], table[EVERY]
     xs, dxs, hs, g_hs = floats(table[XS]), floats(table[DXS]), floats(table[HS]), floats(table[G_HS])
-    eta, lam = floats(table[ETA])[0], floats(table[LAMBDA])[0]
+    eta, lam = floats(table[ETA])[0], floats(table[LAM])[0]
     n = min(L, H - i0)
     deta, dlam = splat(0.0, L), splat(0.0, L)
     fetch(block.A, table, G_M, row, i0, L)
@@ -331,9 +335,9 @@ def finish(table, L, full):
     unpack(dM0, floats(table[DM0]), H, D, L)
     if full:
         unpack(shift(dM0, width), floats(table[DETA]), H, D, L)
-        unpack(shift(dM0, 2 * width), floats(table[DLAMBDA]), H, D, L)
+        unpack(shift(dM0, 2 * width), floats(table[DLAM]), H, D, L)
     else:
-        floats(table[DETA])[0], floats(table[DLAMBDA])[0] = sums[0], sums[1]
+        floats(table[DETA])[0], floats(table[DLAM])[0] = sums[0], sums[1]
 
 
 # --- the torch side ---------------------------------------------------------------------------------------------------

@@ -377,13 +377,14 @@ class _Announce(event.Listener):
         pass
 
 
-_VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+_SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+_VERSION = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:8]
 _compiled: list[Any] = []  # keeps the machine code alive
 
 
 def compiled(function: Callable[..., None]) -> Callable[[int], None]:
     """A kernel as a C function of its table's address; from Numba's disk cache if a directory can be written to."""
-    function.__qualname__ += f"_{_VERSION}"  # the cache watches the file of `function` only, not this one
+    function.__qualname__ += f"_{_VERSION}"  # Numba's cache watches the file of `function` only
     kernel_type = types.void(types.CPointer(types.int64))
     with event.install_listener("numba:run_pass", _Announce()):
         try:
