@@ -35,6 +35,8 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "tests"), str(PROJECT / "benchmarks"
 
 import condor_tools  # noqa: E402
 
+from mpn_rl.sweep.submit_file import SubmitFile  # noqa: E402
+
 RESULTS = PROJECT / "benchmarks" / "results" / "condor_pool.json"
 ROWS = ("one, 1, 1.0, 0.85, 32", "two, 2, 0.5, 0.9, 48", "three, 3, 0.1, 0.95, 64")
 # Each template's rows, and options of its own: the second leaves by itself with exit status 85 every 30 seconds, and
@@ -187,8 +189,10 @@ def lay_out(folder: Path) -> Path:
     project.mkdir()
     for module in PROJECT.glob("*.py"):
         shutil.copy(module, project)
-    for name in ("condor", "configs"):
-        shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("*.gz", ".python.*"))
+    for name in ("condor", "configs", "mpn_rl"):
+        shutil.copytree(
+            PROJECT / name, project / name, ignore=shutil.ignore_patterns("*.gz", ".python.*", "__pycache__")
+        )
     (project / ".venv").symlink_to(sys.prefix)
     return project
 
@@ -199,10 +203,18 @@ def short(steps: int) -> list[str]:
     return ["--total-steps", str(steps), *often, "--no-plot-training", "--device", "cpu"]
 
 
+def template_words(project: Path, template: str, row: str = "") -> list[str]:
+    """The command line of a template, with the values of `row` if it is given."""
+    job = SubmitFile.read(project / "condor" / template)
+    values = dict(zip(job.columns, row.split(", "), strict=True)) if row else {}
+    return [re.sub(r"\$\((\w+)\)", lambda macro: values.get(macro[1], macro[0]), word) for word in job.arguments()]
+
+
 def run_alone(project: Path, row: str, steps: int) -> float:
     """The row with the same wrapper, untouched, in experiments-alone/; returns the seconds it took."""
-    name, *values = [part.strip() for part in row.split(",")]
-    command = ["condor/train.sh", *values, name, *short(steps), "--experiments-dir", "experiments-alone"]
+    name = row.split(",")[0]
+    command = ["condor/run.sh", *template_words(project, "train.job", row), *short(steps)]
+    command += ["--experiments-dir", "experiments-alone"]
     began = time.monotonic()
     with open(project / f"alone-{name}.txt", "w") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -215,7 +227,7 @@ def submit(pool: Pool, project: Path, template: str, steps: int) -> str:
     rows, more = SWEEPS[template]
     (project / "condor" / "train_args.txt").write_text("\n".join(ROWS[:rows]) + "\n")
     further = " ".join([*short(steps), *more])
-    arguments = f"arguments = $(seed) $(eta) $(lambda) $(hidden) $(name) {further}"
+    arguments = f"arguments = {' '.join(template_words(project, template))} {further}"
     told = pool.command("condor_submit", "-append", arguments, template, cwd=project / "condor")
     return re.findall(r"submitted to cluster (\d+)", told)[0]
 

@@ -236,16 +236,14 @@ def bad_toml(random: Random, _: Path) -> tuple[list[str], dict[str, bytes]]:
 
 
 JOB = """\
-# command: train --experiment-name $(name) --seed $(seed) --eta $(eta) --total-steps 40 --resume auto
 universe = vanilla
 executable = run.sh
-arguments = $(name) $(seed) $(eta)
+arguments = train --total-steps 40 --resume auto --experiment-name $(name) --seed $(seed) --eta $(eta)
 queue name, seed, eta from rows.txt
 """
 WRAPPER = """\
 #!/bin/bash
-name=$1 seed=$2 eta=$3
-exec python main.py train --experiment-name "$name" --seed "$seed" --eta "$eta" --total-steps 40 --resume auto
+exec python main.py "$@"
 """
 
 

@@ -182,7 +182,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
 
 
 def render(args: argparse.Namespace) -> int:
-    from mpn_rl import video
+    from mpn_rl.analysis.figures import video
 
     _checked_output(args)
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

@@ -197,7 +197,7 @@ class Home:
         (folder / "main.py").symlink_to(ROOT / "main.py")
         for name in ("condor", "configs"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.gz", ".*"))
-        for template in [*folder.glob("condor/*.job"), *folder.glob("condor/*.sh")]:
+        for template in folder.glob("condor/*.job"):
             text = template.read_text()
             command = "train-neurogym" if "train_neurogym" in template.name else "train"
             words = "--checkpoint-exit-every 60"
@@ -209,7 +209,7 @@ class Home:
 
     def _make_a_wrong_job(self) -> None:
         """big.job: lambda is 1.5 in row 412, from column 15 on."""
-        shutil.copy(self.folder / "condor" / "train.sh", self.folder)
+        shutil.copy(self.folder / "condor" / "run.sh", self.folder)
         text = (self.folder / "condor" / "train.job").read_text()
         text = text.replace("train_args.txt", "big_args.txt").replace("$(SUBMIT_FILE)..", "$(SUBMIT_FILE)")
         (self.folder / "big.job").write_text(text)
@@ -455,7 +455,7 @@ def try_condor(words: list[str], trial: Trial) -> None:
     if words[0] == "condor_submit":
         job = words[-1] if os.path.exists(words[-1]) else f"condor/{words[-1]}"  # said to be typed inside condor/
         assert os.path.exists(job), f"no {words[-1]}"
-        if re.search("(?m)^# command: train", Path(job).read_text()) and "-dry-run" not in words:
+        if re.search("(?m)^arguments += train", Path(job).read_text()) and "-dry-run" not in words:
             try_toolkit(["sweep", "run", job], trial)
 
 

@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgba
 from PIL import Image
 
 import visualize
-from mpn_rl import video
+from mpn_rl.analysis.figures import video
 from mpn_rl.options import ConfigError
 
 RNG = np.random.default_rng(0)

@@ -1,8 +1,8 @@
 """HTCondor submit files, read as `condor_submit` reads them and checked for what it passes over in silence.
 
 condor_submit only warns of a misspelt command, fills an undefined `$(macro)` with nothing, and takes `request_memry`
-for a resource that no machine has. `SubmitFile` reads one, `SubmitFile.mistakes` says what is wrong with it, and
-`wrapper_words` what a shell wrapper makes of its arguments. docs/sweeps.md has the conventions. Stdlib only.
+for a resource that no machine has. `SubmitFile` reads a file, and `SubmitFile.mistakes` lists what is wrong with it.
+docs/sweeps.md has the conventions. Standard library only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -97,11 +97,11 @@ def read_text(path: Path) -> str:
 
 @dataclass
 class SubmitFile:
-    """One submit file: its settings by lower-case name, the `# command:` comment, the queue statement."""
+    """One submit file: its settings by lower-case name and the queue statement."""
 
     path: Path
     settings: dict[str, Setting] = field(default_factory=dict)
-    command: Setting | None = None  # the joined `# command:` lines
+    runs_main: bool = True  # False with the comment `# command: none`
     includes: list[Setting] = field(default_factory=list)
     queue: Setting | None = None  # name: the columns; value: the file, or "" where the rows follow in parentheses
     columns: tuple[str, ...] = ()
@@ -124,9 +124,8 @@ class SubmitFile:
     def _take(self, number: int, line: str, lines: Iterator[tuple[int, str]]) -> None:
         """Sort one line into its place; `lines` has what follows, for statements that take several."""
         text = line.strip()
-        if comment := re.match(r"\s*#\s*command:\s*(.*)", line):
-            first = self.command or Setting("# command", "", number, comment.start(1) + 1)
-            self.command = first._replace(value=f"{first.value} {comment[1]}".strip())
+        if re.match(r"#\s*command:\s*none\b", text):
+            self.runs_main = False
         elif not text or text[0] == "#" or re.match(r"(if|elif|else|endif|use|error|warning)\b(?!\s*=)", text, re.I):
             pass
         elif queue := re.match(r"\s*queue\b(?!\s*=)\s*(.*?)\s*$", line, re.I):
@@ -190,24 +189,16 @@ class SubmitFile:
         return shlex.split(text[1:-1].replace('""', '\\"')) if quoted else text.split()
 
     def command_words(self) -> list[str] | None:
-        """main.py's words for a row, with $(column) in them; None where the job runs something else.
+        """The words of `arguments`, which follow main.py, with $(column) in them; None if the job does not run main.py.
 
-        Raises: ConfigError where the file does not say.
+        Raises: ConfigError if they do not begin with a command of main.py.
         """
-        if self.command is None:
-            words = self.arguments()
-            if words and words[0] in SUBCOMMANDS:
-                return words
-            raise ConfigError(
-                f"{self.path} has no line '# command: train ...' that says what a row runs (docs/sweeps.md)"
-            )
-        words = self.expand(self.command.value).split()
-        if words == ["none"]:
+        if not self.runs_main:
             return None
+        words = self.arguments()
         if not words or words[0] not in SUBCOMMANDS:
-            raise ConfigError(
-                f"'# command:' must begin with one of {', '.join(SUBCOMMANDS)}, or be none, got {words[:1]}"
-            )
+            begin = f"arguments must begin with one of {', '.join(SUBCOMMANDS)}, got {words[:1]}"
+            raise ConfigError(f"{begin}; if the job does not run main.py, add the comment '# command: none'")
         return words
 
     # --- what is wrong with it --------------------------------------------------------------------------
@@ -217,8 +208,7 @@ class SubmitFile:
         return sorted([*self.unread, *self._spelling(), *self._macros(), *self._columns(), *self._hazards()])
 
     def _texts(self) -> list[Setting]:
-        extra = [part for part in (self.command, self.queue) if part]
-        return [*self.settings.values(), *self.includes, *extra]
+        return [*self.settings.values(), *self.includes, *([self.queue] if self.queue else [])]
 
     def _at(self, key: str, text: str) -> Mistake:
         setting = self.settings.get(key, self.queue or Setting("", "", 1, 1))
@@ -302,7 +292,7 @@ class SubmitFile:
                 )
 
     def _program(self) -> Iterator[Mistake]:
-        """The executable, and that it runs what `# command:` says."""
+        """The executable and the command that it is given."""
         name = self._said("executable")
         script = self.place(name)
         if not name or not script.is_file():
@@ -312,22 +302,19 @@ class SubmitFile:
             yield self._at("executable", f"executable: {script} may not be executed; chmod +x {script}")
         try:
             words = self.command_words()
-            runs = None if words is None else wrapper_words(read_text(script), self.arguments())
-        except ValueError as error:  # a ConfigError among them
-            yield self._at("executable", f"{script}: {error}")
+        except ValueError as error:  # a ConfigError, or a quotation mark without its pair
+            yield self._at("arguments", str(error))
             return
-        if words is None or runs is None:
+        if words is None:
             return
+        text = script.read_bytes()
+        if re.match(rb"#!.*sh\b", text) and not re.search(rb"(?m)^[ \t]*exec\s", text):
+            yield self._at("executable", f"{script} has no exec: SIGTERM on an eviction would not reach main.py")
         flag = "--checkpoint-exit-code"
         code, asked = self._said("checkpoint_exit_code"), words[words.index(flag) + 1] if flag in words[:-1] else ""
         if code != asked:
-            text = f"checkpoint_exit_code is {code or 'not said'}, the command's {flag} {asked or 'neither'}"
-            yield self._at("checkpoint_exit_code", text)
-        if words != runs:
-            pairs = zip([*words, "nothing"], [*runs, "nothing"], strict=False)
-            here, there = next((pair for pair in pairs if pair[0] != pair[1]), ("", ""))
-            text = f"the command says {here!r} where {script} runs {there!r}"
-            yield Mistake(self.path, *((self.command.line, self.command.column) if self.command else (1, 1)), text)
+            problem = f"checkpoint_exit_code is {code or 'not set'}, but {flag} is {asked or 'not set'}"
+            yield self._at("checkpoint_exit_code", problem)
 
 
 def _joined_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -342,54 +329,3 @@ def _joined_lines(text: str) -> Iterator[tuple[int, str]]:
             begun = ""
     if begun:
         yield number, begun
-
-
-def wrapper_words(script: str, arguments: Sequence[str]) -> list[str]:
-    """What follows main.py in the last `exec` line of a shell script that is given `arguments`.
-
-    Understands $1, ${10}, "$@", `name=$1` before it, `shift N`, and ${name:-default} read as its default.
-
-    Raises: ValueError saying what it does not understand.
-    """
-    words, result = list(arguments), None
-    names: dict[str, str] = {}
-
-    def value(word: str) -> str:
-        def put(match: re.Match) -> str:
-            name, default = match[1] or match[2], match[3]
-            if name.isdigit() and 0 < int(name) <= len(words):
-                return words[int(name) - 1]
-            found = names.get(name, default)
-            if found is None:
-                raise ValueError(f"cannot tell what ${name} stands for in its exec line")
-            return found
-
-        form = r"\$(?:(\w+)|\{(\w+)(?::-([^{}]*))?\})"
-        if odd := re.search(r"[$`].*", re.sub(form, "", word)):
-            raise ValueError(f"cannot tell what {odd[0]} stands for in its exec line")
-        return re.sub(form, put, word)
-
-    for _, line in _joined_lines(script):
-        try:
-            parts = shlex.split(line, comments=True)
-        except ValueError:
-            continue  # a quotation over several lines is none of the forms below
-        assigned = [re.fullmatch(r"([A-Za-z_]\w*)=(.*)", part) for part in parts]
-        if parts and all(assigned):
-            for match in filter(None, assigned):
-                try:
-                    names[match[1]] = value(match[2])
-                except ValueError:
-                    names.pop(match[1], None)
-        elif parts[:1] == ["shift"]:
-            del words[: int(parts[1]) if len(parts) > 1 else 1]
-        elif parts[:1] == ["exec"]:
-            result = parts[1:]
-            program = next((i for i, part in enumerate(result) if re.fullmatch(r"(.*/)?(main\.py|mpn-rl)", part)), None)
-            if program is None:
-                raise ValueError("its exec line has neither main.py nor mpn-rl")
-            rest = result[program + 1 :]
-            result = [word for part in rest for word in (words if part in ("$@", "$*") else [value(part)])]
-    if result is None:
-        raise ValueError("no line begins with exec: without it, an eviction's SIGTERM never reaches the training")
-    return result

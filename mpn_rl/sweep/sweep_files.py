@@ -59,7 +59,8 @@ def load_job(path: Path) -> Sweep:
         command = job.command_words()
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
-    line, column = (job.command.line, job.command.column) if job.command else (1, 1)
+    stated = job.settings.get("arguments")
+    line, column = (stated.line, stated.column) if stated else (1, 1)
     unread = list(job.unread)
     rows_path, rows, wrong = path, list[Row](), list[Mistake]()
     if job.queue and job.queue.value:

@@ -60,9 +60,10 @@ def rows_of(template: str) -> list[dict[str, str]]:
 
 
 def command_of(template: str, row: dict[str, str]) -> list[str]:
-    """The command line that the template's `# command:` promises for a row."""
-    text = " ".join(re.findall(r"(?m)^# command: (.*)", (PROJECT / "condor" / template).read_text()))
-    return re.sub(r"\$\((\w+)\)", lambda macro: row[macro[1]], text).split()
+    """The command line that the template's `arguments` promise for a row."""
+    text = (PROJECT / "condor" / template).read_text().replace("\\\n", "")
+    (command,) = re.findall(r"(?m)^arguments  = (.*)", text)
+    return re.sub(r"\$\((\w+)\)", lambda macro: row[macro[1]], command).split()
 
 
 # --- condor_submit ------------------------------------------------------------------------------------------
@@ -202,41 +203,64 @@ def test_an_args_file_holds_rows_and_nothing_else(path: Path) -> None:
 # --- the wrappers -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrapper", ["train.sh", "train_neurogym.sh", "eval.sh", "dummy.sh"])
-def test_a_wrapper_refuses_a_row_that_is_too_short(wrapper: str, project: Path) -> None:
-    done = subprocess.run([project / "condor" / wrapper, "1"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert re.fullmatch(rf"usage: {wrapper} .*, got 1 arguments\n", done.stderr)
+WRAPPERS = {"run.sh": [], "train.sh": ["train"], "train_neurogym.sh": ["train-neurogym"], "eval.sh": ["eval"]}
 
 
-@pytest.mark.parametrize("wrapper", ["train.sh", "train_neurogym.sh", "eval.sh"])
+@pytest.mark.parametrize(("wrapper", "command"), WRAPPERS.items())
+def test_a_wrapper_passes_its_options_on(wrapper: str, command: list[str], project: Path) -> None:
+    options = ["--experiment-name", "run", "--env-arg", "a=b c", ""]
+    done = subprocess.run([project / "condor" / wrapper, *options], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n".join(["main.py", *command, *options]) + "\n"
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_python_takes_the_wrappers_place_so_that_sigterm_reaches_it(wrapper: str, project: Path) -> None:
-    arguments = ["run", "best", "1"] if wrapper == "eval.sh" else ["1", "1.0", "0.85", "32", "run"]
-    with subprocess.Popen([project / "condor" / wrapper, *arguments], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen([project / "condor" / wrapper, "--seed", "1"], stdout=subprocess.DEVNULL) as process:
         process.wait()
     assert (project / "started").read_text() == f"{process.pid}\n"
 
 
-def test_further_options_of_a_row_come_last(project: Path) -> None:
-    command = [project / "condor" / "train.sh", "1", "1.0", "0.85", "32", "run", "--total-steps", "2000"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-2:] == ["--total-steps", "2000"]
+def test_the_wrapper_sets_one_thread_and_takes_another_python(project: Path, tmp_path: Path) -> None:
+    other = tmp_path / "python"
+    other.write_text('#!/bin/sh\necho "$OMP_NUM_THREADS $*"\n')
+    other.chmod(0o755)
+    environment = {**os.environ, "MPN_RL_PYTHON": str(other)}
+    for threads in (None, "4"):
+        environment.pop("OMP_NUM_THREADS", None)
+        environment |= {"OMP_NUM_THREADS": threads} if threads else {}
+        command = [project / "condor" / "run.sh", "eval"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{threads or 1} main.py eval\n"
+
+
+@pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "dummy.job"])
+def test_a_row_without_one_of_its_values_is_refused(template: str) -> None:
+    row = rows_of(template)[0]
+    for column in row:
+        with pytest.raises(SystemExit) as refusal:
+            arguments.parse(command_of(template, {**row, column: ""}))
+        assert refusal.value.code == 2
+
+
+def test_the_dummy_refuses_a_row_that_is_too_short(project: Path) -> None:
+    done = subprocess.run([project / "condor" / "dummy.sh", "1"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "usage: dummy.sh NAME SECONDS, got 1 arguments\n")
 
 
 def test_without_a_shared_disk_the_wrapper_unpacks_its_python_once(project: Path, tmp_path: Path) -> None:
-    """HTCondor's own folder for a job: the wrapper under another name, and what was transferred."""
+    """The folder that HTCondor makes for a job: the wrapper under another name, and the transferred files."""
     sandbox = tmp_path / "dir_1"
     (sandbox / "condor").mkdir(parents=True)
-    shutil.copy(project / "condor" / "train.sh", sandbox / "condor_exec.exe")
+    shutil.copy(project / "condor" / "run.sh", sandbox / "condor_exec.exe")
     shutil.copy(project / "condor" / "python.tar.gz", sandbox / "condor")
     (sandbox / "main.py").touch()
-    command = [sandbox / "condor_exec.exe", "1", "1.0", "0.85", "32", "run"]
+    command = [sandbox / "condor_exec.exe", "train", "--experiment-name", "run", "--seed", "1"]
     environment = {**os.environ, "_CONDOR_SCRATCH_DIR": str(sandbox)}
     for _ in range(2):  # the second time in the same folder, as after exit status 85
         done = subprocess.run(command, cwd=sandbox, env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.startswith("main.py\ntrain\n--experiment-name\nrun\n")
+        assert done.stdout == "main.py\ntrain\n--experiment-name\nrun\n--seed\n1\n"
         (sandbox / "condor" / "python.tar.gz").unlink(missing_ok=True)
-    assert (sandbox / "experiments" / "run").is_dir()  # a listed folder that is missing would hold the job
+    assert (sandbox / "experiments" / "run").is_dir()  # HTCondor holds a job whose listed folder is missing
 
 
 def test_the_dummy_says_whether_the_project_is_seen(project: Path, tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_what_is_wrong_for_all_rows_is_said_once_where_it_stands(capsys: pytest.
     rows = "a, 0, 0.5, 0.9\nb, 1, 0.5, 0.9\n"
     a_job(rows, JOB.replace("--resume auto", "--resume auto --hidden-dim 0 --etaa 3"))
     err = refused(capsys, "check", "a.job")
-    assert "a.job:1:1: no option '--etaa'; did you mean '--eta'" in err and err.count("--etaa") == 1
+    assert "a.job:2:13: no option '--etaa'; did you mean '--eta'" in err and err.count("--etaa") == 1
     a_job(rows, JOB.replace("--eta $(eta) ", "").replace(" --resume auto", ""))
     err = refused(capsys, "check", "a.job")
     assert "column 'eta' is not in the command line: it would change nothing" in err
