@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
 from mpn_rl import config as cfg
@@ -37,11 +38,60 @@ TITLES = {
 }
 
 
+# The options that people change, which `train --help` shows; --help-all shows every one.
+COMMON = {
+    "help",
+    "help_all",
+    "experiment_name",
+    "config",
+    "resume",
+    "overwrite",
+    "list_envs",
+    "env_name",
+    "env_args",
+    "mask_velocity",
+    "core",
+    "hidden_dim",
+    "eta",
+    "lambda_decay",
+    "embed_dim",
+    "learner",
+    "learning_rate",
+    "gamma",
+    "replay",
+    "expansion",
+    "num_episodes",
+    "total_steps",
+    "num_envs",
+    "seed",
+    "tensorboard",
+    "device",
+}
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose mistakes are one line and exit status 2."""
 
+    short_help = False  # --help shows the options in COMMON only
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})
+
+    def format_help(self, everything: bool = False) -> str:
+        """The help text; of all options, or with `short_help` of those in COMMON."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            formatter.start_section(group.title)
+            formatter.add_text(group.description)
+            actions = group._group_actions
+            if self.short_help and not everything:
+                actions = [action for action in actions if action.dest in COMMON]
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -92,6 +142,8 @@ def options_of(parser: Parser, command: str) -> list[argparse.Action]:
 
 def _add_training(parser: Parser, command: str) -> None:
     parser.usage = f"{parser.prog} [--experiment-name NAME] [--config FILE] [OPTIONS]"
+    parser.short_help = True
+    parser.add_argument("--help-all", action=_HelpAll, help="show every option, not only the common ones, and exit")
     run = parser.add_argument_group("experiment")
     run.add_argument("--experiment-name", metavar="NAME", help="folder in experiments/ (default: a random name)")
     text = "start from the options in this JSON file, or in that of the toolkit's configs/ named so; flags override it"
@@ -156,7 +208,7 @@ def _defaults(command: str, part: str, classes: list[Any], name: str) -> str:
             for learner in [cls.name] if part == "learner" else cfg.LearnerConfig.registry:
                 default = _show(cfg.default_of(command, learner, field, cls.name if part == "core" else None))
                 users = shown.setdefault(default, [])
-                kind = cls.name if part in cfg.KINDS else learner
+                kind = cls.name if part in ("core", "learner", "expansion") else learner
                 users += [] if kind in users else [kind]
     first, *others = shown.items()
     return "; ".join([first[0], *(f"{default} with {', '.join(users)}" for default, users in others)])
@@ -199,6 +251,17 @@ def _reader(kind: type, optional: bool):
 
     read.__name__ = {int: "whole number", float: "number"}.get(kind, kind.__name__)
     return read
+
+
+class _HelpAll(argparse.Action):
+    """Prints the help text of every option and leaves."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest=dest, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        print(parser.format_help(everything=True), end="")
+        parser.exit(0)
 
 
 class _KeyValue(argparse.Action):

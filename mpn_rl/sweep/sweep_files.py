@@ -22,7 +22,7 @@ from mpn_rl.sweep.table import TRAINING, Row, Sweep
 
 TOML_KEYS = ("command", "job", "args", "name", "seeds", "fixed", "grid", "search")
 # Options that a sweep says by itself, or that would not make a run.
-OWN_FLAGS = ("--experiment-name", "--seed", "--resume", "--overwrite", "--list-envs", "--help")
+OWN_FLAGS = ("--experiment-name", "--seed", "--resume", "--overwrite", "--list-envs", "--help", "--help-all")
 MAX_ROWS = 100_000
 DRAWS = ("choice", "uniform", "log-uniform")
 

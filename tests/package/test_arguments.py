@@ -30,7 +30,7 @@ def refused(capsys: pytest.CaptureFixture, *argv: str) -> str:
 @pytest.mark.parametrize("command", ["train", "train-neurogym"])
 def test_every_field_of_the_configuration_has_its_flag(command: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
-        arguments.parse([command, "--help"])
+        arguments.parse([command, "--help-all"])
     text = capsys.readouterr().out
     family = cfg.COMMAND_DEFAULTS[command]["env"]
     for part in cfg.PARTS:
@@ -40,6 +40,35 @@ def test_every_field_of_the_configuration_has_its_flag(command: str, capsys: pyt
             for field in dataclasses.fields(cls):
                 assert flag_of(field) in text
     assert "--core" in text and "--algo" in text and "--env-family" not in text
+
+
+@pytest.mark.parametrize("command", ["train", "train-neurogym"])
+def test_help_shows_the_common_options_on_seventy_lines(
+    command: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            arguments.parse([command, flag])
+        shown[flag] = capsys.readouterr().out.splitlines()
+    assert len(shown["--help"]) <= 70 < len(shown["--help-all"])
+    assert set(shown["--help"]) <= set(shown["--help-all"])
+    text = "\n".join(shown["--help"])
+    assert all(flag in text for flag in ("--help-all", "--core", "--total-steps", "--seed"))
+    assert "--bptt-chunk-size" not in text
+
+
+def test_every_common_option_is_an_option() -> None:
+    parser = arguments.make_parser()
+    options = {option.dest for name in ("train", "train-neurogym") for option in arguments.options_of(parser, name)}
+    assert options >= arguments.COMMON
+
+
+def test_the_help_names_the_learner_that_has_another_task(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        arguments.parse(["train", "--help"])
+    assert "CartPole-v1; Pendulum-v1 with td3" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
