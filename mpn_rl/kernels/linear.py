@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-# On AMD's processors MKL, which multiplies dense tensors, keeps to AVX2; oneDNN, which multiplies tensors in its own
-# layout, takes AVX-512.
-_CPUS = Path("/proc/cpuinfo")
-ONEDNN = (
-    torch.backends.mkldnn.is_available()
-    and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    and _CPUS.is_file()
-    and "AuthenticAMD" in _CPUS.read_text()
-)
-WORTH_IT = 6_000_000  # multiplications above which it makes up for the copies into the other layout and back
+WORTH_IT = 6_000_000  # multiplications from which oneDNN makes up for the copies into its layout and back
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether this processor is an AMD one with AVX-512; asked at the first large product, not on import.
+
+    MKL, which multiplies dense tensors, uses only AVX2 on AMD's processors. oneDNN, which multiplies tensors in its
+    own layout, uses AVX-512.
+    """
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    processors = Path("/proc/cpuinfo")
+    return processors.is_file() and "AuthenticAMD" in processors.read_text()
 
 
 class Linear(nn.Linear):
@@ -24,6 +29,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        if ONEDNN and x.numel() * self.out_features >= WORTH_IT and x.device.type == "cpu" and x.dtype == torch.float32:
+        large = x.numel() * self.out_features >= WORTH_IT
+        if large and x.device.type == "cpu" and x.dtype == torch.float32 and onednn_is_faster():
             return nn.functional.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
         return super().forward(x)
