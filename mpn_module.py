@@ -103,7 +103,7 @@ class MPN(nn.Module):
         oja             M_t = lambda M_{t-1} + eta (h_t x_t^T - h_t^2 M_{t-1})
 
     The state is M, (B, H, D); with several layers a tuple, whose later layers read the h of the one before. Where a
-    layer has a mask (see `neuroplastic_expansion`), M is 0 at the synapses that do not exist.
+    layer has a mask (see `expansion/topology.py`), M is 0 at the synapses that do not exist.
 
     Args:
         input_dim, hidden_dim: D and H.
@@ -117,7 +117,7 @@ class MPN(nn.Module):
         form, rule: as above.
         bias: with or without b.
         freeze_plasticity: M stays exactly 0: the control that must fail where memory is needed.
-        kernel: auto, reference (plain PyTorch) or fused; see `mpn_kernels`.
+        kernel: auto, reference (plain PyTorch) or fused; see `kernels/mpn.py`.
     Defaults and ranges are those of `config.MPNConfig`.
 
     Raises: ConfigError (a ValueError) for a value out of range or an unknown name.

@@ -48,7 +48,7 @@ TURN = 0.02  # seconds
 
 
 def the_loop(xs: Tensor, weight: Tensor, bias: Tensor, modulation: Tensor, eta: Tensor, lam: Tensor) -> Tensor:
-    """The comparison that issue 3 fixes: what one writes first, under autograd."""
+    """The plain loop under autograd that the fused scan is compared with."""
     hs = []
     for x in xs.unsqueeze(-1).unbind(1):  # (B, D, 1)
         h = torch.tanh(bias[:, None] + torch.bmm(weight * (modulation + 1), x))

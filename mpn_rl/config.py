@@ -332,7 +332,7 @@ class NoExpansionConfig(ExpansionConfig, name="none"):
 
 @dataclass(frozen=True)
 class PaperExpansionConfig(ExpansionConfig, name="paper"):
-    """Neuroplastic Expansion as its paper describes it; `neuroplastic_expansion` has the equations.
+    """Neuroplastic Expansion as its paper describes it; `expansion/topology.py` has the equations.
 
     Where the paper's own numbers are not public (the two fractions, the interval), these are ours.
     """
@@ -418,7 +418,7 @@ def _expansion(name: str, doc: str, **defaults: Any) -> type[PaperExpansionConfi
 
 ReferenceExpansion = _expansion(
     "reference",
-    "What the public code of Neuroplastic Expansion does; `neuroplastic_expansion` says where it errs.",
+    "What the public code of Neuroplastic Expansion does; `expansion/topology.py` says where it errs.",
     prune="magnitude",
     schedule="constant",
     grow_fraction=0.008,

@@ -1,5 +1,5 @@
 """How sparse, and when: densities of layers, schedules, and the choice of the largest. The equations stand in
-`neuroplastic_expansion`.
+`expansion/topology.py`.
 """
 
 from __future__ import annotations

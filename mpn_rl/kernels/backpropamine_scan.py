@@ -1,10 +1,10 @@
-"""The Numba kernels of the plastic scan, forwards, back, and for one step; the maths stands in `backpropamine_kernels`.
+"""The Numba kernels of the plastic scan, forwards, back, and for one step; equations: `backpropamine.py`.
 
 All units of a row talk to each other at every step, so a kernel takes one batch row and walks through time with the
 row's whole trace in the cache. One pass over the matrices changes H by step t-1 and reads the pre-activations of step
 t; on the way back one pass ends the adjoint of step t and begins that of step t-1.
 
-As in `mpn_kernels_cpu` a kernel is a C function of one table of integers, several threads may run it on one table, and
+As in `mpn_cpu.py`, a kernel is a C function of one table of integers, several threads may run it on one table, and
 results do not depend on their number.
 """
 

@@ -1,4 +1,4 @@
-"""The MPN scan on the CPU: Numba kernels (the maths stands in `mpn_kernels`) and the torch function around them.
+"""The MPN scan on the CPU: Numba kernels (the equations are in `mpn.py`) and the torch function around them.
 
 Hidden units never exchange anything within a layer, so a kernel takes one batch row and one block of L hidden units at
 a time, lays their M out as (D, L) in a scratch buffer that stays in the cache, and walks through all of time. The

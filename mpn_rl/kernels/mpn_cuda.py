@@ -1,4 +1,4 @@
-"""The MPN scan on a GPU: Triton kernels, forward and adjoint (the maths stands in `mpn_kernels`), and the torch side.
+"""The MPN scan on a GPU: Triton kernels, forward and adjoint (the equations are in `mpn.py`), and the torch side.
 
 One program takes one batch row and one block of hidden units, with its tile of M (and, going back, of A and the weight
 gradients) in registers from the first step to the last; sums are in float32. The backward pass walks segments of time

@@ -84,7 +84,7 @@ class Learner:
 
     continuous = False  # acts in a vector of bounded actions, instead of by one of several choices
     on_policy = False  # learns once from what it has just done, instead of from a replay memory
-    topology: Any = None  # a neuroplastic_expansion.Topology with --expansion
+    topology: Any = None  # an expansion.topology.Topology with --expansion
     priorities: Tensor | None = None  # (B,) of the last batch, where sampling is prioritised
 
     def __init__(self, network: Any, config: Any, seed: int, device: torch.device | str = "cpu") -> None:

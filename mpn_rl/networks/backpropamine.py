@@ -60,7 +60,7 @@ class Backpropamine(nn.Module):
         init_scale: alpha, and an RNN's w, start at this times U(0, 1), so alpha at least is positive at first. U, b,
             the modulator and a, d start as torch.nn.Linear's, an LSTM's w as torch.nn.LSTM's.
         kernel: auto, reference (plain PyTorch, run twice where a gradient is wanted, so that it fits) or fused, which
-            is there for every RNN in float32 on the CPU; see `backpropamine_kernels`.
+            is there for every RNN in float32 on the CPU; see `kernels/backpropamine.py`.
     Defaults and ranges are those of `config.BackpropamineConfig`.
 
     Raises: ConfigError (a ValueError) for a value out of range, an unknown name or a combination that does not exist.

@@ -24,7 +24,7 @@ try:
     from torchrl.modules.tensordict_module.rnn import recurrent_mode
 except ModuleNotFoundError as error:
     raise ConfigError(
-        f"mpn_torchrl needs TorchRL, and {error.name} is missing: pip install 'mpn-rl[torchrl]'"
+        f"torchrl_modules needs TorchRL, and {error.name} is missing: pip install 'mpn-rl[torchrl]'"
     ) from None
 
 

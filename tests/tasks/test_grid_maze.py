@@ -260,7 +260,7 @@ def test_an_episode_without_a_seed_is_new_and_repeats_after_the_same_seed() -> N
 
 # --- scripted policies ------------------------------------------------------------------------------------
 
-# Mean reward of an episode, T = 200, hit 10, no penalty: of a simulator of its own (the facts that issue 5 names).
+# Mean reward of an episode, T = 200, hit 10, no penalty: of a simulator of its own (a separate implementation).
 BOUNDS = {
     9: {"random": 14.8, "walk": 56, "explore": 350, "goal_known": 418},
     11: {"random": 7.7, "walk": 32, "explore": 230, "goal_known": 325},
