@@ -22,7 +22,11 @@ from mpn_rl.options import ConfigError, Kind, Section, fields_of, flag_of, neare
 
 
 class EnvConfig(Kind):
-    """A family of environments; `registry` maps its name to its options."""
+    """A family of environments; `registry` maps its name to its options, and every family has these three."""
+
+    env_name: str
+    env_args: dict[str, Any]
+    max_episode_steps: int | None
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> gymnasium.En
 
     Raises: ConfigError for a task that no learner can act in.
     """
-    name: str = env.env_name  # type: ignore[attr-defined]
+    name: str = env.env_name
     if isinstance(env, cfg.GymnasiumConfig):
         _refuse_neurogym(name)
     with np.errstate(all="ignore"):  # a constructor given nonsense warns before it fails
@@ -111,7 +111,7 @@ def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> 
 
 
 def _check_actions(config: cfg.Config, env: gymnasium.Env) -> None:
-    name, algo, space = config.env.env_name, config.learner.name, env.action_space  # type: ignore[attr-defined]
+    name, algo, space = config.env.env_name, config.learner.name, env.action_space
     continuous = isinstance(space, gymnasium.spaces.Box)
     if continuous == LEARNERS[type(config.learner)][0].continuous:
         return
@@ -195,7 +195,7 @@ def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Any
 
 def step_limit(env: cfg.EnvConfig) -> int | None:
     """The time limit of an episode in steps: the user's, else the task's own, else None."""
-    limit = env.max_episode_steps  # type: ignore[attr-defined]
+    limit = env.max_episode_steps
     return time_limit(env.env_name, env.env_args, limit) if isinstance(env, cfg.GymnasiumConfig) else limit
 
 

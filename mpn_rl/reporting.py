@@ -79,7 +79,7 @@ class Reporter:
     def opening(self) -> None:
         run, config = self.run, self.config
         weights = sum(part.numel() for part in run.network.parameters() if part.requires_grad)
-        env = config.env.env_name  # type: ignore[attr-defined]
+        env = config.env.env_name
         core = config.core.name
         where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
         stdout.print(f"{env}: {core}, {weights:,} weights on {run.device}, {run.num_lanes} lanes; {where}")
@@ -87,7 +87,7 @@ class Reporter:
             stdout.print(log.where)
         memory = "rollout" if run.learner.on_policy else f"replay of {getattr(config.learner, 'replay', 'transition')}s"
         stdout.print(f"{config.learner.name}, {memory}: {run.replay.nbytes / 2**20:,.0f} MiB when full")
-        limit = config.env.max_episode_steps  # type: ignore[attr-defined]
+        limit = config.env.max_episode_steps
         longest: int = run.lanes.trial_steps
         if limit is not None and longest > limit:
             stderr.print(
@@ -177,8 +177,8 @@ def draw_training_curves(experiment: Experiment, config: Config) -> Path:
     figure = visualize.plot_training_curves(
         {name: columns[key] for name, key in keys.items() if key in columns},
         evaluations,
-        references=REFERENCES.get(config.env.env_name),  # type: ignore[attr-defined]
-        title=f"{config.env.env_name}, {config.core.name}",  # type: ignore[attr-defined]
+        references=REFERENCES.get(config.env.env_name),
+        title=f"{config.env.env_name}, {config.core.name}",
     )
     return visualize.save_figure(figure, experiment.plots_dir / "training_curves.png")
 
@@ -187,7 +187,7 @@ def _draw_plasticity(experiment: Experiment, config: Config, rows: list[dict[str
     import visualize
     from mpn_rl.expansion import growth_figures
 
-    title = f"{config.env.env_name}, {config.core.name}"  # type: ignore[attr-defined]
+    title = f"{config.env.env_name}, {config.core.name}"
     curves = {network: run for network, run in growth_figures.curves_of(rows).items() if run}
     if curves:
         runs = {network: {name: [curve] for name, curve in run.items()} for network, run in curves.items()}
@@ -223,7 +223,7 @@ def print_scores(config: Config, scores: dict[str, Any], how: str = "greedy") ->
         return "" if ends is None or ends[0] is None else f"[{text(ends[0], digits)}, {text(ends[1], digits)}]"
 
     neurogym = "trials" in scores
-    title = f"{config.env.env_name}, {config.core.name}, {how}"  # type: ignore[attr-defined]
+    title = f"{config.env.env_name}, {config.core.name}, {how}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("policy", no_wrap=True)
     hits = "quarter_hits" in scores

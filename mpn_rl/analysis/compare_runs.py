@@ -78,7 +78,7 @@ def run_of(args: argparse.Namespace, name: str) -> dict[str, Any] | None:
         _, _, network = load_policy(args, name)
         scores, _ = measure(args, experiment, config, network)
     evaluations = [row for row in experiment.read_metrics() if row["kind"] == "eval"]
-    about = {"experiment": name, "group": group, "task": config.env.env_name, "seed": config.run.seed}  # type: ignore[attr-defined]
+    about = {"experiment": name, "group": group, "task": config.env.env_name, "seed": config.run.seed}
     return {**about, **{key: scores.get(key) for key in MEASURES}, "evaluations": evaluations}
 
 
@@ -147,8 +147,8 @@ def plot_plasticity(args: argparse.Namespace, names: list[str]) -> None:
     if "expansion" in fields:  # the last part of the name
         grouped = [(re.sub(r"\bnone$", "dense", group), config, curves) for group, config, curves in grouped]
     folder = Path(args.experiments_dir) / compare_name(list(dict.fromkeys(group for group, _, _ in grouped)))
-    for task in dict.fromkeys(config.env.env_name for _, config, _ in grouped):  # type: ignore[attr-defined]
-        of_task = [(group, curves) for group, config, curves in grouped if config.env.env_name == task]  # type: ignore[attr-defined]
+    for task in dict.fromkeys(config.env.env_name for _, config, _ in grouped):
+        of_task = [(group, curves) for group, config, curves in grouped if config.env.env_name == task]
         figure = growth_figures.expansion_figure(growth_figures.by_group(of_task), title=task)
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"plasticity_{task.replace('/', '-')}.{suffix}" for suffix in formats_of(args)]

@@ -140,7 +140,7 @@ def learning_page(experiment: Experiment, config: Config) -> Any:
     return standard_pages.learning_page(
         {name: columns[key] for name, key in keys.items() if key in columns},
         [row for row in rows if row["kind"] == "eval"],
-        REFERENCES.get(config.env.env_name, {}),  # type: ignore[attr-defined]
+        REFERENCES.get(config.env.env_name, {}),
         title_of(config),
     )
 
@@ -154,7 +154,7 @@ def growth_pages(experiment: Experiment, config: Config) -> list[Any]:
 
 
 def title_of(config: Config) -> str:
-    return f"{config.env.env_name}, {config.core.name}"  # type: ignore[attr-defined]
+    return f"{config.env.env_name}, {config.core.name}"
 
 
 def save(page: Any, folder: Path, formats: Iterable[str]) -> list[Path]:
