@@ -17,7 +17,7 @@ from mpn_rl.config import DQNConfig, EncoderConfig
 from mpn_rl.contracts import Batch, Core
 from mpn_rl.learners.base import Adam, Learner, truncated_unroll
 from mpn_rl.networks.encoder import AgentNetwork, Encoder, epsilon_greedy
-from mpn_rl.returns import n_step_targets, next_values, td_loss
+from mpn_rl.returns import n_step_targets, next_values, sequence_priorities, td_loss
 
 
 class MPNDQN(AgentNetwork):
@@ -143,8 +143,7 @@ class DQNLearner(Learner):
         self.updates += 1
         self._follow()
         if self.config.prioritized:
-            mean = errors.sum(1) / batch.mask.sum(1).clamp(min=1.0)
-            self.priorities = 0.9 * errors.amax(1) + 0.1 * mean  # R2D2's mixture
+            self.priorities = sequence_priorities(errors, batch.mask[:, batch.burn_in :])
         return {"loss": loss, "grad_norm": norm}
 
     @torch.no_grad()

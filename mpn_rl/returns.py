@@ -65,6 +65,20 @@ def td_loss(q_taken: Tensor, target: Tensor, weight: Tensor, kind: str = "huber"
     return (weight * loss).sum()
 
 
+def sequence_priorities(errors: Tensor, mask: Tensor) -> Tensor:
+    """Priorities of replayed sequences (R2D2, Kapturowski et al. 2019), over the learned steps of each:
+
+        p = 0.9 max_t |delta_t| + 0.1 mean_t |delta_t|
+
+    Args:
+        errors: |delta_t|, the size of the TD error, (B, T).
+        mask: 1.0 on learned steps, (B, T).
+    Returns: (B,).
+    """
+    errors = errors * mask
+    return 0.9 * errors.amax(1) + 0.1 * (errors.sum(1) / mask.sum(1).clamp(min=1.0))
+
+
 def discounted_sums(x: Tensor, decay: Tensor) -> Tensor:
     """y_t = x_t + decay_t y_{t+1}, and y_T = 0 behind the end.
 

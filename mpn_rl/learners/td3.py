@@ -25,7 +25,7 @@ from mpn_rl.learners.transition_replay import TransitionReplay, transition_batch
 from mpn_rl.networks.baseline_cores import MLPCore
 from mpn_rl.networks.encoder import AgentNetwork, Encoder
 from mpn_rl.options import ConfigError
-from mpn_rl.returns import n_step_targets
+from mpn_rl.returns import n_step_targets, sequence_priorities
 
 REVIEW_EVERY = 100  # updates between two looks at how many of the critics' units are active
 
@@ -267,8 +267,7 @@ class TD3Learner(Learner):
         loss.backward()
         self.descend("critic", self.config.grad_clip)
         if self.config.prioritized:
-            sizes = errors.detach().abs().amax(0) * mask
-            self.priorities = 0.9 * sizes.amax(1) + 0.1 * sizes.sum(1) / mask.sum(1).clamp(min=1.0)
+            self.priorities = sequence_priorities(errors.detach().abs().amax(0), mask)
         return {"loss": loss.detach()}
 
     @torch.no_grad()

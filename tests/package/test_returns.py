@@ -13,6 +13,7 @@ from mpn_rl.returns import (
     lambda_returns,
     n_step_targets,
     next_values,
+    sequence_priorities,
     shannon_entropy,
     simpson_entropy,
     td_loss,
@@ -211,3 +212,10 @@ def test_weight_zero_gives_no_gradient() -> None:
     q = torch.ones(1, 3, requires_grad=True)
     td_loss(q, torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 0.0]])).backward()
     assert q.grad is not None and q.grad.tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_sequence_priorities_mix_the_largest_and_the_mean_error_of_learned_steps() -> None:
+    """Largest 3 and mean 2 of the two learned steps; a row without learned steps has priority 0."""
+    errors = torch.tensor([[1.0, 3.0, 50.0], [7.0, 7.0, 7.0]])
+    mask = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    assert sequence_priorities(errors, mask).tolist() == pytest.approx([0.9 * 3 + 0.1 * 2, 0.0])
