@@ -1,12 +1,11 @@
 """The MPN-DQN: a Q-network with a recurrent core, and the (double) DQN learner that trains it.
 
-The core is injected, so the same network and learner serve the MPN, its baselines and any later core.
+The core is an argument, so the same network and learner work with the MPN, its baselines and any later core.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 
 from mpn_module import MPN
 from mpn_rl.config import DQNConfig, EncoderConfig
-from mpn_rl.contracts import Batch, Core
-from mpn_rl.learners.base import Adam, Learner, truncated_unroll
+from mpn_rl.contracts import Batch, Core, State, StateDict
+from mpn_rl.learners.base import Adam, ReplayLearner, truncated_unroll
 from mpn_rl.networks.encoder import AgentNetwork, Encoder, epsilon_greedy
 from mpn_rl.returns import n_step_targets, next_values, sequence_priorities, td_loss
 
@@ -55,9 +54,15 @@ class MPNDQN(AgentNetwork):
 def compute_td_loss_trial(online: MPNDQN, target: MPNDQN, batch: Batch, config: DQNConfig) -> tuple[Tensor, Tensor]:
     """The TD loss over full sequences, with its gradient already in `online` (`.grad` is added to).
 
-    Both networks unroll obs[0..T] from the same state. The first `burn_in` steps move the state on without
-    gradient. With `bptt_chunk_size` the gradient stops between chunks while M goes on, and each chunk's graph
+    Both networks unroll obs[0], ..., obs[T] from the same state. The first `burn_in` steps only advance the state,
+    without gradient. With `bptt_chunk_size` the gradient stops between chunks while M passes on, and each chunk's graph
     is freed before the next, so memory does not grow with the trial (truncated BPTT, Williams & Peng 1990).
+
+    Args:
+        online: the trained network.
+        target: the target network.
+        batch: B sequences of T steps.
+        config: discount, n-step return, loss and chunk size.
 
     Returns: the mean loss over learned steps, and |TD error| (B, T - burn_in), both detached.
     """
@@ -91,8 +96,10 @@ def _targets(q_online_next: Tensor, q_target_next: Tensor, batch: Batch, config:
     )
 
 
-def _learn(q: Tensor, action: Tensor, targets: Tensor, batch: Batch, config: DQNConfig, part: slice):
-    """Backpropagate one chunk's share of the mean loss."""
+def _learn(
+    q: Tensor, action: Tensor, targets: Tensor, batch: Batch, config: DQNConfig, part: slice
+) -> tuple[Tensor, Tensor]:
+    """Backpropagate the part of the mean loss that one chunk contributes. Returns: it, and |TD error| (B, chunk)."""
     taken = q.gather(-1, action).squeeze(-1)
     mask = batch.mask[:, batch.burn_in :]
     weight = batch.weight[:, None] * mask[:, part]
@@ -101,14 +108,17 @@ def _learn(q: Tensor, action: Tensor, targets: Tensor, batch: Batch, config: DQN
     return loss.detach(), (taken.detach() - targets).abs() * mask[:, part]
 
 
-class DQNLearner(Learner):
-    """(Double) DQN over sequences: acts, learns from batches, and saves everything that it needs to go on.
+class DQNLearner(ReplayLearner):
+    """(Double) DQN over sequences.
 
     Source: Mnih et al. 2015; van Hasselt et al. 2016. Differs from them: Adam, and by default a target that
-    follows softly, target += tau (online - target) at every update (Lillicrap et al. 2016).
+    is updated softly, target += tau (online - target) at every update (Lillicrap et al. 2016).
 
-    Args: those of `Learner`, with a `config.DQNConfig`.
+    Args: those of `BaseLearner`, with an `MPNDQN` and a `config.DQNConfig`.
     """
+
+    config: DQNConfig
+    online: MPNDQN
 
     def __init__(self, network: MPNDQN, config: DQNConfig, seed: int, device: torch.device | str = "cpu") -> None:
         super().__init__(network, config, seed, device)
@@ -123,19 +133,21 @@ class DQNLearner(Learner):
 
     @property
     def policy(self) -> MPNDQN:
-        """The network that is evaluated and saved: the slowly averaged target, unless told otherwise."""
+        """The network that is evaluated and saved: the target network by default."""
         return self.target if self.config.act_with == "target" else self.online
 
     def set_progress(self, progress: float) -> None:
+        """Set the learning rate and epsilon."""
         super().set_progress(progress)
         self.epsilon = epsilon_at(progress, self.config)
 
-    def act(self, obs: Tensor, state, explore: bool):
-        """Actions (N,) and the next state: epsilon-greedy online, or greedy by `policy`."""
+    def act(self, obs: Tensor, state: State, explore: bool) -> tuple[Tensor, State]:
+        """Actions (N,) and the next state; epsilon-greedy by `online`, or greedy by `policy`."""
         network = self.online if explore else self.policy
         return network.select_action(obs, state, self.epsilon if explore else 0.0, self.generator)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of Adam, then the target's update."""
         batch = batch.to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         loss, errors = compute_td_loss_trial(self.online, self.target, batch, self.config)
@@ -154,21 +166,22 @@ class DQNLearner(Learner):
             torch._foreach_copy_(self._target, self._online)
 
     def status(self) -> dict[str, float]:
+        """The exploration rate."""
         return {"epsilon": self.epsilon}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {**super().state_dict(), "epsilon": self.epsilon}
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: StateDict) -> None:
         super().load_state_dict(saved)
         self.epsilon = saved["epsilon"]
 
 
 def epsilon_at(progress: float, config: DQNConfig) -> float:
-    """Exploration when a share `progress` of the run is done; d = epsilon_decay, p = progress / d.
+    """Exploration rate when a share `progress` of the run is done, with p = progress / epsilon_decay.
 
     linear       start + (end - start) p                exponential  start (end / start)^p
-    step         start, and end once p reaches 1        all: end from p = 1 on
+    step         start while p < 1                       all: end once p >= 1
     """
     start, end = config.epsilon_start, config.epsilon_end
     share = min(progress / config.epsilon_decay, 1.0)

@@ -53,6 +53,10 @@ class MPNLayer(nn.Module):
         """W; eta, lambda and M(0) are no synapses."""
         return ("weight",)
 
+    def set_mask(self, weight: str, mask: Tensor) -> None:
+        """Keep M at 0 where `mask` (H, D), that of W, is false."""
+        self.mask = mask
+
     def init_state(self, batch_size: int) -> Tensor:
         """M(0) for every row: (B, H, D); a trained M(0) gets its gradient through it."""
         return self.m0.expand(batch_size, *self.m0.shape).clone()

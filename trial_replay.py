@@ -1,7 +1,7 @@
-"""Replay memory for recurrent learners: steps in per-lane rings, and segments that point into them.
+"""Replay buffers for recurrent learners: steps in per-lane rings, and segments that point into them.
 
-A *segment* is what one update learns from: a single transition, a fixed-length sequence or a whole trial.
-Steps are stored once, however many segments share them; a segment remembers its lane, its first step and
+A *segment* is one row of a training batch: a single transition, a fixed-length sequence or a whole trial.
+Steps are stored once, also where segments overlap. A segment consists of its lane, its first step and
 the core's state before that step. Sequences with a stored state and a burn-in follow R2D2 (Kapturowski et
 al. 2019); a sequence never crosses an episode's end.
 """
@@ -10,35 +10,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from mpn_rl.contracts import Batch, Steps, state_parts
+from mpn_rl.contracts import Batch, State, StateDict, Steps, state_parts, to_tensor
 from mpn_rl.options import ConfigError
+
+Index: TypeAlias = np.ndarray | slice | tuple[slice, slice]
 
 
 class ReplayBuffer:
-    """Rings of steps and of segments; subclasses say which segments there are.
+    """Rings of steps and of segments; subclasses decide which segments there are.
 
     Args:
         num_lanes, obs_dim: N and D.
         lane_steps: steps kept per lane.
-        max_segments: segments kept; the oldest goes first.
+        max_segments: segments kept; the oldest is dropped first.
         segment_steps: T, the longest segment.
-        max_states: stored states kept, for the segments that do not begin anew.
-        open_states: states per lane of segments that have begun and not ended.
+        max_states: stored states kept, for the segments that do not start from the initial state.
+        open_states: states per lane of segments that have started and not ended.
         state_shapes: the core's state tensors, each without the batch axis.
         burn_in, replay_state, reset_state_on_trial: as the options of those names.
         priority_exponent, importance_exponent: a and b of prioritised sampling (Schaul et al. 2016),
 
                 P(i) = p_i^a / sum_k p_k^a        weight_i = (N P(i))^-b / the largest of the batch
 
-            p_i from `update_priorities`, for a new segment the largest so far. None: uniform.
-        action_shape, action_dtype: one action; () and int64 unless actions are continuous.
+            where `update_priorities` sets p_i; for a new segment p_i is the largest so far. a = None: uniform sampling.
+        action_shape, action_dtype: of one action; () and int64 unless actions are continuous.
 
-    Everything is allocated here, and `nbytes` says how much.
+    The constructor allocates all of the memory; `nbytes` is its size.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class ReplayBuffer:
         self.reset_state_on_trial = reset_state_on_trial
         self.priority_exponent, self.importance_exponent = priority_exponent, importance_exponent
         self.lane_steps = lane_steps
-        # A segment may be up to segment_steps older than the newest step that it holds.
+        # The first step of a segment may be up to segment_steps older than its last one.
         self.ring = lane_steps + segment_steps
         shape = (num_lanes, self.ring)
         self.obs = np.zeros((*shape, obs_dim), np.float32)
@@ -76,18 +78,20 @@ class ReplayBuffer:
         self.reset_after = np.zeros(shape, bool)
         rows, self.open_states = (0, 0) if replay_state == "zero" else (max_states, open_states)
         self.states = [np.zeros((rows, *part), np.float32) for part in state_shapes]
-        self.begun = [np.zeros((num_lanes, self.open_states, *part), np.float32) for part in state_shapes]
+        self.open = [np.zeros((num_lanes, self.open_states, *part), np.float32) for part in state_shapes]
         self.state_shapes = [tuple(part) for part in state_shapes]
-        self.segments = np.zeros((max_segments, 6), np.int64)  # lane, first step, padding, steps, anew, state's row
+        self.segments = np.zeros(
+            (max_segments, 6), np.int64
+        )  # lane, first step, padding, steps, initial, row of the state
         self.priorities = np.zeros(max_segments)
         self.head = 0  # steps that every lane has taken
         self.states_written = 0
-        self.first, self.last = 0, 0  # segments first..last-1 are alive, modulo max_segments
+        self.first, self.last = 0, 0  # segments first..last-1 are kept, modulo max_segments
         self.max_priority = 1.0
 
     @property
     def nbytes(self) -> int:
-        """Size of the full buffer in bytes; everything is allocated from the start."""
+        """Size of the buffer in bytes, which does not change."""
         return sum(part.nbytes for part in self._arrays().values())
 
     def __len__(self) -> int:
@@ -96,12 +100,12 @@ class ReplayBuffer:
 
     # --- writing ----------------------------------------------------------------------------------------
 
-    def add(self, steps: Steps, state) -> None:
+    def add(self, steps: Steps, state: State) -> None:
         """Store one step of every lane.
 
         Args:
-            steps: what happened.
-            state: the core's state before the step, its rows being the lanes.
+            steps: one step of all lanes.
+            state: the core's state before the step, one row per lane.
         """
         slot = self.head % self.ring
         self.obs[:, slot] = steps.obs
@@ -120,50 +124,54 @@ class ReplayBuffer:
     def _first_step(self) -> int:
         return int(self.segments[self.first % self.max_segments, 1])
 
-    def _keep_states(self, state) -> None:
-        """Copy the state of those lanes where a segment begins with a state of its own."""
+    def _keep_states(self, state: State) -> None:
+        """Copy the state of those lanes in which a segment with a stored state starts."""
         if self.open_states == 0:
             return
-        lanes, place = self._begins()
+        lanes, place = self._starts()
         if len(lanes):
-            for kept, part in zip(self.begun, state_parts(state), strict=True):
+            for kept, part in zip(self.open, state_parts(state), strict=True):
                 kept[lanes, place] = part[torch.from_numpy(lanes)].detach().cpu().numpy()
 
-    def _begins(self) -> tuple[np.ndarray, np.ndarray]:
-        """The lanes where the coming step opens a segment that needs its state, and the places in `begun`."""
+    def _starts(self) -> tuple[np.ndarray, np.ndarray]:
+        """The lanes in which the next step starts a segment that needs its state, and their places in `open`."""
         raise NotImplementedError
 
     def _emit(self, ended: np.ndarray, new_trial: np.ndarray) -> None:
-        """Append the segments that the step just stored has completed."""
+        """Append the segments that end with the step just stored."""
         raise NotImplementedError
 
-    def _append(self, lane: int, start: int, padding: int, steps: int, anew: bool, begun: int) -> None:
+    def _append(self, lane: int, start: int, padding: int, steps: int, initial: bool, place: int) -> None:
         if len(self) == self.max_segments:
             self.first += 1
-        place, row = self.last % self.max_segments, 0
-        if not anew:
+        slot, row = self.last % self.max_segments, 0
+        if not initial:
             row = self.states_written % len(self.states[0])
             self.states_written += 1
-            for kept, open_state in zip(self.states, self.begun, strict=True):
-                kept[row] = open_state[lane, begun]
-        self.segments[place] = lane, start, padding, steps, anew, row
-        self.priorities[place] = self.max_priority
+            for kept, open_state in zip(self.states, self.open, strict=True):
+                kept[row] = open_state[lane, place]
+        self.segments[slot] = lane, start, padding, steps, initial, row
+        self.priorities[slot] = self.max_priority
         self.last += 1
 
     # --- reading ----------------------------------------------------------------------------------------
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> Batch:
-        """A batch of segments, drawn with replacement; only the batch is copied.
+        """A batch of segments, drawn with replacement.
 
-        Raises: ValueError while there is no segment yet.
+        Args:
+            batch_size: B.
+            rng: draws the segments.
+
+        Raises: ValueError if the buffer has no segment yet.
         """
         if not len(self):
-            raise ValueError("the replay memory holds no segment yet")
+            raise ValueError("the replay buffer holds no segment yet")
         places, weight = self._draw(batch_size, rng)
-        lane, start, padding, steps, anew, row = self.segments[places].T
+        lane, start, padding, steps, initial, row = self.segments[places].T
         length = self._batch_steps(padding + steps)
         rows, lanes = np.arange(batch_size), lane[:, None]
-        offset = np.arange(length)[None] - padding[:, None]  # (B, T): the step's place in its segment
+        offset = np.arange(length)[None] - padding[:, None]  # (B, T): the index of the step in its segment
         recorded = (offset >= 0) & (offset < steps[:, None])
         slots = (start[:, None] + np.clip(offset, 0, steps[:, None] - 1)) % self.ring
 
@@ -173,47 +181,47 @@ class ReplayBuffer:
         obs[rows, padding] = self.obs[lane, start % self.ring]
         reset = np.zeros((batch_size, length + 1), bool)
         reset[:, 1:] = self.reset_after[lanes, slots] & recorded
-        reset[rows, padding] = anew
+        reset[rows, padding] = initial
         mask = recorded & (np.arange(length)[None] >= self.burn_in)
         return Batch(
-            obs=torch.from_numpy(obs).clone(),  # in torch's own memory: products round by where operands lie
+            obs=to_tensor(obs),
             reset=torch.from_numpy(reset),
             action=torch.from_numpy(self.action[lanes, slots]),
             reward=torch.from_numpy(np.where(recorded, self.reward[lanes, slots], 0.0).astype(np.float32)),
             terminated=torch.from_numpy(np.where(recorded, self.terminated[lanes, slots], 0.0).astype(np.float32)),
             mask=torch.from_numpy(mask.astype(np.float32)),
-            state0=self._states_before(row, anew),
+            state0=self._states_before(row, initial),
             burn_in=self.burn_in,
             weight=torch.from_numpy(weight),
             places=places,
         )
 
     def _batch_steps(self, used: np.ndarray) -> int:
-        """T of a batch: fixed, so that shapes repeat; whole trials are cut to the longest one."""
+        """T of a batch, given the steps of its rows. It is fixed, so that shapes repeat."""
         return self.segment_steps
 
-    def _states_before(self, row: np.ndarray, anew: np.ndarray):
+    def _states_before(self, row: np.ndarray, initial: np.ndarray) -> State:
         parts = []
         for kept, shape in zip(self.states, self.state_shapes, strict=True):
             part = kept[row] if len(kept) else np.zeros((len(row), *shape), np.float32)
-            part[anew.astype(bool)] = 0.0  # the reset flag sets it
-            parts.append(torch.from_numpy(part).clone())
+            part[initial.astype(bool)] = 0.0  # `reset` sets these rows to the initial state
+            parts.append(to_tensor(part))
         return tuple(parts) if len(parts) > 1 else parts[0]
 
     def _draw(self, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         if self.priority_exponent is None:
             drawn = rng.integers(self.first, self.last, batch_size)
             return drawn % self.max_segments, np.ones(batch_size, np.float32)
-        alive = np.arange(self.first, self.last) % self.max_segments
-        cumulative = np.cumsum(self.priorities[alive] ** self.priority_exponent)
+        kept = np.arange(self.first, self.last) % self.max_segments
+        cumulative = np.cumsum(self.priorities[kept] ** self.priority_exponent)
         picks = np.searchsorted(cumulative, rng.random(batch_size) * cumulative[-1], side="right")
-        places = alive[np.minimum(picks, len(alive) - 1)]
+        places = kept[np.minimum(picks, len(kept) - 1)]
         share = self.priorities[places] ** self.priority_exponent / cumulative[-1]
-        weight = (len(alive) * share) ** -self.importance_exponent
+        weight = (len(kept) * share) ** -self.importance_exponent
         return places, (weight / weight.max()).astype(np.float32)
 
     def update_priorities(self, places: np.ndarray, priorities: np.ndarray) -> None:
-        """New priorities of the segments in `Batch.places`; R2D2 mixes the largest and the mean |TD error|."""
+        """Set the priorities (B,) of the segments at `Batch.places` (B,); see `returns.sequence_priorities`."""
         self.priorities[places] = priorities + 1e-6
         self.max_priority = max(self.max_priority, float(priorities.max()))
 
@@ -222,28 +230,27 @@ class ReplayBuffer:
     def _arrays(self) -> dict[str, np.ndarray]:
         names = ("obs", "next_obs", "action", "reward", "terminated", "reset_after", "segments", "priorities")
         states = {f"states_{i}": part for i, part in enumerate(self.states)}
-        begun = {f"begun_{i}": part for i, part in enumerate(self.begun)}
-        return {**{name: getattr(self, name) for name in names}, **states, **begun}
+        opened = {f"begun_{i}": part for i, part in enumerate(self.open)}
+        return {**{name: getattr(self, name) for name in names}, **states, **opened}
 
     _COUNTERS = ("head", "states_written", "first", "last", "max_priority")
 
-    def _filled(self) -> dict[str, Any]:
-        """Index of the part of every array that holds something; what lies beside it is never read again."""
-        slots = np.s_[:, : min(self.head, self.ring)]
-        alive = np.arange(self.first, self.last) % self.max_segments
-        parts: dict[str, Any] = dict.fromkeys(self._arrays(), slots) | {"segments": alive, "priorities": alive}
-        for i, (kept, begun) in enumerate(zip(self.states, self.begun, strict=True)):
-            parts |= {f"states_{i}": np.s_[: min(self.states_written, len(kept))], f"begun_{i}": np.s_[: len(begun)]}
+    def _filled(self) -> dict[str, Index]:
+        """The index of the part of every array that is in use; the rest is never read."""
+        parts: dict[str, Index] = dict.fromkeys(self._arrays(), np.s_[:, : min(self.head, self.ring)])
+        parts["segments"] = parts["priorities"] = np.arange(self.first, self.last) % self.max_segments
+        for i, (kept, opened) in enumerate(zip(self.states, self.open, strict=True)):
+            parts |= {f"states_{i}": np.s_[: min(self.states_written, len(kept))], f"begun_{i}": np.s_[: len(opened)]}
         return parts
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs: the filled part of the arrays, mostly views of them, and numbers."""
+    def state_dict(self) -> StateDict:
+        """Everything that a resumed run needs: the used parts of the arrays, mostly as views, and the counters."""
         counters = {name: getattr(self, name) for name in self._COUNTERS}
         filled = self._filled()
         return {"arrays": {name: array[filled[name]] for name, array in self._arrays().items()}, "counters": counters}
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Raises: ValueError where the arrays are not of this buffer's sizes."""
+    def load_state_dict(self, saved: StateDict) -> None:
+        """Restore what `state_dict` returned. Raises: ValueError if the arrays do not have this buffer's sizes."""
         for name in self._COUNTERS:
             setattr(self, name, saved["counters"][name])
         filled = self._filled()
@@ -255,21 +262,22 @@ class ReplayBuffer:
 
 
 class SequenceReplayBuffer(ReplayBuffer):
-    """Sequences of `burn_in` + `length` steps whose learned parts begin every `stride` steps of an episode.
+    """Sequences of `burn_in` + `length` steps whose learned parts start every `stride` steps of an episode.
 
-    At an episode's start there is nothing to burn in: the segment is padded in front and its state starts
-    anew, so that the first steps are learned and a trained M(0) gets its gradient. The last sequence of an
-    episode may be shorter.
+    An episode's first sequence has no steps to burn in. It is padded in front and starts from the initial state, so
+    that the first steps are learned and a trained M(0) gets its gradient. The last sequence of an episode may be
+    shorter.
 
-    Transition replay is burn-in 0, length 1 and stride 1, with the state stored beside every transition, an
-    episode's first included. It is the plain baseline: eta and lambda act on a step only through the steps
-    before it, and M(0) is part of the stored state, so eta, lambda and M(0) get no gradient at all.
+    Transition replay is the case burn-in 0, length 1 and stride 1. It stores the state before every transition, also
+    before the first one of an episode. It is the plain baseline: eta and lambda affect a step only through the steps
+    before it, and M(0) is part of the stored state, so eta, lambda and M(0) get no gradient.
 
     Args:
-        capacity: steps kept over all lanes. Lanes move together, so the oldest steps go num_lanes at a time.
+        capacity: steps kept over all lanes. The oldest steps are dropped num_lanes at a time, one of each lane.
         length, stride: learned steps per sequence, and from one's start to the next; stride <= length.
         options: those of `ReplayBuffer`.
-    Raises: ConfigError where not even one sequence per lane fits.
+
+    Raises: ConfigError if the capacity is less than one sequence per lane.
     """
 
     def __init__(self, num_lanes: int, obs_dim: int, *, capacity: int, length: int, stride: int, **options) -> None:
@@ -293,7 +301,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         )
         self.t = np.zeros(num_lanes, np.int64)  # step within the episode
 
-    def _begins(self) -> tuple[np.ndarray, np.ndarray]:
+    def _starts(self) -> tuple[np.ndarray, np.ndarray]:
         learned = self.t + self.burn_in
         lanes = np.flatnonzero(((self.t > 0) | (self.segment_steps == 1)) & (learned % self.stride == 0))
         return lanes, learned[lanes] // self.stride % self.open_states
@@ -302,41 +310,44 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.t += 1
         full = (self.t >= self.length) & ((self.t - self.length) % self.stride == 0)
         for lane in np.flatnonzero(full | ended):
-            # The earliest sequence that reaches this step; where it is not full, it is what the episode has left.
+            # The earliest sequence that reaches this step; it is shorter where the episode has ended.
             self._append_learned(lane, max(0, -(-(self.t[lane] - self.length) // self.stride)) * self.stride)
         self.t[ended] = 0
 
     def _append_learned(self, lane: int, learned: int) -> None:
-        """The segment whose learned part begins at the episode's step `learned`."""
+        """Append the segment whose learned part starts at the episode's step `learned`."""
         origin = self.head - self.t[lane]  # the episode's first step
         start = max(0, learned - self.burn_in)
         padding = self.burn_in - (learned - start)
         steps = min(self.t[lane] - start, self.segment_steps - padding)
-        # A trial's start under --reset-state-on-trial is one as well.
+        # With --reset-state-on-trial, a trial's first state is an initial one as well.
         fresh = start == 0 or self.reset_after[lane, (origin + start - 1) % self.ring]
-        anew = self.replay_state == "zero" or (fresh and self.segment_steps > 1)
-        begun = learned // self.stride % max(self.open_states, 1)
-        self._append(lane, origin + start, padding, steps, anew, begun)
+        initial = self.replay_state == "zero" or (fresh and self.segment_steps > 1)
+        place = learned // self.stride % max(self.open_states, 1)
+        self._append(lane, origin + start, padding, steps, initial, place)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
+        """Everything that a resumed run needs."""
         return {**super().state_dict(), "t": self.t}
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: StateDict) -> None:
+        """Restore what `state_dict` returned."""
         super().load_state_dict(saved)
         np.copyto(self.t, saved["t"])
 
 
 class TrialReplayBuffer(ReplayBuffer):
-    """Whole trials; where a task has none, whole episodes.
+    """Whole trials, or whole episodes of a task without trials.
 
-    A trial's state begins as stored, or at M(0) with replay_state="zero", in an episode's first trial and with
-    `reset_state_on_trial`. There is no burn-in: "burn-in" is "stored".
+    A trial starts from the stored state. It starts from the initial state with replay_state="zero", with
+    `reset_state_on_trial`, and if it is the first of its episode. There is no burn-in: "burn-in" means "stored".
 
     Args:
         capacity: trials kept, over all lanes.
         max_steps: the longest trial.
         options: those of `ReplayBuffer`.
-    Raises: ValueError, from `add`, for a trial of more steps.
+
+    Raises: ValueError, from `add`, for a trial longer than `max_steps`.
     """
 
     def __init__(self, num_lanes: int, obs_dim: int, *, capacity: int, max_steps: int, **options) -> None:
@@ -354,7 +365,7 @@ class TrialReplayBuffer(ReplayBuffer):
         self.t = np.zeros(num_lanes, np.int64)  # step within the trial
         self.opens_episode = np.ones(num_lanes, bool)
 
-    def _begins(self) -> tuple[np.ndarray, np.ndarray]:
+    def _starts(self) -> tuple[np.ndarray, np.ndarray]:
         lanes = np.flatnonzero((self.t == 0) & ~self.opens_episode)
         return lanes, np.zeros_like(lanes)
 
@@ -364,18 +375,21 @@ class TrialReplayBuffer(ReplayBuffer):
             raise ValueError(f"a trial has more than max_steps = {self.segment_steps} steps")
         over = ended | new_trial
         for lane in np.flatnonzero(over):
-            anew = self.opens_episode[lane] or self.reset_state_on_trial or self.replay_state == "zero"
-            self._append(lane, self.head - self.t[lane], 0, self.t[lane], anew, 0)
+            initial = self.opens_episode[lane] or self.reset_state_on_trial or self.replay_state == "zero"
+            self._append(lane, self.head - self.t[lane], 0, self.t[lane], initial, 0)
         self.t[over] = 0
         self.opens_episode[over] = ended[over]
 
     def _batch_steps(self, used: np.ndarray) -> int:
+        """T of a batch: the steps of its longest trial."""
         return int(used.max())
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
+        """Everything that a resumed run needs."""
         return {**super().state_dict(), "t": self.t, "opens_episode": self.opens_episode}
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: StateDict) -> None:
+        """Restore what `state_dict` returned."""
         super().load_state_dict(saved)
         np.copyto(self.t, saved["t"])
         np.copyto(self.opens_episode, saved["opens_episode"])

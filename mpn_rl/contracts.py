@@ -1,22 +1,24 @@
-"""What passes between tasks, memories and learners: one step of all lanes, and a batch to learn from."""
+"""What cores, replay buffers and learners must provide, and the data that they exchange."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 State: TypeAlias = Tensor | tuple[Tensor, ...]  # of a core: tensors with one row per batch row
+StateDict: TypeAlias = dict[str, Any]  # what `state_dict` returns: tensors, arrays and numbers, nested
+MetricsRow: TypeAlias = dict[str, Any]  # a line of metrics.jsonl: "kind", "step" and numbers by name
 
 
 class Batch(NamedTuple):
-    """What a learner learns from; B rows, T steps, observations of dimension D.
+    """One batch of training data: B rows, T steps, observations of dimension D.
 
-    Row b's obs[b, t] led to action[b, t], reward[b, t] and obs[b, t+1], so the last observation is the true
-    final one and a target evaluated one step late cannot be written.
+    In row b, the agent saw obs[b, t], took action[b, t], received reward[b, t] and then saw obs[b, t+1]. There is one
+    observation more than there are steps, so a target that is shifted by one step does not fit the shapes.
     """
 
     obs: Tensor  # (B, T+1, D)
@@ -78,7 +80,7 @@ class Core(Protocol):
 
 @runtime_checkable
 class Maskable(Protocol):
-    """A module with trained weight matrices that are none of torch.nn's, which an expansion may mask."""
+    """A module with trained weight matrices outside torch.nn's layers, which an expansion may mask."""
 
     feedforward: bool  # whether these matrices read the module's input; false where they are recurrent
 
@@ -87,20 +89,130 @@ class Maskable(Protocol):
         ...
 
 
+@runtime_checkable
+class MaskedState(Protocol):
+    """A `Maskable` module that keeps state on its synapses, and so has to know which of them exist."""
+
+    def set_mask(self, weight: str, mask: Tensor) -> None:
+        """Keep the mask of one of the maskable weights, bool in its shape; an expansion changes it in place."""
+        ...
+
+
+@runtime_checkable
+class SynapticState(Protocol):
+    """A core whose state has an entry per synapse, which must be cleared where an expansion changes a synapse."""
+
+    def forget(self, state: State, changed: Mapping[str, Tensor]) -> State:
+        """The state with zeros at changed synapses.
+
+        Args:
+            state: of the core.
+            changed: true where a weight is new or gone, by the weight's name in the core, in the weight's shape.
+        """
+        ...
+
+
+class Network(Protocol):
+    """The network that acts, an nn.Module: an encoder, a core and a head; see `networks/encoder.py`."""
+
+    hidden_dim: int  # H, of the core
+
+    def init_state(self, batch_size: int, device: torch.device | str | None = None) -> State: ...
+    def select_action(
+        self, obs: Tensor, state: State, epsilon: float = 0.0, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, State]: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+    def state_dict(self) -> StateDict: ...
+
+
+class Memory(Protocol):
+    """Storage of the steps that a learner learns from, as the training loop uses it."""
+
+    @property
+    def nbytes(self) -> int: ...  # size in bytes once it is full
+    def __len__(self) -> int: ...  # entries that can be learned from now
+    def add(self, steps: Steps, state: State) -> None: ...  # one step of all lanes, and the state before it
+    def state_dict(self) -> StateDict: ...
+    def load_state_dict(self, saved: StateDict) -> None: ...
+
+
+class Replay(Memory, Protocol):
+    """A memory from which an off-policy learner samples batches, with replacement."""
+
+    def sample(self, batch_size: int, rng: np.random.Generator) -> Batch: ...
+
+
+class Expansion(Protocol):
+    """What grows and prunes a learner's networks, as the training loop uses it; see `expansion/topology.py`."""
+
+    def advance(self, step: int) -> bool: ...
+    def reset_state(self, network: Network, state: State) -> State: ...
+    def densities(self) -> dict[str, float]: ...
+    def churn(self) -> dict[str, float]: ...
+    def history(self) -> dict[str, np.ndarray]: ...
+
+
+MemoryT = TypeVar("MemoryT", bound=Memory, contravariant=True)
+
+
+class Learner(Protocol[MemoryT]):
+    """A learning algorithm, as the training loop and the metrics use it; `learners/base.py` documents the methods.
+
+    It learns from the kind of memory that its own `make_replay` makes.
+    """
+
+    device: torch.device
+    networks: dict[str, nn.Module]  # trained, by name
+    grad_norms: dict[str, Tensor]  # of the last update, before clipping, by network
+    updates: int  # so far
+    first_update: str  # in words: which options decide when the first update happens
+
+    @property
+    def online(self) -> Network: ...  # acts while training
+    @property
+    def policy(self) -> Network: ...  # is evaluated and saved
+    @property
+    def topology(self) -> Expansion | None: ...  # with --expansion
+    @property
+    def evaluated_as(self) -> str: ...  # how `policy` chooses actions in an evaluation: "greedy" or "sampled"
+    @property
+    def memory(self) -> str: ...  # in words: what it learns from
+    def set_progress(self, progress: float) -> None: ...
+    def act(self, obs: Tensor, state: State, explore: bool) -> tuple[Tensor, State]: ...
+    def store(self, replay: MemoryT, steps: Steps, state: State, next_state: State) -> None: ...
+    def updates_due(self, replay: MemoryT, step: int, num_lanes: int) -> float: ...
+    def learn(self, replay: MemoryT, rng: np.random.Generator) -> dict[str, Tensor]: ...
+    def probe(self, replay: MemoryT, rng: np.random.Generator) -> Batch | None: ...
+    def run_network(self, name: str, batch: Batch) -> None: ...
+    def status(self) -> dict[str, float]: ...
+    def state_dict(self) -> StateDict: ...
+    def load_state_dict(self, saved: StateDict) -> None: ...
+
+
 def state_parts(state: State) -> tuple[Tensor, ...]:
-    """A core's state, which is a tensor or a tuple of them, as a tuple."""
+    """The tensors of a core's state as a tuple, also where the state is a single tensor."""
     return state if isinstance(state, tuple) else (state,)
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
-    """`function` over every tensor of a state; the shape of the state stays."""
+    """Apply `function` to every tensor of a state. Returns: a state of the same form, a tensor or a tuple."""
     return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
 
 
-class Steps(NamedTuple):
-    """One step of all N lanes, as `lanes.Lanes` reports it; all arrays have N rows."""
+def to_tensor(array: np.ndarray, device: torch.device | str | None = None) -> Tensor:
+    """A copy of an array in memory that PyTorch allocates.
 
-    obs: np.ndarray  # (N, D) acted upon
+    The rounding of a matrix product depends on the address of its operands. PyTorch aligns its memory, NumPy does not,
+    so `torch.from_numpy` gives results that may differ from one run to the next.
+    """
+    return torch.tensor(array, device=device)
+
+
+class Steps(NamedTuple):
+    """One step of all N lanes, as `lanes.Lanes` returns it; all arrays have N rows."""
+
+    obs: np.ndarray  # (N, D) before the step
     action: np.ndarray  # (N,)
     reward: np.ndarray
     terminated: np.ndarray  # bool

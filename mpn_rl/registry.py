@@ -1,6 +1,6 @@
-"""Three tables, from an option class to what it stands for, and the functions that read them.
+"""Three tables, from a dataclass of options to the class that it configures, and the functions that read them.
 
-A new core, environment family or learner is one row here, besides its module and its dataclass in `config.py`.
+A new core, environment family or learner needs one row here, besides its module and its dataclass in `config.py`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
-from torch import nn
 
 from mpn_dqn import MPNDQN, DQNLearner
 from mpn_module import MPN
 from mpn_rl import config as cfg
-from mpn_rl.contracts import Core, state_parts
-from mpn_rl.expansion.topology import Topology
+from mpn_rl.contracts import Core, Learner, Memory, Network, state_parts
 from mpn_rl.learners.a2c import A2CLearner, ActorCritic
-from mpn_rl.learners.base import Learner, ReplaySizes
+from mpn_rl.learners.base import ReplayLearner, ReplaySizes, RolloutLearner
 from mpn_rl.learners.td3 import Actor, TD3Learner
 from mpn_rl.networks.backpropamine import Backpropamine
 from mpn_rl.networks.baseline_cores import MLPCore, RecurrentCore
-from mpn_rl.networks.encoder import Encoder
+from mpn_rl.networks.encoder import AgentNetwork, Encoder
 from mpn_rl.options import ConfigError
 from mpn_rl.tasks.gymnasium_tasks import make_gymnasium, make_vector_env, time_limit
 from mpn_rl.tasks.lanes import Lanes, VectorLanes
@@ -33,11 +31,12 @@ from neurogym_wrapper import make_neurogym, task_names
 
 
 def options(section: Any) -> dict[str, Any]:
+    """A section's options as keyword arguments."""
     return dataclasses.asdict(section)
 
 
 # core options -> constructor of (input_dim, options)
-CORES: dict[type, Callable[[int, Any], Core]] = {
+CORES: dict[type[cfg.CoreConfig], Callable[[int, cfg.CoreConfig], Core]] = {
     cfg.MPNConfig: lambda input_dim, core: MPN(input_dim, **options(core)),
     cfg.FrozenMPNConfig: lambda input_dim, core: MPN(input_dim, **options(core)),
     cfg.RNNConfig: lambda input_dim, core: RecurrentCore("rnn", input_dim, **options(core)),
@@ -51,13 +50,13 @@ CORES: dict[type, Callable[[int, Any], Core]] = {
 }
 
 # environment options -> constructor of (options, render_mode)
-ENVS: dict[type, Callable[[Any, str | None], gymnasium.Env]] = {
+ENVS: dict[type[cfg.EnvConfig], Callable[[cfg.EnvConfig, str | None], gymnasium.Env]] = {
     cfg.GymnasiumConfig: lambda env, render_mode: make_gymnasium(**options(env), render_mode=render_mode),
     cfg.NeuroGymConfig: lambda env, render_mode: make_neurogym(**options(env)),
 }
 
 # learner options -> the learner, and the network that acts for it
-LEARNERS: dict[Any, tuple[type[Learner], Callable[..., nn.Module]]] = {
+LEARNERS: dict[type[cfg.LearnerConfig], tuple[type[ReplayLearner | RolloutLearner], Callable[..., AgentNetwork]]] = {
     cfg.DQNConfig: (DQNLearner, MPNDQN),
     cfg.A2CConfig: (A2CLearner, ActorCritic),
     cfg.TD3Config: (TD3Learner, Actor),
@@ -65,10 +64,10 @@ LEARNERS: dict[Any, tuple[type[Learner], Callable[..., nn.Module]]] = {
 
 
 class Spaces(NamedTuple):
-    """What a task shows and takes: an observation of `obs_dim`, and one of `action_dim` choices or so many numbers."""
+    """The sizes of a task's observations and actions."""
 
     obs_dim: int
-    action_dim: int
+    action_dim: int  # number of choices, or length of the action vector
     low: np.ndarray | None = None  # bounds of continuous actions, (action_dim,)
     high: np.ndarray | None = None
 
@@ -76,14 +75,14 @@ class Spaces(NamedTuple):
 def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> gymnasium.Env:
     """An environment with a flat float32 observation, and discrete actions or a vector of bounded ones.
 
-    Raises: ConfigError for a task that no learner can act in.
+    Raises: ConfigError for a task whose actions no learner can give.
     """
     name: str = env.env_name
     if isinstance(env, cfg.GymnasiumConfig):
         _refuse_neurogym(name)
-    with np.errstate(all="ignore"):  # a constructor given nonsense warns before it fails
-        made = ENVS[type(env)](env, render_mode)
-    space, rule = made.action_space, None
+    with np.errstate(all="ignore"):  # a constructor with impossible arguments warns before it fails
+        task = ENVS[type(env)](env, render_mode)
+    space, rule = task.action_space, None
     if isinstance(space, gymnasium.spaces.Discrete):
         rule = None if space.start == 0 else f"must count its actions from 0, got {space}; wrap the task"
     elif not isinstance(space, gymnasium.spaces.Box):
@@ -91,15 +90,15 @@ def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> gymnasium.En
     elif len(space.shape) != 1 or not space.is_bounded():
         rule = f"has actions {space}; the learners need a bounded vector"
     if rule:
-        made.close()
+        task.close()
         raise ConfigError(f"--env-name {name} {rule}")
-    return made
+    return task
 
 
 def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> Lanes | VectorLanes:
-    """`count` lanes of the task: one batched environment where the task comes as one, else separate ones.
+    """`count` lanes of the task: one batched environment if the task has one, else separate environments.
 
-    Raises: ConfigError where the learner cannot act in the task.
+    Raises: ConfigError if the learner's actions do not fit the task.
     """
     first = make_env(config.env)
     _check_actions(config, first)
@@ -123,7 +122,7 @@ def _check_actions(config: cfg.Config, env: gymnasium.Env) -> None:
 
 
 def _refuse_neurogym(name: str) -> None:
-    """A NeuroGym task under `train` is the wrong command; Gymnasium knows such names once neurogym is imported."""
+    """Refuse a NeuroGym task under `train`. Gymnasium knows such names too, once neurogym is imported."""
     if name in gymnasium.registry and not str(gymnasium.registry[name].entry_point).startswith("neurogym"):
         return
     if ":" not in name and name in task_names():
@@ -131,55 +130,52 @@ def _refuse_neurogym(name: str) -> None:
 
 
 def spaces(env: gymnasium.Env) -> Spaces:
-    """The sizes, and the bounds of continuous actions."""
-    space: Any = env.action_space
+    """The sizes of observations and actions, and the bounds of continuous actions."""
+    space = env.action_space
     obs_dim = int(env.observation_space.shape[0])
     if isinstance(space, gymnasium.spaces.Box):
         return Spaces(obs_dim, int(space.shape[0]), space.low.astype(np.float32), space.high.astype(np.float32))
     return Spaces(obs_dim, int(space.n))
 
 
-def make_network(config: cfg.Config, spaces: Spaces) -> Any:
-    """The network that acts, as config.json describes it, freshly initialised from torch's global generator."""
+def make_network(config: cfg.Config, spaces: Spaces) -> AgentNetwork:
+    """The network that acts, as config.json describes it, with initial weights from torch's global generator."""
     encoder = Encoder(spaces.obs_dim, config.encoder.embed_dim, config.encoder.constant_input)
     core = CORES[type(config.core)](encoder.output_dim, config.core)
-    learner, make = LEARNERS[type(config.learner)]
+    learner, network = LEARNERS[type(config.learner)]
     more = learner.network_options(config.learner)
     if spaces.low is not None:
         more |= {"low": spaces.low, "high": spaces.high}
-    return make(spaces.obs_dim, core.hidden_dim, spaces.action_dim, encoder=encoder, core=core, **more)
+    return network(spaces.obs_dim, core.hidden_dim, spaces.action_dim, encoder=encoder, core=core, **more)
 
 
-def make_learner(config: cfg.Config, spaces: Spaces, device: torch.device) -> Any:
-    """The learner with its network, a function of the seed alone; torch's global generator stays as it was.
+def make_learner(config: cfg.Config, spaces: Spaces, device: torch.device) -> Learner[Any]:
+    """The learner with its network, a function of the seed alone; torch's global generator does not change.
 
-    Raises: ConfigError for sizes that cannot fit this machine, before they are allocated.
+    Raises: ConfigError, before allocating, for sizes that do not fit this machine.
     """
     _check_network_fits(config, spaces)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         network = make_network(config, spaces)
         learner = LEARNERS[type(config.learner)][0](network, config.learner, config.run.seed, device)
-    if not isinstance(config.expansion, cfg.NoExpansionConfig):
-        parts = (learner.networks, learner.targets, learner.optimizers)
-        learner.topology = Topology(config.expansion, *parts, config.run.seed, total_steps(config))
-        for name, average in learner.averages.items():
-            learner.topology.follow(name, average)
+    if isinstance(config.expansion, cfg.PaperExpansionConfig):
+        learner.expand(config.expansion, config.run.seed, total_steps(config))
     return learner
 
 
 def total_steps(config: cfg.Config) -> int | None:
-    """Environment steps of the whole run; where episodes are counted, as many as they may have, if that is known."""
+    """Environment steps of the whole run; with --num-episodes an upper bound, or None if unknown."""
     run, limit = config.run, step_limit(config.env)
     if run.total_steps is not None:
         return run.total_steps
     return None if limit is None else run.num_episodes * limit
 
 
-def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Any) -> Any:
-    """The replay memory that the learner's options describe, for `num_lanes` lanes of the task.
+def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Network) -> Memory:
+    """The memory that the learner's options describe, for `num_lanes` lanes of the task.
 
-    Raises: ConfigError where options do not fit each other, the task or this machine.
+    Raises: ConfigError if options do not fit each other, the task or this machine.
     """
     sizes = ReplaySizes(
         num_lanes=num_lanes,
@@ -199,32 +195,32 @@ def step_limit(env: cfg.EnvConfig) -> int | None:
     return time_limit(env.env_name, env.env_args, limit) if isinstance(env, cfg.GymnasiumConfig) else limit
 
 
-# --- sizes that no machine holds ---------------------------------------------------------------------------
+# --- sizes that do not fit the machine --------------------------------------------------------------------
 
 
 def _machine_bytes() -> int:
-    """The machine's memory; the system promises more than there is and kills who takes it."""
+    """The machine's memory. Linux lets a process allocate more than this, and kills the process that uses it."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
 
 
-def _allocate(make: Callable[[], Any]) -> Any:
+def _allocate(make: Callable[[], Memory]) -> Memory:
     way_out = "lower --buffer-size, --hidden-dim or the sequences' length"
     try:
         buffer = make()
     except ConfigError:
         raise
     except (MemoryError, OverflowError, ValueError) as error:
-        raise ConfigError(f"the replay memory does not fit this machine ({error}); {way_out}") from error
+        raise ConfigError(f"the replay buffer does not fit this machine ({error}); {way_out}") from error
     if buffer.nbytes > _machine_bytes():
         have = f"{_machine_bytes() / 2**30:,.1f} GiB"
         raise ConfigError(
-            f"the replay memory takes {buffer.nbytes / 2**30:,.1f} GiB, the machine has {have}; {way_out}"
+            f"the replay buffer takes {buffer.nbytes / 2**30:,.1f} GiB, the machine has {have}; {way_out}"
         )
     return buffer
 
 
 def _check_network_fits(config: cfg.Config, spaces: Spaces) -> None:
-    """Weights, target, Adam's two moments, and the states that one batch starts from, without allocating them."""
+    """Raise ConfigError if weights, target, Adam's two moments and one batch's states and outputs do not fit memory."""
     batch, steps = LEARNERS[type(config.learner)][0].batch_shape(config.learner, config.run.num_envs)
     try:
         with torch.device("meta"):
@@ -243,7 +239,7 @@ def _check_network_fits(config: cfg.Config, spaces: Spaces) -> None:
 
 
 def make_device(name: str) -> torch.device:
-    """auto, cpu or cuda -> the device. Raises: ConfigError for a device that is not there."""
+    """The device for "auto", "cpu" or "cuda". Raises: ConfigError for "cuda" if there is no GPU."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "--device cuda needs an NVIDIA GPU and PyTorch's CUDA build; there is none: take --device cpu"

@@ -1,9 +1,10 @@
-"""What the user sees: the progress bar, lines and tables on the terminal, training curves."""
+"""The progress bar, the lines and tables on the terminal, and the training curves."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from model_utils import Experiment
 from mpn_rl import event_logs
 from mpn_rl.config import Config
 from mpn_rl.console import stderr, stdout
+from mpn_rl.contracts import MetricsRow
 from mpn_rl.options import PROGRAM
 from mpn_rl.training import Run, history
 from neurogym_wrapper import REFERENCES, list_tasks
 
-# Rows of eval's table by the prefix of their scores; the last two are known accuracies, not episodes.
+# Rows of eval's table by the prefix of their scores.
 POLICY_NAMES = {
     "": "agent",
     "random": "random",
@@ -37,14 +39,14 @@ POLICY_NAMES = {
 
 
 class Reporter:
-    """The progress bar and the printed lines of one run, and what its event logs are told."""
+    """The progress bar, the printed lines and the event logs of one run."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config
         assert run.experiment is not None
         self.experiment = run.experiment
-        self.recent: list[dict[str, Any]] = []
-        self.begun, self.first_step = time.monotonic(), run.step
+        self.recent: list[MetricsRow] = []
+        self.started, self.first_step = time.monotonic(), run.step
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -54,7 +56,7 @@ class Reporter:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=stderr,
-            redirect_stdout=sys.stdout.isatty(),  # else lines meant for a file would go to the screen instead
+            redirect_stdout=sys.stdout.isatty(),  # else lines for a file would go to the screen
             redirect_stderr=False,
         )
         total = self.config.run.total_steps or self.config.run.num_episodes
@@ -72,11 +74,13 @@ class Reporter:
         self.close()
 
     def close(self) -> None:
+        """Stop the bar and close the event logs."""
         self.bar.stop()
         while self.logs:
             self.logs.pop().close()
 
     def opening(self) -> None:
+        """Print what is trained, where, and how much memory it takes."""
         run, config = self.run, self.config
         weights = sum(part.numel() for part in run.network.parameters() if part.requires_grad)
         env = config.env.env_name
@@ -85,8 +89,7 @@ class Reporter:
         stdout.print(f"{env}: {core}, {weights:,} weights on {run.device}, {run.num_lanes} lanes; {where}")
         for log in self.logs:
             stdout.print(log.where)
-        memory = "rollout" if run.learner.on_policy else f"replay of {getattr(config.learner, 'replay', 'transition')}s"
-        stdout.print(f"{config.learner.name}, {memory}: {run.replay.nbytes / 2**20:,.0f} MiB when full")
+        stdout.print(f"{config.learner.name}, {run.learner.memory}: {run.replay.nbytes / 2**20:,.0f} MiB when full")
         limit = config.env.max_episode_steps
         longest: int = run.lanes.trial_steps
         if limit is not None and longest > limit:
@@ -95,8 +98,8 @@ class Reporter:
                 "completed, or hardly any: raise --max-episode-steps"
             )
 
-    def rows(self, rows: list[dict[str, Any]]) -> None:
-        """Show what one vector step logged."""
+    def rows(self, rows: list[MetricsRow]) -> None:
+        """Show the rows that one vector step logged."""
         for row in rows:
             if row["kind"] == "episode":
                 self.recent.append(row)
@@ -107,14 +110,14 @@ class Reporter:
             elif row["kind"] == "eval":
                 shown = row["return_mean"] if row["accuracy"] is None else row["accuracy"]
                 name = "return" if row["accuracy"] is None else "accuracy"
-                self.bar.update(self.task, note=f"{self._acted} {name} {shown:.3f}")
+                self.bar.update(self.task, note=f"{self.run.learner.evaluated_as} {name} {shown:.3f}")
             elif row["kind"] == "checkpoint" and self.config.run.plot_training:
                 draw_training_curves(self.experiment, self.config)
             self._events(row)
         self.bar.update(self.task, completed=self._completed())
 
-    def _line(self, row: dict[str, Any]) -> str:
-        """Ep 100/1000 | Reward 0.45 | Acc 0.87 | ..., means over the episodes since the last line."""
+    def _line(self, row: MetricsRow) -> str:
+        """A line such as `Ep 100/1000 | Reward 0.45 | Acc 0.87`, with means over the episodes since the last line."""
 
         def mean(key: str) -> float | None:
             values = [recent[key] for recent in self.recent if recent[key] is not None]
@@ -134,38 +137,37 @@ class Reporter:
         ]
         return " | ".join(parts)
 
-    @property
-    def _acted(self) -> str:
-        return "sampled" if getattr(self.config.learner, "eval_policy", "greedy") == "sample" else "greedy"
-
     def _speed(self) -> float:
-        return (self.run.step - self.first_step) / max(time.monotonic() - self.begun, 1e-9)
+        return (self.run.step - self.first_step) / max(time.monotonic() - self.started, 1e-9)
 
-    def _events(self, row: dict[str, Any]) -> None:
-        told = {key: value for key, value in row.items() if key not in ("kind", "step") and value is not None}
-        for log in self.logs if told else ():
-            log.write({f"{row['kind']}/{key}": float(value) for key, value in told.items()}, row["step"])
+    def _events(self, row: MetricsRow) -> None:
+        values = {key: value for key, value in row.items() if key not in ("kind", "step") and value is not None}
+        for log in self.logs if values else ():
+            log.write({f"{row['kind']}/{key}": float(value) for key, value in values.items()}, row["step"])
 
     def closing(self) -> None:
+        """Print how long the run took, its best evaluation, and the command to evaluate it."""
         run = self.run
-        spent = time.monotonic() - self.begun
+        spent = time.monotonic() - self.started
         stdout.print(
             f"done: {run.step:,} steps, {run.episodes:,} episodes in {spent:.0f} s ({self._speed():,.0f} steps/s)"
         )
         if not run.learner.updates:
-            first = (
-                "a rollout is --num-envs times --rollout-steps" if run.learner.on_policy else "see --learning-starts"
-            )
-            stdout.print(f"note: nothing was learned, the run ended before its first update: {first}")
+            hint = run.learner.first_update
+            stdout.print(f"note: nothing was learned, the run ended before its first update: {hint}")
         evaluations = [row for row in self.experiment.read_metrics() if row["kind"] == "eval"]
         best = next(row for row in reversed(evaluations) if row["best"])
         accuracy = "" if best["accuracy"] is None else f", accuracy {best['accuracy']:.3f}"
-        stdout.print(f"best_model.pt: step {best['step']:,}, {self._acted} return {best['return_mean']:.2f}{accuracy}")
+        score = f"{run.learner.evaluated_as} return {best['return_mean']:.2f}{accuracy}"
+        stdout.print(f"best_model.pt: step {best['step']:,}, {score}")
         stdout.print(f"next: {PROGRAM} eval --experiment-name {self.experiment.name}")
 
 
 def draw_training_curves(experiment: Experiment, config: Config) -> Path:
-    """plots/training_curves.png from metrics.jsonl; plasticity.png and masks.png where there is something to draw."""
+    """Draw plots/training_curves.png from metrics.jsonl; plasticity.png and masks.png too if the run has such data.
+
+    Returns: the path of training_curves.png.
+    """
     import visualize
 
     rows = experiment.read_metrics()
@@ -183,7 +185,7 @@ def draw_training_curves(experiment: Experiment, config: Config) -> Path:
     return visualize.save_figure(figure, experiment.plots_dir / "training_curves.png")
 
 
-def _draw_plasticity(experiment: Experiment, config: Config, rows: list[dict[str, Any]]) -> None:
+def _draw_plasticity(experiment: Experiment, config: Config, rows: list[MetricsRow]) -> None:
     import visualize
     from mpn_rl.expansion import growth_figures
 
@@ -201,7 +203,7 @@ def _draw_plasticity(experiment: Experiment, config: Config, rows: list[dict[str
 
 
 def print_tasks() -> None:
-    """--list-envs: every NeuroGym task with its sizes, and why it cannot be trained if it cannot."""
+    """--list-envs: print every NeuroGym task with its sizes, and why it cannot be trained if it cannot."""
     tasks = list_tasks()
     wide = max(len(task.name) for task in tasks)
     lines = [f"{'task':{wide}} {'obs':>4} {'actions':>7} {'dt (ms)':>7} {'trial':>5}  trainable"]
@@ -214,12 +216,18 @@ def print_tasks() -> None:
 
 
 def print_scores(config: Config, scores: dict[str, Any], how: str = "greedy") -> None:
-    """eval's table, from the numbers of `evaluation.summarise`."""
+    """Print eval's table.
 
-    def text(value: Any, digits: int = 3) -> str:
+    Args:
+        config: of the experiment.
+        scores: the numbers of `evaluation.summarise`.
+        how: how the agent chose its actions, in words.
+    """
+
+    def text(value: float | None, digits: int = 3) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
-    def interval(ends: Any, digits: int = 3) -> str:
+    def interval(ends: Sequence[float | None] | None, digits: int = 3) -> str:
         return "" if ends is None or ends[0] is None else f"[{text(ends[0], digits)}, {text(ends[1], digits)}]"
 
     neurogym = "trials" in scores

@@ -1,4 +1,4 @@
-"""The training loop: lanes act, replay stores, the learner learns; logging, evaluation, checkpoints, resume."""
+"""The training loop, with logging, evaluation, checkpoints and resume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from model_utils import Experiment, atomic_file, load_checkpoint, save_checkpoint, write_json
 from mpn_rl import registry
 from mpn_rl.config import Config
-from mpn_rl.contracts import Steps, map_state
+from mpn_rl.contracts import Learner, MetricsRow, State, StateDict, map_state, to_tensor
 from mpn_rl.expansion.plasticity_metrics import measure
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import evaluate, reset_rows
@@ -21,19 +21,21 @@ MAX_EVAL_LANES = 64
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer finite."""
+    """A loss or a weight is not finite."""
 
 
 class Run:
-    """One training run, advanced one vector step at a time, so that the caller may draw, print or stop.
+    """One training run, which the caller advances one vector step at a time.
 
-    Building it touches no file. `start` binds it to an experiment, `Run.resume` builds it from one; then call
-    `advance` until `done`, and `finish`. `save` may be called between any two steps: a run that is saved and
+    The constructor writes no file. `start` gives the run an experiment's folder, `Run.resume` loads it from one. Then
+    call `advance` until `done`, and `finish`. `save` may be called between any two steps: a run that is saved and
     resumed equals the uninterrupted one, bit for bit, on the same kind of CPU and number of threads.
 
     Args:
         config: the whole configuration.
-        num_lanes: lanes, where a run that is resumed towards another end had another number; None: by `config`.
+        num_lanes: number of lanes, if a resumed run had another number than `config` gives; None: as in `config`.
+
+    Raises: ConfigError for options that do not fit the task or this machine.
     """
 
     def __init__(self, config: Config, num_lanes: int | None = None) -> None:
@@ -48,16 +50,16 @@ class Run:
         self.seeds = EpisodeSeeds("train", run.seed)
         self.lanes = registry.make_lanes(config, lanes, self.seeds)
         spaces = registry.spaces(registry.make_env(config.env))
-        self.learner = registry.make_learner(config, spaces, self.device)
+        self.learner: Learner[Any] = registry.make_learner(config, spaces, self.device)
         self.network = self.learner.online
-        self.replay: Any = registry.make_replay(config, lanes, spaces, self.network)
+        self.replay = registry.make_replay(config, lanes, spaces, self.network)
         self.replay_rng = np.random.default_rng([run.seed, 1])
         with torch.no_grad():
-            self.state = self.network.init_state(lanes)
+            self.state: State = self.network.init_state(lanes)
         self.step, self.episodes, self.trials = 0, 0, 0
         self.updates_due = 0.0
         self.updates = UpdateLog()
-        self.ended: list[EpisodeEnd] = []  # and not logged yet
+        self.ended: list[EpisodeEnd] = []  # not logged yet
         self.best_score: float | None = None
         self.evaluated_at = -1
         self.finished = False
@@ -68,11 +70,12 @@ class Run:
 
     @property
     def num_lanes(self) -> int:
+        """Lanes of the task, N."""
         return len(self.lanes)
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done."""
+        """Share of the run that is done, from 0 to 1."""
         run = self.config.run
         if run.total_steps is not None:
             return self.step / run.total_steps
@@ -80,30 +83,30 @@ class Run:
 
     @property
     def done(self) -> bool:
+        """Whether all steps or episodes are done."""
         run = self.config.run
-        if run.total_steps is not None:  # never a step more than was asked for
+        if run.total_steps is not None:  # never more steps than --total-steps
             return self.step + self.num_lanes > run.total_steps
         return self.episodes >= run.num_episodes
 
     # --- one vector step --------------------------------------------------------------------------------
 
-    def advance(self) -> list[dict[str, Any]]:
-        """One step of every lane and the updates that fall due. Returns the rows that it logged."""
+    def advance(self) -> list[MetricsRow]:
+        """One step of every lane, and the updates that are due. Returns: the logged rows."""
         self.learner.set_progress(self.progress)
-        # A copy in torch's own memory: products round by where their operands lie, and NumPy lays them anywhere.
-        obs = torch.tensor(self.lanes.obs, device=self.device)
+        obs = to_tensor(self.lanes.obs, self.device)
         actions, state = self.learner.act(obs, self.state, explore=True)
         steps, ended = self.lanes.step(actions.cpu().numpy())
-        if self.learner.on_policy:
-            self.replay.add(steps, self.state, self._final_values(steps, state))
-        else:
-            self.replay.add(steps, self.state)
+        self.learner.store(self.replay, steps, self.state, state)
         fresh = steps.terminated | steps.truncated
         if self.config.run.reset_state_on_trial:
             fresh |= steps.new_trial
         self.state = reset_rows(self.network, state, fresh)
         self.step += self.num_lanes
-        self._learn()
+        self.updates_due += self.learner.updates_due(self.replay, self.step, self.num_lanes)
+        while self.updates_due >= 1.0:
+            self.updates_due -= 1.0
+            self.updates.add(self.step, self.learner.learn(self.replay, self.replay_rng))
         topology = self.learner.topology
         if topology is not None and topology.advance(self.step):
             self.state = topology.reset_state(self.network, self.state)
@@ -130,32 +133,8 @@ class Run:
         """Whether the last vector step crossed a multiple of `frequency` environment steps."""
         return frequency > 0 and self.step // frequency > (self.step - self.num_lanes) // frequency
 
-    def _final_values(self, steps: Steps, state) -> np.ndarray | None:
-        """V of the last observation where a time limit cut an episode, (N,), nan elsewhere; None: nowhere."""
-        rows = np.flatnonzero(steps.truncated & ~steps.terminated)
-        if not len(rows):
-            return None
-        index = torch.from_numpy(rows).to(self.device)
-        obs = torch.from_numpy(steps.next_obs[rows]).to(self.device)
-        values = np.full(self.num_lanes, np.nan, np.float32)
-        values[rows] = self.learner.final_value(obs, map_state(lambda part: part[index], state)).cpu().numpy()
-        return values
-
-    def _learn(self) -> None:
-        if self.learner.on_policy:
-            if self.replay.full:
-                self.updates.add(self.step, self.learner.learn(self.replay, self.replay_rng))
-            return
-        pace: Any = self.config.learner
-        if self.step < pace.learning_starts or len(self.replay) == 0:
-            return
-        self.updates_due += self.num_lanes / pace.update_every
-        while self.updates_due >= 1.0:
-            self.updates_due -= 1.0
-            self.updates.add(self.step, self.learner.learn(self.replay, self.replay_rng))
-
     def _means(self) -> dict[str, float | None]:
-        """Means of what the updates returned since they were last asked for."""
+        """Means of the updates' values since the last call."""
         self._check_finite("loss", self.updates.losses(), self.updates.steps)
         return {"loss": None, **self.updates.means()}
 
@@ -171,15 +150,15 @@ class Run:
         )
 
     def _check_weights(self) -> None:
-        """A finite loss may still have had a gradient that was not: no checkpoint of such a network."""
+        """Raise if a weight is not finite, which can happen after a finite loss: such a network must not be saved."""
         weights = [part for net in (self.network, self.learner.policy) for part in net.parameters()]
         largest = torch.stack([part.detach().abs().max() for part in weights if part.numel()]).max()
         self._check_finite("largest weight", largest[None].cpu(), [self.step])
 
     # --- logging ----------------------------------------------------------------------------------------
 
-    def _episode_row(self) -> dict[str, Any]:
-        """Means over the episodes that have ended since the last such row."""
+    def _episode_row(self) -> MetricsRow:
+        """Means over the episodes that ended since the last such row."""
         ended, self.ended = self.ended, []
         accuracies = [end.accuracy for end in ended if end.accuracy is not None]
         return {
@@ -194,8 +173,8 @@ class Run:
             **self.learner.status(),
         }
 
-    def _evaluate(self) -> dict[str, Any]:
-        """Episodes without exploration on a fixed set of seeds, which choose best_model.pt."""
+    def _evaluate(self) -> MetricsRow:
+        """Play episodes without exploration on a fixed set of seeds; the best score so far saves best_model.pt."""
         self._check_losses()
         run = self.config.run
         seeds = EpisodeSeeds("select", run.seed)
@@ -206,7 +185,7 @@ class Run:
         result = evaluate(self.learner.policy, self._eval_envs, chosen, run.reset_state_on_trial)
         score = float(result.returns.mean())
         self.evaluated_at = self.step
-        best = self.best_score is None or score >= self.best_score  # of equals, the one trained longer
+        best = self.best_score is None or score >= self.best_score  # the later one of equal scores
         if best:
             self.best_score = score
             self._save_model("best")
@@ -220,19 +199,19 @@ class Run:
             "best": best,
         }
 
-    def _plasticity(self) -> dict[str, Any]:
-        """How well the networks can still learn, measured on a batch that no update and no generator notices."""
+    def _plasticity(self) -> MetricsRow:
+        """The plasticity metrics on a batch drawn with a separate generator, so that the run does not change."""
         batch = self.learner.probe(self.replay, np.random.default_rng([self.config.run.seed, 2, self.step]))
-        told = {} if batch is None else measure(self.learner, batch)
-        return {"kind": "plasticity", "step": self.step, **told}
+        metrics = {} if batch is None else measure(self.learner, batch)
+        return {"kind": "plasticity", "step": self.step, **metrics}
 
-    def _log(self, rows: list[dict[str, Any]]) -> None:
+    def _log(self, rows: list[MetricsRow]) -> None:
         assert self.experiment is not None
         for row in rows:
             self.experiment.append_metrics(row)
 
-    def finish(self) -> list[dict[str, Any]]:
-        """The last evaluation and the last checkpoints; returns the rows that it logged."""
+    def finish(self) -> list[MetricsRow]:
+        """Run the last evaluation and write the last checkpoints. Returns: the logged rows."""
         rows = [self._episode_row()] if self.ended else []
         rows += [] if self.evaluated_at == self.step else [self._evaluate()]
         self._log(rows)
@@ -240,7 +219,7 @@ class Run:
         if self.learner.topology is not None:
             assert self.experiment is not None
             with atomic_file(self.experiment.plots_dir / "masks.npz") as file:
-                np.savez_compressed(file, **self.learner.topology.history())
+                np.savez_compressed(file, **self.learner.topology.history())  # type: ignore[arg-type]
         self.finished = True
         self.save()
         return rows
@@ -248,14 +227,19 @@ class Run:
     # --- files ------------------------------------------------------------------------------------------
 
     def start(self, experiment: Experiment) -> None:
+        """Log and save to this experiment's folder from now on."""
         self.experiment = experiment
 
     @classmethod
     def resume(cls, config: Config, experiment: Experiment) -> Run:
-        """The run that last.pt holds. Once it is back, metrics.jsonl is cut to where that file was written.
+        """Load the run from last.pt, and cut metrics.jsonl to its length when last.pt was written.
 
-        Raises: ConfigError, with nothing changed, where last.pt is damaged or belongs to another run, or where
-            the task does not reproduce the episodes that were under way.
+        Args:
+            config: the configuration of the run, possibly with another end.
+            experiment: the folder with last.pt.
+
+        Raises: ConfigError, with nothing changed, if last.pt is damaged or belongs to another run, or if the task does
+            not reproduce the unfinished episodes.
         """
         path = experiment.checkpoint("last")
         saved = load_checkpoint(path)
@@ -275,14 +259,14 @@ class Run:
         return run
 
     def save(self) -> None:
-        """Write last.pt, everything that resume needs, and training_history.json."""
+        """Write last.pt, which has everything that `resume` needs, and training_history.json."""
         assert self.experiment is not None
         self._check_losses()
         write_json(self.experiment.history_path, history(self.experiment.read_metrics()))
         save_checkpoint(self.experiment.checkpoint("last"), self._state())
 
     def _check_losses(self) -> None:
-        """Raise on a loss or weight that is not finite, without losing what the next row will average."""
+        """Raise if a loss or weight is not finite. Keeps the values that the next row averages."""
         self._check_finite("loss", self.updates.losses(), self.updates.steps)
         self._check_weights()
 
@@ -294,7 +278,7 @@ class Run:
 
     _COUNTERS = ("step", "episodes", "trials", "updates_due", "best_score", "evaluated_at", "finished")
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> StateDict:
         assert self.experiment is not None
         return {
             "network": self.learner.policy.state_dict(),
@@ -315,7 +299,7 @@ class Run:
             "metrics_size": self.experiment.metrics_size(),
         }
 
-    def _load(self, saved: dict[str, Any]) -> None:
+    def _load(self, saved: StateDict) -> None:
         self.learner.load_state_dict(saved["learner"])
         self.replay.load_state_dict(saved["replay"])
         self.lanes.load_state_dict(saved["lanes"])
@@ -334,23 +318,25 @@ class Run:
 
 
 class UpdateLog:
-    """What the updates returned, left on the device until a row of the log asks for the means."""
+    """The values that updates return. They stay on the device until a row of the log needs their means."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[torch.Tensor]] = {}
-        self.steps: list[int] = []  # when each update was made
+        self.steps: list[int] = []  # the environment step of each update
         self.last: dict[str, float | None] = {}
 
     def add(self, step: int, values: dict[str, torch.Tensor]) -> None:
+        """Keep the values, 0-d tensors, of an update at an environment step."""
         self.steps.append(step)
         for name, value in values.items():
             self.values.setdefault(name, []).append(value)
 
     def losses(self) -> torch.Tensor:
+        """The losses (updates,) since the last call of `means`, on the CPU."""
         return torch.stack(self.values["loss"]).double().cpu() if self.values else torch.zeros(0)
 
     def means(self) -> dict[str, float | None]:
-        """The means since the last call; where there was no update since, the last ones. Reads the device once."""
+        """The means since the last call, or the same means again if there was no update. Reads the device once."""
         if self.values:
             names = list(self.values)
             means = torch.stack([torch.stack(self.values[name]).double().mean() for name in names])
@@ -358,11 +344,13 @@ class UpdateLog:
             self.values, self.steps = {}, []
         return self.last
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
+        """Everything that a resumed run needs."""
         stacked = {name: torch.stack(values) for name, values in self.values.items()}
         return {"values": stacked, "steps": list(self.steps), "last": dict(self.last)}
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: StateDict) -> None:
+        """Restore what `state_dict` returned."""
         self.values = {name: list(values.unbind()) for name, values in saved["values"].items()}
         self.steps, self.last = list(saved["steps"]), dict(saved["last"])
 
@@ -373,8 +361,8 @@ def _seed_globals(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def history(rows: list[dict[str, Any]]) -> dict[str, list]:
-    """training_history.json from the rows of metrics.jsonl: one list per quantity, over episodes."""
+def history(rows: list[MetricsRow]) -> dict[str, list[float | None]]:
+    """The content of training_history.json, from the rows of metrics.jsonl: one list over episodes per quantity."""
     episodes = [row for row in rows if row["kind"] == "episode"]
     names = {
         "steps": "step",

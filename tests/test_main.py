@@ -192,7 +192,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ("train --config td3_dens", "did you mean 'td3_dense'"),
         ("train --config configs/td3_dens.json", "did you mean 'td3_dense'"),
         ("train --config elsewhere/td3_dense.json", "--config elsewhere/td3_dense.json: No such file"),
-        ("train --buffer-size 1000000000000", "the replay memory does not fit"),
+        ("train --buffer-size 1000000000000", "the replay buffer does not fit"),
         ("train --hidden-dim 1000000000", "the machine has"),
         ("train --batch-size 1000000000000", "the machine has"),
         ("eval --experiment-name x", "no experiment 'x' in experiments/"),

@@ -86,7 +86,7 @@ class Segment:
     first: int  # how many steps its lane had taken before it
     steps: list[dict]
     padding: int = 0
-    anew: bool = False
+    initial: bool = False
 
 
 @dataclass
@@ -135,9 +135,9 @@ class ListReplay:
     def append(self, lane: int, start: int, stop: int, padding: int) -> None:
         episode = self.episodes[lane]
         fresh = start == 0 or (self.reset_on_trial and episode[start - 1]["new_trial"])
-        anew = self.replay_state == "zero" or (fresh and self.burn_in + self.length != 1)
+        initial = self.replay_state == "zero" or (fresh and self.burn_in + self.length != 1)
         first = self.head - len(episode) + start
-        self.segments.append(Segment(first, copy.deepcopy(episode[start:stop]), padding, anew))
+        self.segments.append(Segment(first, copy.deepcopy(episode[start:stop]), padding, initial))
         self.segments = self.segments[-self.capacity :]
 
 
@@ -156,11 +156,11 @@ def check_row(batch: Batch, b: int, segment: Segment, burn_in: int, reset_on_tri
     mask = [float(pad <= t < pad + n and t >= burn_in) for t in range(time)]
     assert batch.mask[b].tolist() == mask
     reset = [False] * (time + 1)
-    reset[pad] = segment.anew
+    reset[pad] = segment.initial
     for k, step in enumerate(segment.steps):
         reset[pad + k + 1] = reset_on_trial and step["new_trial"] and not step["ended"]
     assert batch.reset[b].tolist() == reset
-    before = 0.0 if segment.anew else segment.steps[0]["state"]
+    before = 0.0 if segment.initial else segment.steps[0]["state"]
     for part, shape in zip(batch.state0, SHAPES, strict=True):
         assert part.shape[1:] == shape and torch.equal(part[b], torch.full(shape, before))
 
@@ -334,7 +334,7 @@ def test_burn_in_starts_earlier_and_learns_the_same() -> None:
     assert batch.mask[b].tolist() == [0, 0, 1, 1, 1] and not batch.reset[b].any()
 
 
-def test_an_episodes_start_is_padded_in_front_and_begins_anew() -> None:
+def test_an_episodes_start_is_padded_in_front_and_starts_from_the_initial_state() -> None:
     """Nothing is there to burn in, so the first steps are learned, from M(0)."""
     buffer = sequences(100, length=3, stride=3, burn_in=2)
     play(buffer, [6])
@@ -352,7 +352,7 @@ def test_trial_starts_reset_only_when_acting_did() -> None:
         assert batch.reset[0].tolist() == [True, False, obeyed, False, obeyed, False, False]
 
 
-def test_a_sequence_that_begins_with_a_trial_begins_anew() -> None:
+def test_a_sequence_that_starts_with_a_trial_starts_from_the_initial_state() -> None:
     """So that a trained M(0) gets its gradient there too."""
     buffer = sequences(100, length=2, stride=2, reset_state_on_trial=True)
     play(buffer, [8], trials=4)
@@ -471,7 +471,7 @@ def test_nbytes_is_what_is_allocated_from_the_start() -> None:
     """50 steps of one lane: ring of 50 + 1, states for each transition; float32 but for int64 actions."""
     buffer = sequences(50, length=1, stride=1)
     allocated = [value.nbytes for value in vars(buffer).values() if isinstance(value, np.ndarray)]
-    allocated += [part.nbytes for parts in (buffer.states, buffer.begun) for part in parts]
+    allocated += [part.nbytes for parts in (buffer.states, buffer.open) for part in parts]
     size = buffer.nbytes
     assert size == sum(allocated) - buffer.t.nbytes
     identities = {name: id(value) for name, value in vars(buffer).items() if isinstance(value, np.ndarray)}

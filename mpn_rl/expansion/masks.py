@@ -1,5 +1,6 @@
-"""How sparse, and when: densities of layers, schedules, and the choice of the largest. The equations stand in
-`expansion/topology.py`.
+"""Densities of layers, schedules of growth, and the choice of the weights to grow and prune.
+
+The equations are in `expansion/topology.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mpn_rl.options import ConfigError, nearest
 def erk_densities(shapes: Iterable[tuple[int, ...]], density: float) -> list[float]:
     """Erdos-Renyi densities of layers, scaled to an overall density.
 
-    Layers that the scale takes beyond 1 are dense, and the others share what is left.
+    A layer whose scaled density exceeds 1 is dense, and the scale is computed again for the others.
     """
     shapes = list(shapes)
     sizes = [math.prod(shape) for shape in shapes]
@@ -35,7 +36,7 @@ def erk_densities(shapes: Iterable[tuple[int, ...]], density: float) -> list[flo
 
 
 def growth(config: PaperExpansionConfig, event: int, events: int) -> float:
-    """g(k), the share of the room that is filled after event k of K."""
+    """g(k): the share of the planned growth that is done after event k of K."""
     done = event / max(events, 1)
     if config.schedule == "cosine":
         done += math.sin(math.pi * done) / math.pi
@@ -46,12 +47,12 @@ def growth(config: PaperExpansionConfig, event: int, events: int) -> float:
 
 
 def turnover(config: PaperExpansionConfig, event: int, events: int) -> float:
-    """The share of a layer's weights that is replaced at the `event`th event after growth has ended."""
+    """The share of a layer's weights that is replaced at an event, the `event`th after the end of growth."""
     return config.drop_fraction * 0.5 * (1.0 + math.cos(math.pi * event / max(events, 1)))
 
 
 def largest(scores: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """A mask of the `count` largest scores; among equals at the edge chance decides, not the place."""
+    """A mask of the `count` largest scores; ties at the threshold are broken at random."""
     flat = torch.nan_to_num(scores.flatten(), nan=0.0, posinf=math.inf, neginf=-math.inf)
     taken = torch.zeros_like(flat, dtype=torch.bool)
     if count > 0:
@@ -65,15 +66,15 @@ def largest(scores: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 @dataclasses.dataclass
 class Layer:
-    """A masked weight matrix: `name` within its network; how many weights it starts with, has and is to have."""
+    """A masked weight matrix of a network."""
 
     name: str
     weight: nn.Parameter
     mask: Tensor  # bool
     keep: Tensor  # the same in the weight's dtype
-    start: int
-    goal: int
-    active: int
+    start: int  # weights that exist at the start
+    goal: int  # at the end
+    active: int  # now
 
 
 def masked_layers(
@@ -83,9 +84,9 @@ def masked_layers(
     final: float,
     generator: torch.Generator,
 ) -> list[Layer]:
-    """Draw the masks of some weight matrices that are to have the sparsity `initial` now and `final` in the end.
+    """Draw the masks of weight matrices, with overall sparsity `initial` now and `final` at the end.
 
-    Those that start out dense are left out.
+    Matrices that start dense are left out.
     """
     shapes = [tuple(weight.shape) for weight in weights.values()]
     erk = config.layer_density == "erk"
@@ -100,13 +101,13 @@ def masked_layers(
             draws = weight.detach().abs().cpu() if magnitude else torch.rand(weight.shape, generator=generator)
             mask = largest(draws, start, generator).to(weight.device)
             keep = mask.to(weight.dtype)
-            # Columns lie together, as in an MPN's M, which is multiplied with the mask at every step.
+            # In the memory layout of an MPN's M, which is multiplied with the mask at every step.
             layers.append(Layer(name, weight, mask.T.contiguous().T, keep, start, goal, start))
     return layers
 
 
 def pruned(layer: Layer, how: str, most: int, silent: Tensor | None, generator: torch.Generator) -> Tensor:
-    """The weights to go, at most so many: the smallest, or (how = "dormant") any that are `silent`."""
+    """A mask of the weights to prune, at most `most`: the smallest, or (how = "dormant") random ones among `silent`."""
     if how == "magnitude":
         sizes = torch.where(layer.mask, layer.weight.detach().abs(), math.inf)
         return largest(-sizes, min(most, layer.active), generator)
@@ -117,8 +118,8 @@ def pruned(layer: Layer, how: str, most: int, silent: Tensor | None, generator: 
     return largest(draws.masked_fill(~candidates, -math.inf), min(most, int(candidates.sum())), generator)
 
 
-def check_fits(config: PaperExpansionConfig, synapses: Mapping[str, Iterable[str]], total_steps: int | None) -> None:
-    """Raises: ConfigError where options do not fit the networks or the length of the run."""
+def check_fits(config: PaperExpansionConfig, synapses: Mapping[str, Iterable[str]], total_steps: int | None) -> int:
+    """The number of events. Raises: ConfigError if options do not fit the networks or the length of the run."""
     if total_steps is None:
         raise ConfigError(f"--expansion {config.name} is scheduled in environment steps: give --total-steps")
     start, end = config.expansion_start, config.expansion_end or total_steps
@@ -141,3 +142,4 @@ def check_fits(config: PaperExpansionConfig, synapses: Mapping[str, Iterable[str
     for word in filter(None, (word.strip() for word in config.exempt.split(","))):
         if word not in ("first", "last") and not any(fnmatch.fnmatchcase(key, word) for key in known):
             raise ConfigError(f"--exempt names no layer with {word!r}{nearest(word, known)}")
+    return (end - start) // config.update_interval

@@ -1,29 +1,30 @@
-"""How well a network can still learn: activity and rank of its hidden units, size of its weights and gradients.
+"""Plasticity metrics: activity and rank of a network's hidden units, norms of its weights and gradients.
 
-One forward pass per network on one batch, at an interval: nothing here is on the path of an update. The units are
-those that `hidden_units.Watch` sees, at what the next layer reads, after activation function and LayerNorm.
+They take one forward pass per network on one batch, at an interval, outside the updates. The units are those that
+`hidden_units.Watch` sees: the values that the next layer reads, after activation function and LayerNorm.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mpn_rl.contracts import Batch, Learner
 from mpn_rl.expansion.hidden_units import Watch, dormancy, ends
 
-SILENT, SATURATED = 0.01, 0.99  # of units that have two signs
-MAX_ROWS = 2048  # that the rank is taken of
+SILENT, SATURATED = 0.01, 0.99  # |h| of units whose output has two signs
+MAX_ROWS = 2048  # rows from which the rank is computed
 
 
 def active(activity: Tensor) -> Tensor:
-    """Where a unit is active, (rows, units) -> bool: where it passes on its input, and the gradient.
+    """Where units are active, so that input and gradient pass through them: (rows, units) -> bool.
 
-    Rectified units (nowhere negative; sigmoid ones count as such) are active above 0. Where two signs occur, active
-    means neither silent, |h| <= 0.01, nor saturated, |h| >= 0.99; the latter of units within [-1, 1], such as tanh.
+    If no output is negative (ReLU, sigmoid), a unit is active where h > 0. Otherwise it is active where it is neither
+    silent, |h| <= 0.01, nor saturated, |h| >= 0.99; saturation applies only if all outputs lie in [-1, 1] (tanh).
     """
     if bool((activity >= 0).all()):
         return activity > 0
@@ -34,8 +35,9 @@ def active(activity: Tensor) -> Tensor:
 
 
 def active_fraction(activity: Tensor) -> float:
-    """Mean over units and rows of 1[active]: "fraction of active units" in Ma et al. (2024) and in the public code
-    of Neuroplastic Expansion; about a half in a fresh ReLU network.
+    """Mean of 1[active] over units and rows; about 0.5 in a newly initialised ReLU network.
+
+    Source: "fraction of active units" in Ma et al. (2024) and in the public code of Neuroplastic Expansion.
     """
     return float(active(activity).float().mean())
 
@@ -53,7 +55,8 @@ def dormant_fraction(activity: Tensor, tau: float) -> float:
 def effective_rank(features: Tensor) -> float:
     """exp(- sum_i p_i log p_i), p_i = sigma_i / sum_k sigma_k the singular values' shares (Roy & Vetterli 2007).
 
-    Args: features: (rows, units). Returns: from 1 to the smaller of both; 0 of a matrix of zeros.
+    Args: features: (rows, units).
+    Returns: a number from 1 to min(rows, units); 0 for a matrix of zeros.
     """
     x = features[:: math.ceil(len(features) / MAX_ROWS)].double()
     gram = x.T @ x if x.shape[1] <= x.shape[0] else x @ x.T
@@ -64,58 +67,55 @@ def effective_rank(features: Tensor) -> float:
 
 
 def norm(tensors: list[Tensor]) -> float:
-    """The length of all of them as one vector."""
+    """The Euclidean norm of all the tensors as one vector."""
     return float(torch.stack(torch._foreach_norm(tensors)).norm()) if tensors else 0.0
 
 
-def activities(network: nn.Module, batch: Any) -> dict[str, Tensor]:
-    """What the hidden layers give on a batch: {reading layer: (rows, units)}, rows being the learned steps.
+def activities(learner: Learner[Any], name: str, batch: Batch) -> dict[str, Tensor]:
+    """The outputs of a network's hidden layers on a batch: {reading layer: (rows, units)}, one row per learned step.
 
     Args:
-        network: with the `unroll` of a learner's networks; where its `forward` takes "actions" it is a critic, whose
-            unroll gives what the actions are judged on, from a state of its own.
-        batch: a `contracts.Batch` on the network's device.
+        learner: runs the network.
+        name: of the network in `learner.networks`.
+        batch: on the learner's device.
     """
     steps = batch.action.shape[1]
-    critic = "actions" in inspect.signature(network.forward).parameters
-    state = network.init_state(len(batch.obs), batch.obs.device) if critic else batch.state0  # type: ignore[operator]
-    watch = Watch(network)
+    watch = Watch(learner.networks[name])
     try:
-        with torch.enable_grad():  # what depends on weights is told by its gradient
-            z = network.unroll(batch.obs, state, batch.reset)[0]  # type: ignore[operator]
-            if critic:
-                network(z[:, :steps], batch.action)
+        with torch.enable_grad():  # `Watch` needs the autograd graph
+            learner.run_network(name, batch)
     finally:
         watch.remove()
     learned = batch.mask > 0
-    found, seen = {}, set()
+    layers, seen = {}, set()
     for reader, x in watch.inputs.items():
-        if x.data_ptr() not in seen:  # two heads may read the same
-            found[reader] = x[:, :steps][learned] if x.ndim == 3 and x.shape[1] >= steps else x.flatten(0, -2)
+        if x.data_ptr() not in seen:  # two heads may read the same units
+            layers[reader] = x[:, :steps][learned] if x.ndim == 3 and x.shape[1] >= steps else x.flatten(0, -2)
         seen.add(x.data_ptr())
-    return found
+    return layers
 
 
-def measure(learner: Any, batch: Any, tau: float = 0.1) -> dict[str, float]:
-    """The state of every network of a learner, on one batch: "<network>/<quantity>".
+def measure(learner: Learner[Any], batch: Batch, tau: float = 0.1) -> dict[str, float]:
+    """The plasticity metrics of every network of a learner, on one batch: "<network>/<quantity>".
 
-        active_fraction    over units and steps, of all hidden layers; "/active_fraction/<layer>" of what one reads
-        live_fraction      share of the units active anywhere in the batch
+        active_fraction    over units and steps, of all hidden layers; "/active_fraction/<layer>" of one layer's input
+        live_fraction      share of the units that are active anywhere in the batch
         dormant_fraction   at `tau`
         effective_rank     of the features that the last layer reads (the mean over critics)
         weight_norm        of all trained parameters
-        grad_norm          of the last update's gradient, before it was clipped
+        grad_norm          of the last update's gradient, before clipping
         density, churn     with a topology: share of the weights that exist, and of the mask entries that changed
                            since the last call
 
     Args:
-        learner: with `networks`, `topology`, `device` and, for the gradient's norm, `grad_norms` by network.
-        batch: on any device; drawn with a generator of its own, so that measuring changes no run.
+        learner: whose networks are measured.
+        batch: on any device; the caller draws it with a separate generator, so that measuring changes no run.
+        tau: threshold of the dormancy score.
     """
-    told: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     batch = batch.to(learner.device)
     for name, network in learner.networks.items():
-        layers = activities(network, batch)
+        layers = activities(learner, name, batch)
         last = ends(network)[1] & set(layers)
         values = {f"active_fraction/{layer}": active_fraction(x) for layer, x in layers.items()}
         if layers:
@@ -125,16 +125,16 @@ def measure(learner: Any, batch: Any, tau: float = 0.1) -> dict[str, float]:
         if last:
             values["effective_rank"] = sum(effective_rank(layers[layer]) for layer in sorted(last)) / len(last)
         values["weight_norm"] = norm([part.detach() for part in network.parameters() if part.requires_grad])
-        if name in (norms := getattr(learner, "grad_norms", {})):
-            values["grad_norm"] = float(norms[name])
-        told |= {f"{name}/{key}": value for key, value in values.items()}
+        if name in learner.grad_norms:
+            values["grad_norm"] = float(learner.grad_norms[name])
+        metrics |= {f"{name}/{key}": value for key, value in values.items()}
     if learner.topology is not None:
         densities, churn = learner.topology.densities(), learner.topology.churn()
         for name in learner.networks:
-            told |= {f"{name}/density": densities[name], f"{name}/churn": churn[name]}
-    return told
+            metrics |= {f"{name}/density": densities[name], f"{name}/churn": churn[name]}
+    return metrics
 
 
-def _pooled(layers: dict[str, Tensor], quantity: Any) -> float:
-    """A quantity of every layer, averaged over all units."""
+def _pooled(layers: dict[str, Tensor], quantity: Callable[[Tensor], float]) -> float:
+    """The mean of a quantity of every layer, weighted by its units."""
     return sum(quantity(x) * x.shape[1] for x in layers.values()) / sum(x.shape[1] for x in layers.values())

@@ -5,16 +5,13 @@ The core is injected, as in `mpn_dqn.py`, so that every core can be trained on-p
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mpn_rl.config import A2CConfig
-from mpn_rl.contracts import Batch, Core
-from mpn_rl.learners.base import Adam, Learner, truncated_unroll
-from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
+from mpn_rl.contracts import Core, State
+from mpn_rl.learners.base import Adam, RolloutLearner, truncated_unroll
+from mpn_rl.learners.rollout_buffer import Rollout
 from mpn_rl.networks.encoder import AgentNetwork, Encoder, epsilon_greedy
 from mpn_rl.returns import lambda_returns, shannon_entropy, simpson_entropy
 
@@ -47,18 +44,18 @@ class ActorCritic(AgentNetwork):
         self.head = nn.Linear(hidden_dim, action_dim)
         self.value_head = nn.Linear(hidden_dim, 1)
 
-    def forward(self, obs: Tensor, state):
+    def forward(self, obs: Tensor, state: State):
         """One step: obs (B, D) -> logits (B, A), V (B,) and the next state."""
         h, state = self.features(obs, state)
         return self.head(h), self.value_head(h).squeeze(-1), state
 
-    def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
+    def unroll(self, obs: Tensor, state: State, reset: Tensor | None = None):
         """A sequence: obs (B, T, D) -> logits (B, T, A), V (B, T), the last state; `reset` as in the core contract."""
         hs, state = self.core.unroll(self.encoder(obs), state, reset)
         return self.head(hs), self.value_head(hs).squeeze(-1), state
 
     def choose(self, logits: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """The best actions (B,), or with `sample_policy` drawn ones; a share `epsilon` of them is uniform."""
+        """The best actions (B,), or with `sample_policy` sampled ones; a share `epsilon` of them is uniform."""
         actions = sample(logits, generator) if self.sample_policy and generator else logits.argmax(-1)
         return epsilon_greedy(actions, self.action_dim, epsilon, generator)
 
@@ -74,14 +71,19 @@ def compute_a2c_loss(network: ActorCritic, rollout: Rollout, config: A2CConfig) 
 
         L = mean_{b,t}[ -log pi(a_t) (G_t - V_t) + value_coef (G_t - V_t)^2 - entropy_coef S(pi_t) ]
 
-    G is the lambda-return or the discounted return, a constant; in the first term G - V is one too. Each row has
-    its own value. With `bptt_chunk_size` the gradient stops between chunks while the state goes on, and each
-    chunk's graph is freed before the next (truncated BPTT, Williams & Peng 1990).
+    G is the lambda-return or the discounted return. No gradient flows through G, nor through G - V in the first term.
+    With `bptt_chunk_size` the gradient stops between chunks while the state passes on, and each chunk's graph is freed
+    before the next (truncated BPTT, Williams & Peng 1990).
 
     Source: Mnih et al. 2016 (A3C); the form of the loss: Miconi et al. 2019. Differs from the latter's public code,
-    which takes the value of the first episode for all of them.
+    which uses the value of the first episode for all episodes.
 
-    Returns: "loss", "policy_loss", "value_loss" and "entropy" (both without their coefficients), detached.
+    Args:
+        network: gets the gradient.
+        rollout: T steps of N lanes.
+        config: coefficients, discount and chunk size.
+
+    Returns: "loss", "policy_loss", "value_loss" and "entropy", detached; the last two without their coefficients.
     """
     batch = rollout.batch
     steps = batch.action.shape[1]
@@ -102,7 +104,7 @@ def compute_a2c_loss(network: ActorCritic, rollout: Rollout, config: A2CConfig) 
 
 
 def _targets(values: Tensor, rollout: Rollout, config: A2CConfig) -> tuple[Tensor, Tensor]:
-    """The returns G (B, T), and the advantages (B, T) that weigh the policy's gradient; values: V(s_0..s_T)."""
+    """The returns G (B, T) and the advantages (B, T) of the policy gradient, from V(s_0), ..., V(s_T)."""
     bootstrap, cut = torch.where(rollout.ended, rollout.final_value, values[:, 1:]), rollout.ended.clone()
     cut[:, -1] = True
     if not config.bootstrap:
@@ -118,7 +120,7 @@ def _targets(values: Tensor, rollout: Rollout, config: A2CConfig) -> tuple[Tenso
 def _learn(
     logits: Tensor, values: Tensor, returns: Tensor, advantages: Tensor, action: Tensor, config: A2CConfig, steps: int
 ) -> dict[str, Tensor]:
-    """Backpropagate one chunk's share of the mean over B rows and `steps` steps."""
+    """Backpropagate the part that one chunk contributes to the mean over B rows and `steps` steps."""
     log_probs = logits.log_softmax(-1)
     taken = log_probs.gather(-1, action[..., None]).squeeze(-1)
     count = len(values) * steps
@@ -131,16 +133,18 @@ def _learn(
     return {name: value.detach() for name, value in named.items()}
 
 
-class A2CLearner(Learner):
-    """Advantage actor-critic: one step of Adam on every rollout, which is then forgotten.
+class A2CLearner(RolloutLearner):
+    """Advantage actor-critic: one step of Adam on every rollout.
 
-    Args: those of `Learner`, with an `ActorCritic` and a `config.A2CConfig`.
+    Args: those of `BaseLearner`, with an `ActorCritic` and a `config.A2CConfig`.
     """
 
-    on_policy = True
+    config: A2CConfig
+    online: ActorCritic
 
     @staticmethod
-    def network_options(config: A2CConfig) -> dict[str, Any]:
+    def network_options(config: A2CConfig) -> dict[str, bool]:
+        """Whether the network samples in an evaluation."""
         return {"sample_policy": config.eval_policy == "sample"}
 
     def __init__(self, network: ActorCritic, config: A2CConfig, seed: int, device: torch.device | str = "cpu") -> None:
@@ -154,28 +158,26 @@ class A2CLearner(Learner):
         )
         self.networks, self.optimizers = {"online": self.online}, {"online": self.optimizer}
 
+    @property
+    def evaluated_as(self) -> str:
+        """Whether an evaluation takes the best actions or samples from the policy."""
+        return "sampled" if self.config.eval_policy == "sample" else "greedy"
+
     @torch.no_grad()
-    def act(self, obs: Tensor, state, explore: bool):
-        """Actions (N,) and the next state: drawn from the policy, or as it is evaluated."""
+    def act(self, obs: Tensor, state: State, explore: bool) -> tuple[Tensor, State]:
+        """Actions (N,) and the next state; the actions are sampled from the policy, or chosen as in an evaluation."""
         if not explore:
             return self.policy.select_action(obs, state, 0.0, self.generator)
         h, state = self.online.features(obs, state)
         return sample(self.online.head(h), self.generator), state
 
     @torch.no_grad()
-    def final_value(self, obs: Tensor, state) -> Tensor:
-        """V (n,) of the observations that a time limit cut off; state: what the core had reached before them."""
+    def final_value(self, obs: Tensor, state: State) -> Tensor:
+        """V (n,) of the last observations."""
         return self.online(obs, state)[1]
 
-    def learn(self, replay: RolloutBuffer, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Update from the complete rollout, which the buffer then forgets."""
-        return self.update(replay.take())
-
-    def probe(self, replay: RolloutBuffer, rng: np.random.Generator) -> Batch | None:
-        return replay.view() if self.updates else None
-
-    def update(self, rollout: Rollout) -> dict[str, Tensor]:  # type: ignore[override]
-        """One step of Adam, or none during the first `warmup_updates` rollouts."""
+    def update(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Learn from one rollout; no step of Adam during the first `warmup_updates` rollouts."""
         self.optimizer.zero_grad(set_to_none=True)
         values = compute_a2c_loss(self.online, rollout.to(self.device), self.config)
         if self.updates < self.config.warmup_updates:
@@ -186,4 +188,5 @@ class A2CLearner(Learner):
         return {**values, "grad_norm": norm}
 
     def status(self) -> dict[str, float]:
+        """The learning rate."""
         return {"learning_rate": self.optimizer.param_groups[0]["lr"]}

@@ -1,19 +1,22 @@
-"""What every learner is, whatever it learns by: what the loop, the topology engine and the metrics rely on."""
+"""Base classes of the learners: what all share, learning from a replay buffer, and learning from rollouts."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, TypeVarTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpn_rl.contracts import Batch, map_state
-from mpn_rl.learners.rollout_buffer import RolloutBuffer
+from mpn_rl.config import PaperExpansionConfig, ReplayConfig
+from mpn_rl.contracts import Batch, Replay, State, StateDict, Steps, map_state
+from mpn_rl.expansion.topology import Topology
+from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
+from mpn_rl.networks.encoder import AgentNetwork
 from mpn_rl.options import ConfigError
-from trial_replay import SequenceReplayBuffer, TrialReplayBuffer
+from trial_replay import ReplayBuffer, SequenceReplayBuffer, TrialReplayBuffer
 
 
 class Adam(torch.optim.Adam):
@@ -23,71 +26,73 @@ class Adam(torch.optim.Adam):
     imports torch._dynamo, which takes over a second. Nothing here is compiled, so this class calls the plain methods.
     """
 
-    _step = staticmethod(inspect.unwrap(torch.optim.Adam.step))
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
     state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        self._step(self)
+
+Outputs = TypeVarTuple("Outputs")
 
 
 def truncated_unroll(
-    unroll: Callable[..., tuple[Any, ...]], obs: Tensor, state: Any, reset: Tensor, chunk: int
-) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-    """Unroll a sequence chunk by chunk: the state goes on, and its gradient stops between chunks.
+    unroll: Callable[[Tensor, State, Tensor], tuple[*Outputs, State]],
+    obs: Tensor,
+    state: State,
+    reset: Tensor,
+    chunk: int,
+) -> Iterator[tuple[slice, tuple[*Outputs]]]:
+    """Unroll a sequence chunk by chunk. The state passes from chunk to chunk, its gradient does not.
 
     A caller that backpropagates each chunk at once frees its graph before the next, so memory does not grow with the
-    sequence (truncated BPTT, Williams & Peng 1990).
+    length of the sequence (truncated BPTT, Williams & Peng 1990).
 
     Args:
         unroll: a network's method of that name: (obs, state, reset) -> (*outputs, state).
-        obs: (B, T, D).
+        obs: observations, (B, T, D).
         state: the core's state before the first step.
-        reset: (B, T) bool.
-        chunk: steps of a chunk; the last one may be shorter.
+        reset: true where a row's state is reset before that step, (B, T).
+        chunk: steps per chunk; the last one may be shorter.
 
-    Yields: the chunk's place in time, and its outputs, each (B, chunk, ...).
+    Yields: the chunk's slice of the time axis, and its outputs, each (B, chunk, ...).
     """
     for start in range(0, obs.shape[1], chunk):
         part = slice(start, min(start + chunk, obs.shape[1]))
-        *outputs, state = unroll(obs[:, part], state, reset[:, part])
-        state = map_state(torch.Tensor.detach, state)
-        yield part, tuple(outputs)
+        result = unroll(obs[:, part], state, reset[:, part])
+        state = map_state(torch.Tensor.detach, result[-1])
+        yield part, result[:-1]
 
 
 class ReplaySizes(NamedTuple):
-    """What a learner's replay memory has to fit, besides the learner's own options."""
+    """The sizes that a learner's memory needs besides the learner's own options."""
 
     num_lanes: int
     obs_dim: int
-    action_shape: tuple[int, ...] | None  # of continuous actions; None: one choice of several
+    action_shape: tuple[int, ...] | None  # of continuous actions; None: discrete actions
     state_shapes: list[tuple[int, ...]]  # the core's state tensors, each without the batch axis
     reset_state_on_trial: bool
     max_episode_steps: int | None  # None: not known
     total_steps: int | None  # of the whole run, in environment steps; None: not known
 
 
-class Learner:
-    """A learning algorithm around a network that acts.
+class BaseLearner:
+    """The parts that every learner shares. Derive from `ReplayLearner` or from `RolloutLearner`.
 
     Subclasses fill `networks`, `targets`, `averages` and `optimizers` (the same names in each), implement `act` and
     `update`, and extend `state_dict` with everything else that a resumed run needs to continue bit for bit.
 
     Args:
         network: the network that acts; it is moved to `device` and trained in place.
-        config: every option of the algorithm.
+        config: the dataclass of the algorithm's options, with at least `learning_rate` and `lr_final`.
         seed: of exploration.
+        device: of the networks.
     """
 
-    continuous = False  # acts in a vector of bounded actions, instead of by one of several choices
-    on_policy = False  # learns once from what it has just done, instead of from a replay memory
-    topology: Any = None  # an expansion.topology.Topology with --expansion
-    priorities: Tensor | None = None  # (B,) of the last batch, where sampling is prioritised
+    continuous = False  # whether actions are vectors within bounds, instead of one choice of several
+    topology: Topology | None = None  # with --expansion
 
-    def __init__(self, network: Any, config: Any, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, network: AgentNetwork, config: Any, seed: int, device: torch.device | str = "cpu") -> None:
         self.config, self.device = config, torch.device(device)
         self.online = network.to(self.device)
         self.networks: dict[str, nn.Module] = {}
@@ -96,23 +101,112 @@ class Learner:
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same numbers on every device
         self.updates = 0
-        self.grad_norms: dict[str, Tensor] = {}  # of the last update, before clipping
+        self.grad_norms: dict[str, Tensor] = {}
 
     @staticmethod
-    def network_options(config: Any) -> dict[str, Any]:
-        """Options of the learner that its acting network is made with."""
+    def network_options(config: Any) -> StateDict:
+        """Constructor arguments of the acting network that the learner's options decide."""
         return {}
 
+    @property
+    def policy(self) -> AgentNetwork:
+        """The network that is evaluated and saved."""
+        return self.online
+
+    @property
+    def evaluated_as(self) -> str:
+        """How `policy` chooses actions in an evaluation: "greedy" or "sampled"."""
+        return "greedy"
+
+    def expand(self, config: PaperExpansionConfig, seed: int, total_steps: int | None) -> None:
+        """Mask the networks, and let the topology change them from now on. Raises: ConfigError, as `Topology`."""
+        self.topology = Topology(config, self.networks, self.targets, self.optimizers, seed, total_steps)
+        for name, average in self.averages.items():
+            self.topology.follow(name, average)
+
+    def set_progress(self, progress: float) -> None:
+        """Set the learning rate, which falls linearly from `learning_rate` to the share `lr_final` of it.
+
+        Args: progress: share of the run that is done, from 0 to 1.
+        """
+        share = 1.0 - (1.0 - self.config.lr_final) * min(max(progress, 0.0), 1.0)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * share
+
+    def act(self, obs: Tensor, state: State, explore: bool) -> tuple[Tensor, State]:
+        """Actions (N,) or (N, A) for obs (N, D), and the next state; without `explore`, as in an evaluation."""
+        raise NotImplementedError
+
+    def run_network(self, name: str, batch: Batch) -> None:
+        """Run one of `networks` over a batch as learning does, for the metrics, which watch its layers."""
+        self.online.unroll(batch.obs, batch.state0, batch.reset)
+
+    def status(self) -> dict[str, float]:
+        """Current values of the schedules, for the log."""
+        return {}
+
+    def descend(self, name: str, grad_clip: float | None = None) -> Tensor:
+        """One step of the optimiser `name` along the gradients in `.grad`. Returns: their norm before clipping."""
+        if self.topology is not None:
+            self.topology.before_step(name)
+        weights = [part for group in self.optimizers[name].param_groups for part in group["params"]]
+        weights = [part for part in weights if part.grad is not None]
+        norm = nn.utils.clip_grad_norm_(weights, float("inf") if grad_clip is None else grad_clip)
+        self.optimizers[name].step()
+        if self.topology is not None:
+            self.topology.after_step(name)
+        self.grad_norms[name] = norm
+        return norm
+
+    def state_dict(self) -> StateDict:
+        """Networks, optimisers, topology, counters and generator: a learner that loads it continues bit for bit."""
+        return {
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "targets": {name: network.state_dict() for name, network in self.targets.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "topology": None if self.topology is None else self.topology.state_dict(),
+            "generator": self.generator.get_state(),
+            "updates": self.updates,
+            "grad_norms": dict(self.grad_norms),
+        }
+
+    def load_state_dict(self, saved: StateDict) -> None:
+        """Restore what `state_dict` returned."""
+        for part in ("networks", "targets", "optimizers"):
+            for name, module in getattr(self, part).items():
+                module.load_state_dict(saved[part][name])
+        if self.topology is not None:
+            self.topology.load_state_dict(saved["topology"])
+        self.generator.set_state(saved["generator"].cpu())
+        self.updates, self.grad_norms = saved["updates"], dict(saved["grad_norms"])
+
+
+class _BufferOptions(TypedDict, total=False):
+    """Arguments that both kinds of `ReplayBuffer` take."""
+
+    state_shapes: list[tuple[int, ...]]
+    replay_state: str
+    reset_state_on_trial: bool
+    priority_exponent: float | None
+    importance_exponent: float
+    action_shape: tuple[int, ...]
+    action_dtype: type
+
+
+class ReplayLearner(BaseLearner):
+    """An off-policy learner: it updates from batches of a replay buffer, as its `config.ReplayConfig` describes."""
+
+    first_update = "see --learning-starts"
+    priorities: Tensor | None = None  # (B,) of the last batch, where sampling is prioritised
+
     @classmethod
-    def make_replay(cls, config: Any, sizes: ReplaySizes) -> Any:
-        """The replay memory that the learner's options describe.
+    def make_replay(cls, config: Any, sizes: ReplaySizes) -> Replay:
+        """The replay buffer that the learner's options describe.
 
         Raises: ConfigError where options do not fit each other or the task.
         """
-        if cls.on_policy:
-            shape = (sizes.num_lanes, sizes.obs_dim, config.rollout_steps)
-            return RolloutBuffer(*shape, sizes.state_shapes, sizes.reset_state_on_trial)
-        common: dict[str, Any] = {
+        common: _BufferOptions = {
             "state_shapes": sizes.state_shapes,
             "replay_state": config.replay_state,
             "reset_state_on_trial": sizes.reset_state_on_trial,
@@ -120,7 +214,7 @@ class Learner:
             "importance_exponent": config.importance_exponent,
         }
         if sizes.action_shape is not None:
-            common |= {"action_shape": sizes.action_shape, "action_dtype": np.float32}
+            common["action_shape"], common["action_dtype"] = sizes.action_shape, np.float32
         capacity = config.buffer_size
         if config.replay == "trial":
             limit = sizes.max_episode_steps
@@ -138,83 +232,94 @@ class Learner:
     @classmethod
     def batch_shape(cls, config: Any, num_envs: int) -> tuple[int, int]:
         """(rows, steps) of an update's batch, at least."""
-        if cls.on_policy:
-            return num_envs, config.rollout_steps
         if config.replay == "trial":
             return config.trial_batch_size, 1
         return config.batch_size, config.sequence_length if config.replay == "sequence" else 1
 
     @property
-    def policy(self) -> Any:
-        """The network that is evaluated and saved."""
-        return self.online
+    def memory(self) -> str:
+        """What it learns from, in words."""
+        return f"replay of {self.config.replay}s"
 
-    def set_progress(self, progress: float) -> None:
-        """Move the schedules to where the run is, 0 at its start and 1 at its end."""
-        share = 1.0 - (1.0 - self.config.lr_final) * min(max(progress, 0.0), 1.0)
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * share
+    @property
+    def _batch_size(self) -> int:
+        config: ReplayConfig = self.config
+        return config.trial_batch_size if config.replay == "trial" else config.batch_size
 
-    def act(self, obs: Tensor, state, explore: bool):
-        """Actions (N,) or (N, A) and the next state."""
-        raise NotImplementedError
+    def store(self, replay: Replay, steps: Steps, state: State, next_state: State) -> None:
+        """Add one step of all lanes to the replay buffer."""
+        replay.add(steps, state)
+
+    def updates_due(self, replay: Replay, step: int, num_lanes: int) -> float:
+        """One update per `update_every` environment steps, once there have been `learning_starts` of them."""
+        config: ReplayConfig = self.config
+        return num_lanes / config.update_every if step >= config.learning_starts and len(replay) else 0.0
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Learn from one batch. Returns 0-d tensors, "loss" among them: reading one would make a GPU wait."""
+        """Learn from one batch. Returns 0-d tensors, "loss" among them."""
         raise NotImplementedError
 
-    def learn(self, replay: Any, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Draw from the replay memory and update."""
-        config = self.config
-        batch = replay.sample(config.trial_batch_size if config.replay == "trial" else config.batch_size, rng)
+    def learn(self, replay: ReplayBuffer, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Sample a batch, update, and give the buffer the new priorities."""
+        batch = replay.sample(self._batch_size, rng)
         values = self.update(batch)
         if self.priorities is not None:
             replay.update_priorities(batch.places, self.priorities.cpu().numpy())
         return values
 
-    def probe(self, replay: Any, rng: np.random.Generator) -> Batch | None:
-        """A batch to look at the networks with, outside of learning; None: there is none yet."""
-        if not len(replay):
-            return None
-        config = self.config
-        batch: Batch = replay.sample(config.trial_batch_size if config.replay == "trial" else config.batch_size, rng)
-        return batch
+    def probe(self, replay: Replay, rng: np.random.Generator) -> Batch | None:
+        """A batch for the metrics, which changes nothing; None while the buffer is empty."""
+        return replay.sample(self._batch_size, rng) if len(replay) else None
 
-    def status(self) -> dict[str, float]:
-        """The schedules, for the log."""
-        return {}
 
-    def descend(self, name: str, grad_clip: float | None = None) -> Tensor:
-        """One step of the optimiser `name` along the gradients that are there; returns their norm."""
-        if self.topology is not None:
-            self.topology.before_step(name)
-        found = [part for group in self.optimizers[name].param_groups for part in group["params"]]
-        found = [part for part in found if part.grad is not None]
-        norm = nn.utils.clip_grad_norm_(found, float("inf") if grad_clip is None else grad_clip)
-        self.optimizers[name].step()
-        if self.topology is not None:
-            self.topology.after_step(name)
-        self.grad_norms[name] = norm
-        return norm
+class RolloutLearner(BaseLearner):
+    """An on-policy learner: it updates once from each rollout of `config.rollout_steps` steps of all lanes."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Networks, optimisers, topology, counter and generator: a learner that loads it goes on bit for bit."""
-        return {
-            "networks": {name: network.state_dict() for name, network in self.networks.items()},
-            "targets": {name: network.state_dict() for name, network in self.targets.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "topology": None if self.topology is None else self.topology.state_dict(),
-            "generator": self.generator.get_state(),
-            "updates": self.updates,
-            "grad_norms": dict(self.grad_norms),
-        }
+    memory = "rollout"
+    first_update = "a rollout is --num-envs times --rollout-steps"
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        for part in ("networks", "targets", "optimizers"):
-            for name, module in getattr(self, part).items():
-                module.load_state_dict(saved[part][name])
-        if self.topology is not None:
-            self.topology.load_state_dict(saved["topology"])
-        self.generator.set_state(saved["generator"].cpu())
-        self.updates, self.grad_norms = saved["updates"], dict(saved["grad_norms"])
+    @classmethod
+    def make_replay(cls, config: Any, sizes: ReplaySizes) -> RolloutBuffer:
+        """The buffer of one rollout."""
+        shape = (sizes.num_lanes, sizes.obs_dim, config.rollout_steps)
+        return RolloutBuffer(*shape, sizes.state_shapes, sizes.reset_state_on_trial)
+
+    @classmethod
+    def batch_shape(cls, config: Any, num_envs: int) -> tuple[int, int]:
+        """(rows, steps) of an update's batch."""
+        return num_envs, config.rollout_steps
+
+    def final_value(self, obs: Tensor, state: State) -> Tensor:
+        """V (n,) of the observations (n, D) at which a time limit ended the episode.
+
+        Args:
+            obs: the last observations.
+            state: the core's state before them.
+        """
+        raise NotImplementedError
+
+    def store(self, replay: RolloutBuffer, steps: Steps, state: State, next_state: State) -> None:
+        """Add one step of all lanes to the rollout, and the value of each last observation at a time limit."""
+        values, rows = None, np.flatnonzero(steps.truncated & ~steps.terminated)
+        if len(rows):
+            index = torch.from_numpy(rows).to(self.device)
+            obs = torch.from_numpy(steps.next_obs[rows]).to(self.device)
+            values = np.full(len(steps.obs), np.nan, np.float32)
+            values[rows] = self.final_value(obs, map_state(lambda part: part[index], next_state)).cpu().numpy()
+        replay.add(steps, state, values)
+
+    def updates_due(self, replay: RolloutBuffer, step: int, num_lanes: int) -> float:
+        """One update when the rollout is complete."""
+        return float(replay.full)
+
+    def update(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Learn from one rollout. Returns 0-d tensors, "loss" among them."""
+        raise NotImplementedError
+
+    def learn(self, replay: RolloutBuffer, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Update from the complete rollout; the buffer then starts the next one."""
+        return self.update(replay.take())
+
+    def probe(self, replay: RolloutBuffer, rng: np.random.Generator) -> Batch | None:
+        """The rollout as it is, for the metrics; None before the first update."""
+        return replay.view() if self.updates else None

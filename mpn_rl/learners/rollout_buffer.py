@@ -1,27 +1,28 @@
-"""What an on-policy learner learns from: the last `rollout_steps` steps of all lanes, used once."""
+"""The memory of an on-policy learner: the last `rollout_steps` steps of all lanes, used once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mpn_rl.contracts import Batch, Steps, state_parts
+from mpn_rl.contracts import Batch, State, StateDict, Steps, state_parts, to_tensor
 
 
 class Rollout(NamedTuple):
     """T steps of N lanes, one lane per row. Unlike a replayed sequence, a row may hold several episodes.
 
-    Where an episode ends at t < T - 1, batch.obs[:, t+1] opens the next one and batch.reset[:, t+1] is true; the
-    observation that ended it is not in the batch. batch.obs[:, T] is always the true last one.
+    If an episode ends at t < T - 1, batch.obs[:, t+1] is the first observation of the next episode and
+    batch.reset[:, t+1] is true; the last observation of the ended episode is not in the batch. batch.obs[:, T] always
+    follows step T - 1.
     """
 
     batch: Batch
-    ended: Tensor  # (N, T) bool: the episode ended with this step, by itself or by a time limit
-    final_value: Tensor  # (N, T) V of the observation that a time limit cut off, 0 elsewhere
+    ended: Tensor  # (N, T) bool: the episode ended with this step, terminated or truncated
+    final_value: Tensor  # (N, T) V of the last observation where the episode was truncated, 0 elsewhere
 
     def to(self, device: torch.device | str) -> Rollout:
         """The rollout with every tensor on `device`."""
@@ -29,7 +30,7 @@ class Rollout(NamedTuple):
 
 
 class RolloutBuffer:
-    """Collects a rollout. The cores' states run on from one to the next; gradients do not.
+    """Collects a rollout. The core's state continues from one rollout to the next; gradients do not.
 
     Args:
         num_lanes, obs_dim: N and D.
@@ -37,7 +38,7 @@ class RolloutBuffer:
         state_shapes: the core's state tensors, each without the batch axis.
         reset_state_on_trial: as the option of that name.
 
-    Everything is allocated here, and `nbytes` says how much.
+    The constructor allocates all of the memory; `nbytes` is its size.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class RolloutBuffer:
         self.action = np.zeros((num_lanes, length), np.int64)
         self.reward, self.terminated, self.final_value = np.zeros((3, num_lanes, length), np.float32)
         self.ended = np.zeros((num_lanes, length), bool)
-        self.fresh = np.ones(num_lanes, bool)  # the coming step's state starts anew
+        self.fresh = np.ones(num_lanes, bool)  # the state is reset before the next step
         self.state0 = [np.zeros((num_lanes, *shape), np.float32) for shape in state_shapes]
         self.taken = 0  # steps of the rollout so far
 
@@ -72,14 +73,15 @@ class RolloutBuffer:
         """Whether the rollout is complete."""
         return self.taken == self.length
 
-    def add(self, steps: Steps, state, final_value: np.ndarray | None = None) -> None:
+    def add(self, steps: Steps, state: State, final_value: np.ndarray | None = None) -> None:
         """Store one step of every lane.
 
         Args:
-            steps: what happened.
-            state: the core's state before the step, its rows being the lanes.
-            final_value: V(steps.next_obs) where a time limit cut the episode, nan elsewhere, (N,). None: 0.
-        Raises: ValueError while a complete rollout has not been taken.
+            steps: one step of all lanes.
+            state: the core's state before the step, one row per lane.
+            final_value: V(steps.next_obs) where the episode was truncated, nan elsewhere, (N,). None: 0.
+
+        Raises: ValueError if the rollout is complete and `take` has not been called.
         """
         if self.full:
             raise ValueError(f"the rollout of {self.length} steps is complete: take it first")
@@ -90,7 +92,7 @@ class RolloutBuffer:
         ended = steps.terminated | steps.truncated
         new_trial = steps.new_trial & self.reset_state_on_trial
         self.obs[:, t] = steps.obs
-        self.obs[:, t + 1] = steps.next_obs  # where the rollout goes on, the next step overwrites it
+        self.obs[:, t + 1] = steps.next_obs  # the next step overwrites it, unless the rollout is complete
         self.reset[:, t] = self.fresh
         self.reset[:, t + 1] = new_trial & ~ended
         self.action[:, t] = steps.action
@@ -102,26 +104,26 @@ class RolloutBuffer:
         self.taken += 1
 
     def take(self) -> Rollout:
-        """The complete rollout, copied; the buffer begins the next one.
+        """Copy the complete rollout and start the next one.
 
-        Raises: ValueError before the rollout is complete.
+        Raises: ValueError if the rollout is not complete.
         """
         if not self.full:
             raise ValueError(f"the rollout has {self.taken} of {self.length} steps")
         batch = self.view()
         self.taken = 0
-        return Rollout(batch, _tensor(self.ended), _tensor(self.final_value))
+        return Rollout(batch, to_tensor(self.ended), to_tensor(self.final_value))
 
     def view(self) -> Batch:
-        """What there is of the rollout, copied; where it has just been taken, the whole one."""
+        """A copy of the steps so far; directly after `take`, of the rollout that was taken."""
         steps = self.taken or self.length
-        state0 = tuple(_tensor(part) for part in self.state0)
+        state0 = tuple(to_tensor(part) for part in self.state0)
         return Batch(
-            obs=_tensor(self.obs[:, : steps + 1]),
-            reset=_tensor(self.reset[:, : steps + 1]),
-            action=_tensor(self.action[:, :steps]),
-            reward=_tensor(self.reward[:, :steps]),
-            terminated=_tensor(self.terminated[:, :steps]),
+            obs=to_tensor(self.obs[:, : steps + 1]),
+            reset=to_tensor(self.reset[:, : steps + 1]),
+            action=to_tensor(self.action[:, :steps]),
+            reward=to_tensor(self.reward[:, :steps]),
+            terminated=to_tensor(self.terminated[:, :steps]),
             mask=torch.ones(self.num_lanes, steps),
             state0=state0 if len(state0) > 1 else state0[0],
             burn_in=0,
@@ -136,15 +138,12 @@ class RolloutBuffer:
         states = {f"state0_{i}": part for i, part in enumerate(self.state0)}
         return {**{name: getattr(self, name) for name in names}, **states}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, as arrays (the buffer's own, not copies) and a number."""
+    def state_dict(self) -> StateDict:
+        """Everything that a resumed run needs: the buffer's own arrays, not copies, and a counter."""
         return {"arrays": self._arrays(), "taken": self.taken}
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: StateDict) -> None:
+        """Restore what `state_dict` returned."""
         for name, array in self._arrays().items():
             np.copyto(array, saved["arrays"][name])
         self.taken = saved["taken"]
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array.copy())

@@ -1,33 +1,35 @@
 """TD3: a deterministic actor for continuous actions, twin critics, and the learner that trains them.
 
-Source: Fujimoto, van Hoof & Meger 2018 (arXiv 1802.09477). The actor's core is injected, as in `mpn_dqn.py`. Without
-a memory (`--core mlp`) the critics see the observation itself and single transitions are learned; with one they have a
-core of their own over the observations, from which both read, and sequences are learned (as Ni et al. 2022,
-arXiv 2110.05038, found best).
+Source: Fujimoto, van Hoof & Meger 2018 (arXiv 1802.09477). The actor's core is an argument, as in `mpn_dqn.py`. With a
+memoryless core (`--core mlp`) the critics read the observation itself, and the learner uses single transitions. With
+any other core, the two critics share a core of their own over the observations, and the learner uses sequences (the
+variant that Ni et al. 2022, arXiv 2110.05038, recommend).
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from mpn_rl.config import TD3Config
-from mpn_rl.contracts import Batch, Core, map_state, state_parts
+from mpn_rl.contracts import Batch, Core, Replay, State, StateDict, map_state, state_parts
 from mpn_rl.expansion.plasticity_metrics import active_fraction, activities
 from mpn_rl.kernels.linear import Linear
-from mpn_rl.learners.base import Adam, Learner, ReplaySizes, truncated_unroll
+from mpn_rl.learners.base import Adam, ReplayLearner, ReplaySizes, truncated_unroll
 from mpn_rl.learners.transition_replay import TransitionReplay, transition_batch
 from mpn_rl.networks.baseline_cores import MLPCore
 from mpn_rl.networks.encoder import AgentNetwork, Encoder
 from mpn_rl.options import ConfigError
 from mpn_rl.returns import n_step_targets, sequence_priorities
+from trial_replay import ReplayBuffer
 
-REVIEW_EVERY = 100  # updates between two looks at how many of the critics' units are active
+REVIEW_EVERY = 100  # updates between two measurements of the critics' active units
 
 
 class BoundedHead(nn.Linear):
@@ -41,7 +43,7 @@ class BoundedHead(nn.Linear):
     centre: Tensor
     scale: Tensor
 
-    def __init__(self, in_features: int, low: Any, high: Any) -> None:
+    def __init__(self, in_features: int, low: ArrayLike, high: ArrayLike) -> None:
         low, high = (torch.as_tensor(bound, dtype=torch.float32).clone() for bound in (low, high))
         super().__init__(in_features, len(low))
         self.register_buffer("low", low)
@@ -58,8 +60,17 @@ class BoundedHead(nn.Linear):
         share = torch.rand(rows, self.out_features, generator=generator).to(self.low.device)
         return self.low + (self.high - self.low) * share
 
-    def disturbed(self, actions: Tensor, noise: float, generator: torch.Generator | None, clip: float | None = None):
-        """Actions with Gaussian noise, clipped to +-clip, and within the bounds; both in halves of the range."""
+    def disturbed(
+        self, actions: Tensor, noise: float, generator: torch.Generator | None, clip: float | None = None
+    ) -> Tensor:
+        """Actions (..., A) plus Gaussian noise, within the bounds.
+
+        Args:
+            actions: (..., A).
+            noise: standard deviation, in units of half the action's range.
+            generator: draws the noise; None: torch's global one.
+            clip: largest size of the noise, in the same units; None: no limit.
+        """
         drawn = torch.randn(actions.shape, generator=generator).to(actions.device) * noise
         if clip is not None:
             drawn = drawn.clamp_(-clip, clip)
@@ -84,8 +95,8 @@ class Actor(AgentNetwork):
         *,
         encoder: Encoder | None = None,
         core: Core | None = None,
-        low: Any,
-        high: Any,
+        low: ArrayLike,
+        high: ArrayLike,
     ) -> None:
         super().__init__()
         self.obs_dim, self.hidden_dim, self.action_dim = obs_dim, hidden_dim, action_dim
@@ -93,13 +104,13 @@ class Actor(AgentNetwork):
         self.core = core or MLPCore(self.encoder.output_dim, hidden_dim, 2, "relu")
         self.head = BoundedHead(hidden_dim, low, high)
 
-    def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
+    def unroll(self, obs: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
         """A sequence: obs (B, T, D) -> actions (B, T, A) and the last state; `reset` as in the core contract."""
         hs, state = self.core.unroll(self.encoder(obs), state, reset)
         return self.head(hs.contiguous()), state  # torch's GRU returns time first, in other strides
 
     def choose(self, actions: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """What the head returned, a share `epsilon` of the rows replaced by random actions."""
+        """The head's actions (B, A), a share `epsilon` of the rows replaced by random actions."""
         if epsilon > 0.0:
             explore = torch.rand(len(actions), 1, generator=generator) < epsilon
             actions = torch.where(explore.to(actions.device), self.head.uniform(len(actions), generator), actions)
@@ -107,12 +118,13 @@ class Actor(AgentNetwork):
 
 
 class Critics(nn.Module):
-    """Q_1(z, a) and Q_2(z, a): two ReLU networks on [z, a], z being the observation or what a core makes of it.
+    """Q_1(z, a) and Q_2(z, a): two ReLU networks on [z, a], where z is the observation or a core's output for it.
 
     Args:
-        actor: gives the sizes, and where it has a memory, the encoder and core to copy (weights included).
-        layers: hidden layers of each, as wide as the actor's core.
-        layer_norm: where a LayerNorm stands before the ReLU: in none, the last or all of the hidden layers.
+        actor: has the sizes, and the encoder and core that the critics copy, weights included.
+        memoryless: whether the critics read the observation itself, without encoder and core.
+        layers: hidden layers of each critic, as wide as the actor's core.
+        layer_norm: hidden layers with a LayerNorm before the ReLU: none, last or all.
     """
 
     def __init__(self, actor: Actor, memoryless: bool, layers: int, layer_norm: str) -> None:
@@ -122,11 +134,12 @@ class Critics(nn.Module):
         inputs = (actor.obs_dim if memoryless else actor.hidden_dim) + actor.action_dim
         self.q1, self.q2 = (value_network(inputs, actor.hidden_dim, layers, layer_norm) for _ in range(2))
 
-    def init_state(self, batch_size: int, device: torch.device | str | None = None):
-        """The core's state at an episode's start, if there is one."""
-        return None if self.core is None else self.core.init_state(batch_size, device)
+    def init_state(self, batch_size: int, device: torch.device | str | None = None) -> State:
+        """The core's state at an episode's start; without a core an empty one, (B, 0)."""
+        empty = torch.zeros(batch_size, 0, device=device)
+        return empty if self.core is None else self.core.init_state(batch_size, device)
 
-    def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
+    def unroll(self, obs: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
         """A sequence: obs (B, T, D) -> z (B, T, Z) and the last state."""
         if self.core is None or self.encoder is None:
             return obs, state
@@ -138,7 +151,7 @@ class Critics(nn.Module):
         return torch.stack([self.q1(x), self.q2(x)]).squeeze(-1)
 
     def first(self, z: Tensor, actions: Tensor) -> Tensor:
-        """Q_1 alone (...,), which the actor climbs."""
+        """Q_1 alone (...,), which the actor maximises."""
         return self.q1(torch.cat([z, actions], -1)).squeeze(-1)
 
 
@@ -153,39 +166,36 @@ def value_network(inputs: int, hidden_dim: int, layers: int, layer_norm: str) ->
     return nn.Sequential(*parts, Linear(hidden_dim, 1))
 
 
-class TD3Learner(Learner):
+class TD3Learner(ReplayLearner):
     """Twin delayed deep deterministic policy gradient.
 
         a'  = clip(pi'(s') + clip(noise, -c, c), low, high)                  target policy smoothing
         y   = r + gamma (1 - terminated) min_i Q'_i(s', a')                  clipped double Q
         L   = sum_i (Q_i(s, a) - y)^2                                        every update
-        J   = Q_1(s, pi(s)), and the targets follow by tau                   every policy_freq updates
+        J   = Q_1(s, pi(s)), and soft updates of the targets by tau          every policy_freq updates
 
-    Noise is given in halves of the action's range. A time limit bootstraps. Options beyond the paper: n-step returns,
-    critics with LayerNorm or more layers, a running average of the actor for evaluation (`eval_average`),
-    and two ways with old transitions, `experience_review` and `dynamic_buffer`, told at `learn`.
+    Noise is in units of half the action's range. A time limit bootstraps. Options beyond the paper: n-step returns,
+    critics with LayerNorm or more layers, a running average of the actor for evaluation (`eval_average`), and two uses
+    of old transitions, `experience_review` and `dynamic_buffer`; see `learn`.
 
-    Differs from Fujimoto et al.: Adam in one fused step; with a recurrent core everything is unrolled, the critics
-    from a zero state before the burn-in, since only the actor's state is stored.
+    Differs from Fujimoto et al.: Adam in one fused step; networks with a memory are unrolled over sequences, the
+    critics from a zero state before the burn-in, since only the actor's state is stored.
 
-    Args: those of `Learner`, with an `Actor` and a `config.TD3Config`.
+    Args: those of `BaseLearner`, with an `Actor` and a `config.TD3Config`.
     """
 
     continuous = True
+    config: TD3Config
+    online: Actor
 
     @classmethod
-    def make_replay(cls, config: TD3Config, sizes: ReplaySizes) -> Any:
-        """A `TransitionReplay` for single transitions that are drawn uniformly and need no state."""
+    def make_replay(cls, config: TD3Config, sizes: ReplaySizes) -> Replay:
+        """A `TransitionReplay` for uniformly drawn transitions of a memoryless actor, else as every `ReplayLearner`.
+
+        Raises: ConfigError for options that need another replay buffer or a longer run.
+        """
         memoryless = not any(map(math.prod, sizes.state_shapes))
         plain = memoryless and config.replay == "transition" and not config.prioritized
-        cls._check(config, sizes.total_steps, plain)
-        if plain and sizes.action_shape is not None:
-            return TransitionReplay(sizes.num_lanes, sizes.obs_dim, sizes.action_shape[0], config.buffer_size)
-        return super().make_replay(config, sizes)
-
-    @staticmethod
-    def _check(config: TD3Config, steps: int | None, plain: bool) -> None:
-        """Raises: ConfigError for options that need another replay memory or a longer run."""
         for flag, wanted in (
             ("--dynamic-buffer", config.dynamic_buffer),
             ("--experience-review", config.experience_review),
@@ -199,12 +209,15 @@ class TD3Learner(Learner):
                 f"--n-step sums rewards along sequences, or from --core mlp with transitions drawn uniformly, got "
                 f"{config.n_step}; take --replay sequence"
             )
-        interval = config.buffer_adjustment_interval
+        interval, steps = config.buffer_adjustment_interval, sizes.total_steps
         if config.dynamic_buffer and steps is not None and interval > steps:
             raise ConfigError(
                 f"--buffer-adjustment-interval must not exceed --total-steps = {steps}, or nothing is ever adjusted, "
                 f"got {interval}"
             )
+        if plain and sizes.action_shape is not None:
+            return TransitionReplay(sizes.num_lanes, sizes.obs_dim, sizes.action_shape[0], config.buffer_size)
+        return super().make_replay(config, sizes)
 
     def __init__(self, network: Actor, config: TD3Config, seed: int, device: torch.device | str = "cpu") -> None:
         super().__init__(network, config, seed, device)
@@ -212,7 +225,9 @@ class TD3Learner(Learner):
         critics = Critics(network, self.memoryless, config.critic_layers, config.critic_layer_norm)
         self.critic = critics.to(self.device)
         self.networks = {"actor": self.online, "critic": self.critic}
-        self.targets = {name: copy.deepcopy(net).requires_grad_(False) for name, net in self.networks.items()}
+        self.target_actor = copy.deepcopy(self.online).requires_grad_(False)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.targets = {"actor": self.target_actor, "critic": self.target_critic}
         self.optimizers = {
             name: Adam(_trained(net), lr=config.learning_rate, fused=True) for name, net in self.networks.items()
         }
@@ -222,7 +237,7 @@ class TD3Learner(Learner):
         self._actor = _trained(self.online)
         self._online, self._target = _parts(*self.networks.values()), _parts(*self.targets.values())
         self.acted = 0  # environment steps with exploration
-        self.active = 1.0  # share of the critics' hidden units, when last looked at
+        self.active = 1.0  # share of the critics' hidden units that are active, as last measured
         self.buffer_checks, self.buffer_distance, self.buffer_held = 0, 0.0, 0
 
     @property
@@ -231,11 +246,11 @@ class TD3Learner(Learner):
         return self.online if self.average is None else self.average
 
     @torch.no_grad()
-    def act(self, obs: Tensor, state, explore: bool):
-        """Actions (N, A) and the next state: with noise, at random until `learning_starts`, or as evaluated."""
+    def act(self, obs: Tensor, state: State, explore: bool) -> tuple[Tensor, State]:
+        """Actions (N, A) and the next state; with exploration, uniform until `learning_starts` and then noisy."""
         if not explore:
             return self.policy.select_action(obs, state)
-        actions, state = self.online.select_action(obs.clone(), state)  # as in `_unroll`
+        actions, state = self.online.select_action(obs, state)
         head = self.online.head
         if self.acted < self.config.learning_starts:
             actions = head.uniform(len(obs), self.generator)
@@ -247,6 +262,7 @@ class TD3Learner(Learner):
     # --- learning ---------------------------------------------------------------------------------------
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Update the critics, and every `policy_freq` updates the actor and the targets."""
         batch = batch.to(self.device)
         values = self._learn_critics(batch)
         self.updates += 1
@@ -274,7 +290,7 @@ class TD3Learner(Learner):
     def _targets(self, batch: Batch) -> Tensor:
         """y (B, T - burn_in)."""
         config, burn, steps = self.config, batch.burn_in, batch.action.shape[1]
-        actor, critic = self.targets["actor"], self.targets["critic"]
+        actor, critic = self.target_actor, self.target_critic
         actions = self._unroll(actor, batch, burn + 1, steps + 1)
         actions = self.online.head.disturbed(actions, config.policy_noise, self.generator, config.noise_clip)
         values = critic(self._unroll(critic, batch, burn + 1, steps + 1), actions).amin(0)
@@ -292,41 +308,53 @@ class TD3Learner(Learner):
         self.descend("actor", self.config.grad_clip)
         return {"actor_loss": loss.detach()}
 
-    def _unroll(self, network: nn.Module, batch: Batch, first: int, last: int) -> Tensor:
-        """What `network` makes of obs[:, first:last]; a memory takes in those before without gradient.
+    def _unroll(self, network: Actor | Critics, batch: Batch, first: int, last: int) -> Tensor:
+        """The outputs of `network` for obs[:, first:last]; a core reads the earlier steps without gradient.
 
-        With `bptt_chunk_size` the gradient stops between chunks while the state goes on.
+        With `bptt_chunk_size` the gradient stops between chunks while the state passes on.
         """
-        # Copied: products of matrices that begin anywhere in memory round as their addresses happen to be.
-        obs, reset = batch.obs[:, first:last].contiguous(), batch.reset[:, first:last]
+        obs, reset = batch.obs[:, first:last].contiguous(), batch.reset[:, first:last]  # aligned: `contracts.to_tensor`
         if self.memoryless:
-            return network.unroll(obs, batch.state0, reset)[0]  # type: ignore[operator]
-        own = isinstance(network, Critics)
-        state = network.init_state(len(obs), obs.device) if own else map_state(torch.clone, batch.state0)  # type: ignore
+            return network.unroll(obs, batch.state0, reset)[0]
+        state = self._first_state(network, batch)
         if first:
             with torch.no_grad():
-                state = network.unroll(batch.obs[:, :first], state, batch.reset[:, :first])[1]  # type: ignore[operator]
+                state = network.unroll(batch.obs[:, :first], state, batch.reset[:, :first])[1]
         chunk = self.config.bptt_chunk_size or obs.shape[1]
-        pieces = truncated_unroll(network.unroll, obs, state, reset, chunk)  # type: ignore[arg-type]
+        pieces = truncated_unroll(network.unroll, obs, state, reset, chunk)
         return torch.cat([output for _, (output,) in pieces], 1)
+
+    def _first_state(self, network: Actor | Critics, batch: Batch) -> State:
+        """The state before obs[:, 0]: the batch's for an actor, zero for the critics, whose state is not stored."""
+        if isinstance(network, Critics):
+            return network.init_state(len(batch.obs), batch.obs.device)
+        return map_state(torch.clone, batch.state0)
+
+    def run_network(self, name: str, batch: Batch) -> None:
+        """Run actor or critics over a batch as learning does; the critics value the batch's actions."""
+        network = self.critic if name == "critic" else self.online
+        z, _ = network.unroll(batch.obs, self._first_state(network, batch), batch.reset)
+        if isinstance(network, Critics):
+            network(z[:, : batch.action.shape[1]], batch.action)
 
     @property
     def n_step(self) -> int:
         """Steps of reward before bootstrapping, at this update."""
         return self.config.n_step if self.updates >= self.config.n_step_delay else 1
 
-    # --- what is learned from ---------------------------------------------------------------------------
+    # --- the replay buffer ------------------------------------------------------------------------------
 
-    def learn(self, replay: Any, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Draw from the replay memory and update.
+    def learn(self, replay: ReplayBuffer | TransitionReplay, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Sample a batch and update.
 
         `dynamic_buffer`: see `_shrink`. `experience_review`: while fewer than `review_below` of the critics' hidden
-        units are active, some batches come from the oldest `review_share` of the memory, with the chance
+        units are active, a batch comes from the oldest `review_share` of the buffer with probability
 
             review_chance (1 - active / review_below)
 
-        Both need a `TransitionReplay`. Differs from the public code of Neuroplastic Expansion, where the chance jumps
-        from 0 to 0.47 at the threshold and hardly rises from there; the paper couples it to how fast dormancy changes.
+        Both need a `TransitionReplay`. Differs from the public code of Neuroplastic Expansion, whose probability jumps
+        from 0 to 0.47 at the threshold and hardly rises from there; the paper derives it from the rate at which
+        dormancy changes.
         """
         if not isinstance(replay, TransitionReplay):
             return super().learn(replay, rng)
@@ -338,22 +366,25 @@ class TD3Learner(Learner):
         batch = replay.sample(config.batch_size, rng, self.n_step, config.gamma, oldest)
         values = self.update(batch)
         if config.experience_review and self.updates % REVIEW_EVERY == 0:
-            layers = activities(self.critic, batch.to(self.device)).values()
+            layers = activities(self, "critic", batch.to(self.device)).values()
             self.active = sum(map(active_fraction, layers)) / len(layers)
         return values
 
     @property
     def review_chance(self) -> float:
+        """Probability that the next batch comes from the oldest transitions."""
         return self.config.review_chance * max(0.0, 1.0 - self.active / self.config.review_below)
 
     @torch.no_grad()
     def _shrink(self, replay: TransitionReplay) -> None:
-        """Every `buffer_adjustment_interval` steps drop the oldest tenth, where the policy has left it behind:
+        """Every `buffer_adjustment_interval` steps, drop the oldest tenth if the policy has moved away from it:
 
-            d = mean (pi(s) - a)^2 / (2 half^2) over the oldest 8 batches > buffer_threshold
+            d = mean (pi(s) - a)^2 / (2 half^2) > buffer_threshold        over the oldest 8 batches
 
-        but never below `buffer_min_size`. Source: RLx2 (Tan et al. 2023), whose d takes the action before
-        exploration noise; the one taken adds expl_noise^2 / 2 at most.
+        where half is half the action's range. The buffer keeps at least `buffer_min_size` transitions.
+
+        Source: RLx2 (Tan et al. 2023). Differs from it: a includes the exploration noise, which adds at most
+        expl_noise^2 / 2 to d.
         """
         config = self.config
         checks = replay.last // config.buffer_adjustment_interval
@@ -368,7 +399,7 @@ class TD3Learner(Learner):
         self.buffer_held = len(replay)
 
     def status(self) -> dict[str, float]:
-        """What the options in use have come to, for the log."""
+        """Current values of the options in use, for the log."""
         shown: dict[str, float] = {}
         if self.config.n_step > 1:
             shown["n_step"] = self.n_step
@@ -382,12 +413,14 @@ class TD3Learner(Learner):
 
     _COUNTERS = ("acted", "active", "buffer_checks", "buffer_distance", "buffer_held")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
+        """Everything that a resumed run needs."""
         counters = {name: getattr(self, name) for name in self._COUNTERS}
         average = None if self.average is None else self.average.state_dict()
         return {**super().state_dict(), "average": average, "counters": counters}
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: StateDict) -> None:
+        """Restore what `state_dict` returned."""
         super().load_state_dict(saved)
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
@@ -403,10 +436,16 @@ def _parts(*networks: nn.Module) -> list[Tensor]:
     return [part for network in networks for part in network.parameters()]
 
 
-class TD3:
-    """The learner behind the names and arguments of the published class, for use from Python.
+class PublishedReplay(Protocol):
+    """The published replay buffer, whose batches are state, action, next_state, and reward and not_done (B, 1)."""
 
-    Args: as published, the noise in the action's own units; `options` are further fields of `config.TD3Config`.
+    def sample(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+
+
+class TD3:
+    """The learner with the names and arguments of the published class, for use from Python.
+
+    Args: as published, with the noise in the action's own units; `options` are further fields of `config.TD3Config`.
     """
 
     def __init__(
@@ -432,7 +471,7 @@ class TD3:
         self.learner = TD3Learner(actor, TD3Config(**options), seed, device)
         self.rng = np.random.default_rng(seed)
         self.actor, self.critic = self.learner.online, self.learner.critic
-        self.actor_target, self.critic_target = self.learner.targets["actor"], self.learner.targets["critic"]
+        self.actor_target, self.critic_target = self.learner.target_actor, self.learner.target_critic
         self.actor_optimizer, self.critic_optimizer = (self.learner.optimizers[name] for name in ("actor", "critic"))
 
     def select_action(self, state: np.ndarray) -> np.ndarray:
@@ -440,10 +479,8 @@ class TD3:
         obs = torch.as_tensor(np.asarray(state, np.float32).reshape(1, -1), device=self.learner.device)
         return self.actor.select_action(obs, self.actor.init_state(1))[0][0].cpu().numpy()
 
-    def train(self, replay: Any, batch_size: int = 256) -> dict[str, Tensor]:
-        """One update from a `TransitionReplay`, or from anything whose sample(batch_size) returns the tensors state,
-        action, next_state, reward (B, 1) and not_done (B, 1).
-        """
+    def train(self, replay: TransitionReplay | PublishedReplay, batch_size: int = 256) -> dict[str, Tensor]:
+        """One update. Returns: 0-d tensors, "loss" among them."""
         if isinstance(replay, TransitionReplay):
             return self.learner.update(replay.sample(batch_size, self.rng))
         state, action, next_state, reward, not_done = replay.sample(batch_size)

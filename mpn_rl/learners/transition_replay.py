@@ -1,28 +1,27 @@
-"""Replay memory of single transitions, for learners without a memory that learn at every step: one row, one read.
+"""Replay buffer of single transitions, fast enough for a memoryless learner that updates at every step.
 
-A transition is one row of a float32 table, so a batch is one gather, and its fields are views of what was gathered.
+A transition is one row of a float32 table, so a batch is one gather, and the batch's fields are views of its result.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mpn_rl.contracts import Batch, Steps
+from mpn_rl.contracts import Batch, State, StateDict, Steps
 
 
 class TransitionReplay:
-    """The last `capacity` transitions of N lanes, sampled uniformly, with n-step returns made while sampling.
+    """The last `capacity` transitions of N lanes, sampled uniformly. N-step returns are computed when sampling.
 
     Args:
         num_lanes, obs_dim, action_dim: N, D and A; actions are vectors.
-        capacity: transitions kept; the oldest goes first.
+        capacity: transitions kept; the oldest is dropped first.
 
-    The table is allocated here, and `nbytes` says how much; the system gives its pages as they are filled.
+    The constructor allocates the table; the operating system provides its pages as they are filled.
     """
 
     def __init__(self, num_lanes: int, obs_dim: int, action_dim: int, capacity: int) -> None:
@@ -31,9 +30,9 @@ class TransitionReplay:
         self.both_obs = slice(0, int(ends[1]))  # obs and next_obs side by side
         self.next_obs, self.action = slice(int(ends[0]), int(ends[1])), slice(int(ends[1]), int(ends[2]))
         self.reward, self.terminated, self.ended = (int(end) for end in ends[2:5])
-        # A lane's next step lies N rows on, also across the ring's seam.
+        # The next step of a lane lies N rows later, also where the ring wraps around.
         self.table = np.zeros((math.ceil(capacity / num_lanes) * num_lanes, int(ends[-1])), np.float32)
-        self.first, self.last = 0, 0  # transitions first..last-1 are alive, modulo the table's rows
+        self.first, self.last = 0, 0  # transitions first..last-1 are kept, modulo the table's rows
 
     @property
     def nbytes(self) -> int:
@@ -44,8 +43,8 @@ class TransitionReplay:
         """Transitions that can be sampled."""
         return self.last - self.first
 
-    def add(self, steps: Steps, state: Any = None) -> None:
-        """Store one step of every lane; there is no state to keep."""
+    def add(self, steps: Steps, state: State | None = None) -> None:
+        """Store one step of every lane. The state is ignored: these learners have none."""
         start = self.last % len(self.table)
         rows = self.table[start : start + self.num_lanes]
         rows[:, : self.obs_dim] = steps.obs
@@ -58,7 +57,7 @@ class TransitionReplay:
         self.first = max(self.first, self.last - self.capacity)
 
     def drop_oldest(self, count: int) -> None:
-        """Forget the oldest transitions; the room fills again."""
+        """Drop the `count` oldest transitions."""
         self.first = min(self.first + count, self.last)
 
     def sample(
@@ -72,18 +71,21 @@ class TransitionReplay:
         """A batch with T = 1, drawn with replacement.
 
         Args:
-            n_step, gamma: a row stands for up to n steps, fewer where the episode or the recording ends before:
+            batch_size: B.
+            rng: draws the transitions.
+            n_step, gamma: a row covers up to n steps, fewer where the episode or the recording ends earlier:
 
                     reward = sum_{k<m} gamma^k r_{t+k+1}      obs[:, 1] = s_{t+m}
                     1 - terminated = gamma^(m-1) (1 - terminated_{t+m})
 
-                so that reward + gamma (1 - terminated) V(obs[:, 1]) is the n-step target. With n > 1 `terminated`
-                is thus the share of the next value that does not count, between 0 and 1.
-            oldest: draw from this share of the memory, the oldest.
-        Raises: ValueError while there is nothing to draw from.
+                so that reward + gamma (1 - terminated) V(obs[:, 1]) is the n-step target. With n > 1, `terminated`
+                lies between 0 and 1: 1 minus the remaining discount of the next value.
+            oldest: draw from this share of the buffer, the oldest transitions.
+
+        Raises: ValueError if the buffer is empty.
         """
         if not len(self):
-            raise ValueError("the replay memory holds no transition yet")
+            raise ValueError("the replay buffer holds no transition yet")
         last = self.first + max(1, round(oldest * len(self)))
         drawn = rng.integers(self.first, last, batch_size)
         rows = self._gather(drawn)
@@ -92,17 +94,17 @@ class TransitionReplay:
         return self._batch(rows, drawn)
 
     def oldest(self, count: int) -> Batch:
-        """The `count` oldest transitions, or all there are."""
-        alive = np.arange(self.first, min(self.first + count, self.last))
-        return self._batch(self._gather(alive), alive)
+        """The `count` oldest transitions, or all if there are fewer."""
+        kept = np.arange(self.first, min(self.first + count, self.last))
+        return self._batch(self._gather(kept), kept)
 
     def _gather(self, index: np.ndarray) -> Tensor:
-        """Copies of rows, in memory of torch's own alignment: on another one, matrix products round differently."""
+        """Copies of rows, in memory that PyTorch allocates: see `contracts.to_tensor`."""
         return torch.from_numpy(self.table).index_select(0, torch.from_numpy(index % len(self.table)))
 
     def _look_ahead(self, rows: np.ndarray, drawn: np.ndarray, n_step: int, gamma: float) -> None:
         """Turn the transitions `rows` into n-step ones, in place."""
-        going = np.arange(len(rows))  # rows whose sum goes on
+        going = np.arange(len(rows))  # rows whose sum continues
         place = drawn.copy()
         discount = np.ones(len(rows), np.float32)
         for _ in range(n_step - 1):
@@ -126,11 +128,12 @@ class TransitionReplay:
 
     # --- saving -----------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """The part of the table that has been written (a view, not a copy), and where it begins and ends."""
+    def state_dict(self) -> StateDict:
+        """The part of the table that has been written (a view, not a copy), and the range of kept transitions."""
         return {"table": self.table[: min(self.last, len(self.table))], "first": self.first, "last": self.last}
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: StateDict) -> None:
+        """Restore what `state_dict` returned."""
         written = saved["table"]
         self.table[: len(written)] = written
         self.first, self.last = saved["first"], saved["last"]
@@ -139,7 +142,15 @@ class TransitionReplay:
 def transition_batch(
     obs: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, places: np.ndarray | None = None
 ) -> Batch:
-    """Single transitions, for a learner without a memory: obs (B, 2, D), action (B, 1, A), the others (B, 1)."""
+    """A batch of single transitions for a memoryless learner.
+
+    Args:
+        obs: s_t and s_{t+1}, (B, 2, D).
+        action: a_t, (B, 1, A).
+        reward: r_{t+1}, (B, 1).
+        terminated: 1.0 where the task ended, (B, 1).
+        places: the rows' places in the replay buffer, (B,).
+    """
     rows = len(obs)
     return Batch(
         obs=obs,

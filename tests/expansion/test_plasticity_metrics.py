@@ -99,16 +99,16 @@ CORES: dict[str, Any] = {
 
 def learner(kind: str, core: str) -> tuple[Any, Batch]:
     encoder = Encoder(D, 8, False)
-    made = CORES[core](8)
+    built = CORES[core](8)
     if kind == "dqn":
-        network: Any = MPNDQN(D, H, A, encoder=encoder, core=made)
+        network: Any = MPNDQN(D, H, A, encoder=encoder, core=built)
         return DQNLearner(network, cfg.DQNConfig(), 0), batch(network)
     if kind == "a2c":
-        network = ActorCritic(D, H, A, encoder=encoder, core=made)
+        network = ActorCritic(D, H, A, encoder=encoder, core=built)
         return A2CLearner(network, cfg.A2CConfig(), 0), batch(network)
     if core == "mlp":
-        encoder, made = Encoder(D, 0, False), CORES["mlp"](D)
-    network = Actor(D, H, A, encoder=encoder, core=made, low=-np.ones(A), high=np.ones(A))
+        encoder, built = Encoder(D, 0, False), CORES["mlp"](D)
+    network = Actor(D, H, A, encoder=encoder, core=built, low=-np.ones(A), high=np.ones(A))
     return TD3Learner(network, cfg.TD3Config(), 0), batch(network, True, 1 if core == "mlp" else T)
 
 
@@ -124,15 +124,15 @@ UNITS = {
 def test_every_learner_is_measured(kind: str, core: str) -> None:
     trained, sample = learner(kind, core)
     before = copy.deepcopy(trained.state_dict())
-    told = plasticity_metrics.measure(trained, sample)
+    metrics = plasticity_metrics.measure(trained, sample)
     for name in trained.networks:
         for key in ("active_fraction", "live_fraction", "dormant_fraction"):
-            assert 0.0 <= told[f"{name}/{key}"] <= 1.0
-        assert 1.0 <= told[f"{name}/effective_rank"] <= H and told[f"{name}/weight_norm"] > 0
+            assert 0.0 <= metrics[f"{name}/{key}"] <= 1.0
+        assert 1.0 <= metrics[f"{name}/effective_rank"] <= H and metrics[f"{name}/weight_norm"] > 0
     first = next(iter(trained.networks))
     units = UNITS[core][1:] if kind == "td3" and core == "mlp" else UNITS[core]
-    assert [key.rpartition("/")[2] for key in told if key.startswith(f"{first}/active_fraction/")] == units
-    assert all(math.isfinite(value) for value in told.values())
+    assert [key.rpartition("/")[2] for key in metrics if key.startswith(f"{first}/active_fraction/")] == units
+    assert all(math.isfinite(value) for value in metrics.values())
     for one, other in zip(_tensors(before), _tensors(trained.state_dict()), strict=True):
         assert one.equal(other)
     assert all(not module._forward_hooks for net in trained.networks.values() for module in net.modules())
@@ -147,27 +147,27 @@ def _tensors(part: Any) -> list[torch.Tensor]:
 
 def test_activities_are_what_the_next_layer_reads_on_learned_steps() -> None:
     trained, sample = learner("dqn", "mlp")
-    found = plasticity_metrics.activities(trained.online, sample)
+    layers = plasticity_metrics.activities(trained, "online", sample)
     with torch.no_grad():
         learned = sample.obs[:, :T][sample.mask > 0]
         embedded = trained.online.encoder(learned)
         first = torch.relu(trained.online.core.layers[0](embedded))
         second = torch.relu(trained.online.core.layers[1](first))
     for key, expected in zip(UNITS["mlp"], (embedded, first, second), strict=True):
-        torch.testing.assert_close(found[key], expected)
+        torch.testing.assert_close(layers[key], expected)
 
 
-def test_density_churn_and_gradient_norm_are_told_where_there_are_any() -> None:
+def test_density_churn_and_gradient_norm_are_measured_where_there_are_any() -> None:
     trained, sample = learner("dqn", "mpn")
     expansion = cfg.ExpansionConfig.registry["rigl"](sparsity=0.5, update_interval=10)
     trained.topology = Topology(expansion, trained.networks, trained.targets, trained.optimizers, 0, 1000)
     trained.update(sample)
     trained.topology.advance(10)
     trained.grad_norms = {"online": torch.tensor(2.5)}
-    told = plasticity_metrics.measure(trained, sample)
-    assert told["online/density"] == pytest.approx(0.5)
-    assert 0 < told["online/churn"] <= 2 * 0.3 * 0.5
-    assert told["online/grad_norm"] == 2.5
+    metrics = plasticity_metrics.measure(trained, sample)
+    assert metrics["online/density"] == pytest.approx(0.5)
+    assert 0 < metrics["online/churn"] <= 2 * 0.3 * 0.5
+    assert metrics["online/grad_norm"] == 2.5
     assert plasticity_metrics.measure(trained, sample)["online/churn"] == 0.0
 
 
@@ -177,10 +177,10 @@ def test_killing_units_shows() -> None:
     critic: nn.Sequential = trained.critic.q1
     with torch.no_grad():
         critic[0].bias[: H // 2] = -100.0  # type: ignore[index]
-    told = plasticity_metrics.measure(trained, sample)
-    assert told["critic/active_fraction/q1.2"] < fresh["critic/active_fraction/q1.2"]
-    assert plasticity_metrics.live_fraction(plasticity_metrics.activities(trained.critic, sample)["q1.2"]) <= 0.5
-    assert told["actor/active_fraction"] == fresh["actor/active_fraction"]
+    metrics = plasticity_metrics.measure(trained, sample)
+    assert metrics["critic/active_fraction/q1.2"] < fresh["critic/active_fraction/q1.2"]
+    assert plasticity_metrics.live_fraction(plasticity_metrics.activities(trained, "critic", sample)["q1.2"]) <= 0.5
+    assert metrics["actor/active_fraction"] == fresh["actor/active_fraction"]
 
 
 # --- pictures ------------------------------------------------------------------------------------------------
@@ -222,10 +222,10 @@ def test_rows_become_curves_by_network_and_several_runs_become_groups() -> None:
         {"kind": "plasticity", "step": 30, "critic/density": 0.4, "actor/density": 0.6},
     ]
     curves = growth_figures.curves_of(rows)
-    told = {
+    metrics = {
         network: {name: np.asarray(curve).tolist() for name, curve in run.items()} for network, run in curves.items()
     }
-    assert told == {
+    assert metrics == {
         "critic": {"density": [[10, 20, 30], [0.2, 0.3, 0.4]]},
         "agent": {"greedy return": [[10, 20], [-5.0, -4.0]]},
         "actor": {"density": [[20, 30], [0.5, 0.6]]},

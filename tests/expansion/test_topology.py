@@ -116,7 +116,7 @@ def test_erk_densities_keep_the_overall_density(density: float) -> None:
     assert max(densities) <= 1.0
 
 
-def test_schedules_fill_the_room_as_they_say() -> None:
+def test_schedules_reach_their_ends_at_their_rates() -> None:
     linear, cosine = options(schedule="linear"), options(schedule="cosine")
     assert [growth(linear, k, 4) for k in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
     # Increments 1/2 (1 + cos(pi t)), integrated: t + sin(pi t) / pi.
@@ -187,8 +187,8 @@ def test_nothing_gets_through_where_there_is_no_weight() -> None:
 def test_any_optimiser_keeps_absent_weights_at_zero(optimizer: str) -> None:
     network = mlp(5, 12, 2)
     extra = {"momentum": 0.9} if optimizer != "AdamW" else {"weight_decay": 0.1}
-    made = getattr(torch.optim, optimizer)(network.parameters(), lr=1e-2, **extra)
-    bench = Bench(network, options(prune="magnitude", schedule="linear"), optimizer=made)
+    inner = getattr(torch.optim, optimizer)(network.parameters(), lr=1e-2, **extra)
+    bench = Bench(network, options(prune="magnitude", schedule="linear"), optimizer=inner)
     bench.train(55)
     for key, mask in bench.masks().items():
         assert (bench.network.get_parameter(key)[~mask] == 0).all() and (~mask).any()
@@ -264,10 +264,10 @@ def one_layer(weight: list[list[float]], mask: list[list[int]], **values: Any) -
     layer = nn.Linear(len(weight[0]), len(weight), bias=False)
     config = options(**{"schedule": "linear", "prune": "none", "prune_ratio": 0.0, "update_interval": STEPS, **values})
     bench = Bench(layer, config)
-    found = bench.topology.layers["online"][0]
-    found.mask.copy_(torch.tensor(mask, dtype=torch.bool))
-    found.keep.copy_(found.mask)
-    found.start = found.active = int(found.mask.sum())
+    layer = bench.topology.layers["online"][0]
+    layer.mask.copy_(torch.tensor(mask, dtype=torch.bool))
+    layer.keep.copy_(layer.mask)
+    layer.start = layer.active = int(layer.mask.sum())
     with torch.no_grad():
         layer.weight.copy_(torch.tensor(weight))
     return bench
@@ -594,7 +594,7 @@ def test_a_unit_without_a_weight_in_or_out_can_still_learn() -> None:
     assert (network[0].weight[2] != 0).any() and (network[2].weight[:, 2] != 0).any()
 
 
-def test_zero_weights_on_both_sides_of_a_unit_that_exist_are_drawn_anew() -> None:
+def test_zero_weights_on_both_sides_of_a_unit_that_exist_are_drawn_again() -> None:
     network = mlp(4, 6, 3)
     bench = Bench(network, options(schedule="linear", initial_sparsity=0.25, sparsity=0.1))
     with torch.no_grad():
@@ -604,7 +604,7 @@ def test_zero_weights_on_both_sides_of_a_unit_that_exist_are_drawn_anew() -> Non
     assert (network[2].weight[:, 1] != 0).any()
 
 
-def test_redo_initialises_dormant_units_anew() -> None:
+def test_redo_initialises_dormant_units_again() -> None:
     network = mlp(6, 10, 2)
     bench = Bench(network, options("redo", update_interval=50))
     bench.train(49)
@@ -754,6 +754,70 @@ def test_backpropamine_is_masked_in_w_and_in_an_alpha_of_its_connections(shape: 
         for layer in topology.layers["online"]:
             assert (layer.weight[~layer.mask] == 0).all()
     assert topology.densities()["online"] == pytest.approx(0.2 + 0.3 * 0.55, abs=0.01)
+
+
+# --- a core of one's own -------------------------------------------------------------------------------------
+
+
+class Fading(nn.Module):
+    """A core whose weights, state and methods have names that no core of the toolkit uses: h = (S * (F + 1)) x."""
+
+    feedforward = True
+
+    def __init__(self, inputs: int, units: int) -> None:
+        super().__init__()
+        self.strength, self.baseline = nn.Parameter(torch.randn(units, inputs)), nn.Parameter(torch.randn(1, units))
+        self.hidden_dim = units
+        self.kept: dict[str, Tensor] = {}
+
+    def maskable_weights(self) -> tuple[str, ...]:
+        return ("strength",)
+
+    def set_mask(self, weight: str, mask: Tensor) -> None:
+        self.kept[weight] = mask
+
+    def forget(self, state: tuple[Tensor, ...], changed: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        return (state[0].masked_fill(changed["strength"], 0.0), state[1]) if changed else state
+
+    def init_state(self, batch_size: int, device: Any = None) -> tuple[Tensor, Tensor]:
+        return self.strength.new_zeros(batch_size, *self.strength.shape), self.strength.new_zeros(batch_size, 1)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        fading, count = state
+        h = torch.einsum("bhd,bd->bh", self.strength * (fading + 1), x) + self.baseline
+        return h, (0.5 * fading + x[:, None, :], count + 1)
+
+    def unroll(self, xs: Tensor, state: Any, reset: Tensor | None = None) -> tuple[Tensor, Any]:
+        hs = []
+        for x in xs.unbind(1):
+            h, state = self(x, state)
+            hs.append(h)
+        return torch.stack(hs, 1), state
+
+
+def test_a_core_declares_by_any_name_what_is_masked_and_what_is_forgotten() -> None:
+    """Only `strength` is masked, not the matrix `baseline`; the core gets the mask and clears its own state."""
+    torch.manual_seed(0)
+    agent = MPNDQN(5, 16, 3, core=Fading(32, 16))  # type: ignore[arg-type]
+    target = copy.deepcopy(agent).requires_grad_(False)
+    optimizer = torch.optim.Adam(agent.parameters())
+    config = options("rigl", exempt="encoder.*,head.*", sparsity=0.5)
+    topology = Topology(config, {"online": agent}, {"online": target}, {"online": optimizer}, 0, STEPS)
+    assert [layer.name for layer in topology.layers["online"]] == ["core.strength"]
+    for step in range(1, 11):
+        optimizer.zero_grad()
+        agent.unroll(torch.randn(4, 6, 5), agent.init_state(4))[0].square().mean().backward()
+        topology.before_step("online")
+        optimizer.step()
+        topology.after_step("online")
+        happened = topology.advance(step)
+    mask, changed = topology.layers["online"][0].mask, topology.changed["online"]["core.strength"]
+    assert happened and changed.any() and not changed.all()
+    for network in (agent, target):
+        assert network.core.kept == {"strength": mask}
+        assert (network.core.strength[~mask] == 0).all() and (network.core.strength[mask & ~changed] != 0).all()
+    fading, count = topology.reset_state(agent, (torch.ones(2, 16, 32), torch.ones(2, 1)))
+    assert (fading[:, changed] == 0).all() and (fading[:, ~changed] == 1).all() and count.eq(1).all()
 
 
 # --- saving --------------------------------------------------------------------------------------------------
@@ -907,7 +971,7 @@ def test_history_has_the_masks_over_time() -> None:
         ({"exempt": "*"}, "--exempt '*' leaves no layer of online to expand; exempt fewer"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(values: dict[str, Any], message: str) -> None:
+def test_a_mistake_gives_one_line(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Bench(mlp(4, 5, 2), options(**values))
     assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -278,12 +278,12 @@ def test_truncation_shortens_the_gradient_and_not_the_memory() -> None:
 
 def test_a_trained_m0_gets_its_gradient_where_an_episode_begins() -> None:
     network, rollout = plastic_network(), random_rollout()
-    for anew in (False, True):
+    for resets in (False, True):
         network.zero_grad()
         reset = torch.zeros_like(rollout.batch.reset)
-        reset[1, 0] = anew
+        reset[1, 0] = resets
         compute_a2c_loss(network, rollout._replace(batch=rollout.batch._replace(reset=reset)), A2CConfig())
-        assert bool(network.core.layers[0].m0.grad.any()) is anew
+        assert bool(network.core.layers[0].m0.grad.any()) is resets
 
 
 # --- the network ---------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def test_the_first_state_is_the_one_before_the_first_step_and_a_copy() -> None:
 
 
 def test_resets_open_every_episode_and_run_on_over_rollouts() -> None:
-    """All begin anew at first; lane 0 ends at step 1 and lane 2 at step 3, which opens the next rollout."""
+    """All states start reset; lane 0 ends at step 1 and lane 2 at step 3, so the next rollout starts with its reset."""
     memory = buffer()
     first = rollout(memory, 0, {1: {"terminated": [0]}, 3: {"truncated": [2]}})
     assert first.batch.reset.int().tolist() == [[1, 0, 1, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0]]
@@ -87,7 +87,7 @@ def test_final_values_are_kept_where_they_were_given() -> None:
     assert not rollout(memory, 4).final_value.any()  # nothing of the rollout before
 
 
-def test_trials_reset_only_when_told_to() -> None:
+def test_trials_reset_only_with_the_option() -> None:
     ends = {0: {"new_trial": [0]}, 1: {"new_trial": [1], "truncated": [1]}, 3: {"new_trial": [2]}}
     assert rollout(buffer(), 0, ends).batch.reset.int().tolist() == [
         [1, 0, 0, 0, 0],

@@ -102,7 +102,7 @@ def test_loss_is_the_squared_error_of_both_critics() -> None:
     assert float(loss) == pytest.approx((3**2 + 8**2 + 1**2 + 13**2 + 18**2 + 11**2) / 3)
 
 
-def test_rows_weigh_in_as_prioritised_sampling_says() -> None:
+def test_importance_weights_multiply_the_rows_of_the_loss() -> None:
     batch = counting_batch()._replace(weight=torch.tensor([1.0, 0.5, 0.0]))
     learner = counting_learner(prioritized=True)
     loss = learner.update(batch)["loss"]
@@ -527,14 +527,14 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(core: str, at: int, 
         (["--noise-clip", "-1"], "--noise-clip must be at least 0"),
         (["--critic-layer-norm", "first"], "invalid choice: 'first'"),
         (["--review-below", "0"], "--review-below must lie in (0.0, 1.0]"),
-        (["--buffer-size", "1000000000000"], "the replay memory"),
+        (["--buffer-size", "1000000000000"], "the replay buffer"),
     ],
 )
-def test_a_bad_value_is_told_in_one_line(flags: list[str], message: str, tmp_path: Path, capsys) -> None:
+def test_a_bad_value_gives_one_line(flags: list[str], message: str, tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit) as left:
         raise SystemExit(main.main(["train", "--algo", "td3", "--experiments-dir", str(tmp_path), *flags]))
-    told = capsys.readouterr().err
-    assert left.value.code == 2 and message in told and told.count("\n") == 1
+    message_line = capsys.readouterr().err
+    assert left.value.code == 2 and message in message_line and message_line.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -639,7 +639,7 @@ def test_the_published_example_is_a_config() -> None:
 
 
 @pytest.mark.parametrize("name", ["dense", "static", "rigl", "grow", "redo", "layernorm"])
-def test_the_baselines_differ_from_dense_in_what_their_name_says(name: str) -> None:
+def test_the_baselines_differ_from_dense_as_their_names_say(name: str) -> None:
     dense, config = configured("dense"), configured(name)
     changed = {part for part in cfg.PARTS if getattr(dense, part) != getattr(config, part)}
     assert changed == {"dense": set(), "layernorm": {"learner"}}.get(name, {"expansion"})
