@@ -38,16 +38,16 @@ class Block(NamedTuple):
 
 
 def fenced(page: str, language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    return [block for name, block in found if name == language]
+    matches = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    return [block for name, block in matches if name == language]
 
 
 def blocks(page: str) -> list[Block]:
     """The blocks that go somewhere: `# file.py, place`, and then the code."""
-    found = [block.partition("\n") for block in fenced(page, "python")]
-    heads = [re.fullmatch(r"# ([\w/.]+), (.+)", head) for head, _, _ in found]
+    matches = [block.partition("\n") for block in fenced(page, "python")]
+    heads = [re.fullmatch(r"# ([\w/.]+), (.+)", head) for head, _, _ in matches]
     assert all(heads), "a Python block that does not say where it goes"
-    return [Block(head[1], head[2], code) for head, (_, _, code) in zip(heads, found, strict=True) if head]
+    return [Block(head[1], head[2], code) for head, (_, _, code) in zip(heads, matches, strict=True) if head]
 
 
 def commands(page: str) -> list[list[str]]:
@@ -67,11 +67,11 @@ def put(block: Block, tree: Path) -> None:
     lines = path.read_text().splitlines(keepends=True)
     if block.place == "among its imports":
         at = only(lines, r"import .*|from __future__ .*", first=True) + 1
-    elif found := re.fullmatch(r"at the end of its (\w+)", block.place):
-        start = only(lines, rf"# --- {found[1]} -+")
+    elif place := re.fullmatch(r"at the end of its (\w+)", block.place):
+        start = only(lines, rf"# --- {place[1]} -+")
         at = start + 1 + only(lines[start + 1 :], r"# --- .* -+", first=True)
-    elif found := re.fullmatch(r"(?:the last rows? of|among its) ([\w-]+)", block.place):
-        start = only(lines, rf"{found[1]}\b.* = [{{\[]")
+    elif place := re.fullmatch(r"(?:the last rows? of|among its) ([\w-]+)", block.place):
+        start = only(lines, rf"{place[1]}\b.* = [{{\[]")
         at = start + only(lines[start:], r"[}\]].*", first=True)
     else:
         raise AssertionError(f"{block.file}: no place is called {block.place!r}")
@@ -82,9 +82,9 @@ def put(block: Block, tree: Path) -> None:
 
 def only(lines: list[str], pattern: str, first: bool = False) -> int:
     """The line that matches; with `first`, the first of them."""
-    found = [number for number, line in enumerate(lines) if re.fullmatch(pattern, line.rstrip("\n"))]
-    assert found and (first or len(found) == 1), f"{len(found)} lines are like {pattern}"
-    return found[0]
+    matches = [number for number, line in enumerate(lines) if re.fullmatch(pattern, line.rstrip("\n"))]
+    assert matches and (first or len(matches) == 1), f"{len(matches)} lines are like {pattern}"
+    return matches[0]
 
 
 def copy_tree(tree: Path) -> Path:
@@ -116,7 +116,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shortened(command: list[str]) -> list[str]:
-    """A command of the page, made quick."""
+    """A command of the page, shortened so that it runs quickly."""
     kind = command[1].partition("-")[0]
     if "--resume" in command:
         return [*command, *SHORT["--resume"].split()]
@@ -156,9 +156,9 @@ def test_every_command_of_the_page_runs(extended: Path) -> None:
         [sys.executable, "-c", DRIVER], input=json.dumps(lines), cwd=extended, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    told = done.stdout.split("$ ")[1:]
-    assert len(told) == len(lines)
-    assert all("done:" in text for text in told if text.startswith("train"))
+    outputs = done.stdout.split("$ ")[1:]
+    assert len(outputs) == len(lines)
+    assert all("done:" in text for text in outputs if text.startswith("train"))
     stored = json.loads((extended / "experiments" / "gated" / "config.json").read_text())
     assert stored["core"] == {"name": "gated-mpn", "hidden_dim": 6, "eta": 1.0, "lambda_decay": 0.85}
     assert stored["run"]["total_steps"] == 700  # resumed
@@ -190,8 +190,8 @@ def test_the_new_modules_keep_the_import_rule(extended: Path) -> None:
 def test_help_and_mistakes_know_the_new_parts(extended: Path) -> None:
     shown = "".join(python(extended, "main.py", "train", "--help").stdout.split())  # where lines break or not
     assert "cue-reward,gated-mpn(default:" in shown and "td3,reinforce(default:" in shown
-    told = python(extended, "main.py", "train", "--core", "gated-mpn", "--rule", "oja")
-    assert told.returncode == 2 and "--rule does nothing with" in told.stderr
+    refused = python(extended, "main.py", "train", "--core", "gated-mpn", "--rule", "oja")
+    assert refused.returncode == 2 and "--rule does nothing with" in refused.stderr
     near = python(extended, "main.py", "train", "--core", "gated-mp")
     assert near.returncode == 2 and "did you mean 'gated-mpn'" in near.stderr
 

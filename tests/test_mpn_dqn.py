@@ -318,12 +318,12 @@ def test_both_networks_start_from_the_same_state_and_reset_alike() -> None:
         assert errors.max() < 1e-12
 
 
-def test_m0_learns_only_where_a_sequence_begins_anew() -> None:
+def test_m0_learns_only_where_a_sequence_starts_from_it() -> None:
     online, target = plastic_network(0), plastic_network(1)
-    anew = torch.zeros(3, 13, dtype=torch.bool)
+    resets = torch.zeros(3, 13, dtype=torch.bool)
     for reset in (False, True):
-        anew[1, 0] = reset
-        _, _, got = loss_and_gradients(online, target, plastic_batch(online, reset=anew), DQNConfig())
+        resets[1, 0] = reset
+        _, _, got = loss_and_gradients(online, target, plastic_batch(online, reset=resets), DQNConfig())
         assert bool(got["core.layers.0.m0"].any()) is reset
 
 
@@ -412,7 +412,7 @@ def test_replay_sees_what_acting_saw(replay: str, reset_on_trial: bool) -> None:
         q, _ = network.unroll(batch.obs, batch.state0, batch.reset)
     compared = resets = 0
     for b in range(200):
-        # Padding ends where the state starts anew; without padding the first step is seen.
+        # Padding ends where the state is reset; without padding the first step is seen.
         first = next((t for t in range(batch.burn_in + 1) if batch.reset[b, t]), 0)
         last = int(batch.mask[b].nonzero().max())
         for t in range(first, last + 2):

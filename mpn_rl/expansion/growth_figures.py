@@ -1,6 +1,6 @@
-"""How well a network can still learn, and how its topology grew: curves over steps, and the masks.
+"""Figures of the plasticity metrics over steps, and of the masks of a growing topology.
 
-Sources: metrics.jsonl, and plots/masks.npz of runs whose topology changes.
+The data come from metrics.jsonl and, for runs whose topology changes, from plots/masks.npz.
 """
 
 from __future__ import annotations
@@ -18,47 +18,51 @@ from numpy.typing import ArrayLike
 from mpn_rl.statistics import common_grid
 from visualize import OTHER_COLOURS, house_style, new_figure, page_title, plot_band, thousands
 
-Curve = tuple[Any, Any]  # steps and values of one run
-Curves = Sequence[Curve]  # ... of every seed
+Curve = tuple[np.ndarray, np.ndarray]  # steps and values of one run
+Curves = Sequence[Curve]  # one per seed
 QUANTITIES = {"active_fraction": "active fraction", "dormant_fraction": "dormant fraction", "density": "density"}
-ABREAST = 4  # panels in a line
+PANELS_PER_ROW = 4
 
 # --- numbers ------------------------------------------------------------------------------------------------
 
 
 def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:
-    """Curves by network and quantity, from the rows of metrics.jsonl; the agent's own score is that of "agent"."""
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    """Curves by network and quantity, from the rows of metrics.jsonl; evaluation scores go under the name "agent"."""
+    points: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
         if row["kind"] == "eval":
             name = "greedy return" if row.get("accuracy") is None else "greedy accuracy"
             value = row["return_mean"] if row.get("accuracy") is None else row["accuracy"]
-            found.setdefault("agent", {}).setdefault(name, []).append((row["step"], value))
+            points.setdefault("agent", {}).setdefault(name, []).append((row["step"], value))
         for key in row if row["kind"] == "plasticity" else ():
             network, _, quantity = key.partition("/")
             if quantity in QUANTITIES and row[key] is not None:
-                found.setdefault(network, {}).setdefault(QUANTITIES[quantity], []).append((row["step"], row[key]))
+                points.setdefault(network, {}).setdefault(QUANTITIES[quantity], []).append((row["step"], row[key]))
     return {
-        network: {name: tuple(np.transpose(told)) for name, told in of_network.items() if len(told) > 1}
-        for network, of_network in found.items()
+        network: {
+            name: (np.array([x for x, _ in curve]), np.array([y for _, y in curve]))
+            for name, curve in quantities.items()
+            if len(curve) > 1
+        }
+        for network, quantities in points.items()
     }
 
 
 def by_group(runs: Iterable[tuple[str, Mapping[str, Mapping[str, Curve]]]]) -> dict[str, dict[str, list[Curve]]]:
-    """Several runs, (group, `curves_of`) each, as {group: {"density of the critic": a curve per seed}}."""
+    """Merge several runs, each (group, `curves_of`), into {group: {"density, critic": [one curve per seed]}}."""
     runs = list(runs)
     several = len({network for _, run in runs for network in run} - {"agent"}) > 1
-    found: dict[str, dict[str, list[Curve]]] = {}
+    groups: dict[str, dict[str, list[Curve]]] = {}
     for group, run in runs:
         for network, curves in run.items():
             for name, curve in curves.items():
                 panel = f"{name}, {network}" if several and network != "agent" else name
-                found.setdefault(group, {}).setdefault(panel, []).append(curve)
-    return found
+                groups.setdefault(group, {}).setdefault(panel, []).append(curve)
+    return groups
 
 
 def largest(masks: Mapping[str, np.ndarray]) -> str | None:
-    """The weight of the largest mask in masks.npz, {weight: (S, H, D), "step": (S,)}; None where there is none."""
+    """The weight with the largest mask in masks.npz, {weight: (S, H, D), "step": (S,)}; None if there is no mask."""
     return max((name for name in masks if name != "step"), key=lambda name: masks[name][0].size, default=None)
 
 
@@ -67,13 +71,13 @@ def largest(masks: Mapping[str, np.ndarray]) -> str | None:
 
 @house_style()
 def expansion_figure(runs: Mapping[str, Mapping[str, Curves]], *, title: str | None = None) -> Figure:
-    """Quantities over steps, a panel each and a colour per run; bands span the seeds.
+    """Quantities over steps: a panel per quantity, a colour per run, bands for the range over seeds.
 
     Args: runs: {"expanded": {"density": curves, "active fraction": curves, "return": curves}, "dense": ...}; a run
     may lack a quantity.
     """
     quantities = list(dict.fromkeys(name for run in runs.values() for name in run))
-    columns = min(len(quantities), ABREAST)
+    columns = min(len(quantities), PANELS_PER_ROW)
     lines = -(-len(quantities) // columns)
     fig, axes = new_figure(3.4 * columns + 0.4, 2.7 * lines + 0.7, rows=lines, columns=columns)
     panels = np.atleast_1d(axes).ravel()
@@ -102,7 +106,7 @@ MASK_COLOURS = {"absent": "#F4F4F4", "there from the start": "#6E6E6E", "grown":
 
 
 def mask_history(masks: np.ndarray) -> np.ndarray:
-    """Every weight's past as an index into MASK_COLOURS: (S, H, D) bool -> (S, H, D)."""
+    """Every weight's history as an index into MASK_COLOURS: (S, H, D) bool -> (S, H, D)."""
     ever = np.logical_or.accumulate(masks, axis=0)
     since_start = np.logical_and.accumulate(masks, axis=0)
     return np.select([since_start, masks, ever], [1, 2, 3], 0)
@@ -110,11 +114,13 @@ def mask_history(masks: np.ndarray) -> np.ndarray:
 
 @house_style()
 def mask_figure(masks: np.ndarray, steps: ArrayLike, *, title: str | None = None, panels: int = 5) -> Figure:
-    """A layer's mask over time: what was there from the start, what has grown, what was pruned by then.
+    """A layer's mask over time: weights there from the start, grown weights and pruned weights.
 
     Args:
-        masks: (S, H, D) bool, H hidden units and D inputs. steps: (S,) environment steps.
-        panels: moments shown, evenly spread, the first and the last among them.
+        masks: (S, H, D) bool, H hidden units and D inputs.
+        steps: environment steps, (S,).
+        title: of the figure.
+        panels: number of time points shown, evenly spread from the first to the last.
     """
     steps, past = np.asarray(steps), mask_history(np.asarray(masks, dtype=bool))
     shown = np.unique(np.linspace(0, len(steps) - 1, min(panels, len(steps))).round().astype(int))

@@ -1,14 +1,14 @@
-"""What a network is made of, seen from outside: its weight matrices, its hidden units, and how active these are.
+"""The weight matrices and hidden units of any nn.Module, and the activity of the units.
 
-The topology engine and the plasticity metrics know any nn.Module by these means. Units are seen where the next layer
-reads them, so that whatever stands between (an activation function, a LayerNorm) is included.
+The topology engine and the plasticity metrics use these functions. A unit's activity is the value that the next layer
+reads, so it includes everything between the two layers (an activation function, a LayerNorm).
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +17,20 @@ from mpn_rl.contracts import Maskable
 
 
 def synapses(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained weight matrices (units, inputs) by name, layer after layer: what may be masked.
+    """The trained weight matrices that may be masked, by name, layer after layer.
 
-    Those of linear layers and of torch.nn's recurrent ones, an MPN's W, and w, gates and alpha of Backpropamine,
-    these with the inputs first; never biases, a LayerNorm's gains, eta, lambda, M(0), or an alpha that is no matrix.
+    They are those of torch.nn's linear and recurrent layers, (units, inputs), and those that a `Maskable` module names.
     """
-    found = {}
+    weights = {}
     for name, parameter in network.named_parameters():
         place, _, kind = name.rpartition(".")
         if kind in _maskable(network.get_submodule(place)) and parameter.requires_grad:
-            found[name] = parameter
-    return found
+            weights[name] = parameter
+    return weights
 
 
 def _maskable(module: nn.Module) -> tuple[str, ...]:
-    """Names of a module's own weight matrices: a core's by its own account, torch.nn's by its documentation."""
+    """Names of a module's own weight matrices."""
     if isinstance(module, Maskable):
         return module.maskable_weights()
     if isinstance(module, nn.RNNBase):
@@ -40,15 +39,15 @@ def _maskable(module: nn.Module) -> tuple[str, ...]:
 
 
 def layers(network: nn.Module) -> dict[str, list[str]]:
-    """The modules that have synapses of their own, by name -> the full names of these."""
-    found: dict[str, list[str]] = {}
+    """The modules that have synapses of their own: {module: full names of its synapses}."""
+    modules: dict[str, list[str]] = {}
     for name in synapses(network):
-        found.setdefault(name.rpartition(".")[0], []).append(name)
-    return found
+        modules.setdefault(name.rpartition(".")[0], []).append(name)
+    return modules
 
 
 def incoming(network: nn.Module, layer: str, units: int) -> list[str]:
-    """The synapses onto a layer's units: one row each, or as many as it has gates, `units` apart."""
+    """The synapses onto a layer's units: one row per unit, or with gates one row per unit and gate."""
     names, module = layers(network)[layer], network.get_submodule(layer)
     if isinstance(module, nn.RNNBase):
         top = f"_l{module.num_layers - 1}"
@@ -57,7 +56,7 @@ def incoming(network: nn.Module, layer: str, units: int) -> list[str]:
 
 
 def outgoing(network: nn.Module, layer: str, units: int) -> list[str]:
-    """The synapses by which a layer reads its input of so many units: one column each."""
+    """The synapses by which a layer reads an input of `units` units: one column per unit."""
     names = layers(network)[layer]
     if isinstance(network.get_submodule(layer), nn.RNNBase):
         names = [name for name in names if name.endswith("weight_ih_l0")]
@@ -65,7 +64,7 @@ def outgoing(network: nn.Module, layer: str, units: int) -> list[str]:
 
 
 def recurrent(network: nn.Module, layer: str) -> list[str]:
-    """The synapses from a layer's units back onto them: one column each."""
+    """The synapses from a layer's units back onto them: one column per unit."""
     module = network.get_submodule(layer)
     if not isinstance(module, nn.RNNBase):
         return []
@@ -75,9 +74,9 @@ def recurrent(network: nn.Module, layer: str) -> list[str]:
 def ends(network: nn.Module) -> tuple[set[str], set[str]]:
     """The first and the last layer of every chain, by name.
 
-    A chain is a run of layers, as the network registers them, each with as many inputs as the one before has units,
-    or one more where a constant is appended: two critics in one network are two chains. Recurrent weights that stand
-    alone, as in Backpropamine, belong to no chain.
+    A chain is a sequence of layers, in the order in which the network registers them. Each layer has as many inputs as
+    the one before has units, or one more for a constant input. Two critics in one network are two chains. A `Maskable`
+    module whose weights are recurrent, as in Backpropamine, belongs to no chain.
     """
     first, last = set(), set()
     before, units = "", -2
@@ -94,7 +93,7 @@ def ends(network: nn.Module) -> tuple[set[str], set[str]]:
 
 
 def chosen(network: nn.Module, patterns: str) -> set[str]:
-    """The synapses that a list of patterns names; "first" and "last" are the ends of every chain."""
+    """The synapses that match a comma-separated list of patterns; "first" and "last" mean the ends of every chain."""
     words = [word.strip() for word in patterns.split(",")]
     named = {name for name in synapses(network) for word in words if fnmatch.fnmatchcase(name, word)}
     for word, at in zip(("first", "last"), ends(network), strict=True):
@@ -110,35 +109,38 @@ def dormancy(activity: Tensor) -> Tensor:
 
 
 class Group(NamedTuple):
-    """The hidden units of a layer, which others read: the synapses onto them (rows) and from them (columns)."""
+    """The hidden units that one layer outputs and another reads, with the synapses onto and from them."""
 
-    layer: str
-    reader: str
+    layer: str  # outputs the units
+    reader: str  # reads them
     units: int
-    onto: list[str]
-    off: list[str]
+    onto: list[str]  # synapses onto the units: their rows
+    off: list[str]  # synapses from the units: their columns
+
+
+Output: TypeAlias = Tensor | tuple[Tensor, object]  # of a layer; torch's recurrent layers also return their state
 
 
 class Watch:
-    """Notes what every layer reads, in forward passes that record gradients.
+    """Records what every layer reads, in forward passes that record gradients.
 
-    `inputs` holds a layer's last input (..., units) by its name, where that depends on trained weights: an
-    observation is no activity of units. `sources` says of which layer these units are, and how many; it is found
-    once, by walking back through autograd's graph from the input to the output of another layer, while `tracing`.
-    A layer is seen when its module is called.
+    `inputs` holds the last input (..., units) of each layer by its name. An input that does not depend on trained
+    weights, such as an observation, is left out. `sources` holds the layer that outputs these units, and their number.
+    While `tracing`, it is filled by walking back through autograd's graph, from the input to another layer's output.
+    Only layers that are called as modules are recorded.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network, self.tracing = network, True
         self.inputs: dict[str, Tensor] = {}
         self.sources: dict[str, tuple[str, int]] = {}
-        self._outputs: dict[Any, str] = {}  # autograd's nodes
+        self._outputs: dict[torch.autograd.graph.Node | None, str] = {}
         self._handles = [
             network.get_submodule(layer).register_forward_hook(self._note(layer)) for layer in layers(network)
         ]
 
-    def _note(self, layer: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _note(self, layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Output], None]:
+        def note(module: nn.Module, args: tuple[Tensor, ...], output: Output) -> None:
             if not torch.is_grad_enabled():
                 return
             x = args[0]
@@ -152,7 +154,7 @@ class Watch:
         return note
 
     def _trace(self, reader: str, x: Tensor) -> None:
-        """Find the layer whose output x is a function of, unit by unit, if there is one."""
+        """Find the layer from whose output x is computed, unit by unit, if there is one."""
         seen, ahead = set(), [x.grad_fn]
         while ahead:
             node = ahead.pop()
@@ -167,48 +169,48 @@ class Watch:
                 return
 
     def groups(self) -> list[Group]:
-        """The units that were found, a group for each layer that reads them."""
-        network, found = self.network, []
+        """The traced units, one group for each layer that reads them."""
+        network, groups = self.network, []
         for reader, (source, units) in self.sources.items():
             off = outgoing(network, reader, units) + recurrent(network, source)
-            found.append(Group(source, reader, units, incoming(network, source, units), off))
-        return found
+            groups.append(Group(source, reader, units, incoming(network, source, units), off))
+        return groups
 
     def traced(self) -> None:
-        """The sources are known: let the graph go."""
+        """Stop tracing and release the graph."""
         self.tracing = False
         self._outputs.clear()
 
     def remove(self) -> None:
-        """Take the hooks away; what was noted stays."""
+        """Remove the hooks; the records stay."""
         self.traced()
         for handle in self._handles:
             handle.remove()
 
 
 def rows_of(network: nn.Module, group: Group, units: Tensor) -> dict[str, Tensor]:
-    """The entries of the synapses onto some of a group's units, (units,) bool: their rows, one per gate."""
-    found = {}
+    """Masks of the synapses onto some of a group's units, (units,) bool: their rows, one per gate."""
+    rows = {}
     for name in group.onto:
         weight = network.get_parameter(name)
-        found[name] = units.repeat(len(weight) // group.units)[:, None].expand(weight.shape)
-    return found
+        rows[name] = units.repeat(len(weight) // group.units)[:, None].expand(weight.shape)
+    return rows
 
 
 def columns_of(network: nn.Module, group: Group, units: Tensor) -> dict[str, Tensor]:
-    """The entries of the synapses from some of a group's units."""
+    """Masks of the synapses from some of a group's units, (units,) bool: their columns."""
     return {name: units.expand(network.get_parameter(name).shape) for name in group.off}
 
 
 def isolated_rows(network: nn.Module, groups: list[Group]) -> dict[str, Tensor]:
-    """Of every matrix, the rows (n,) of units all of whose weights are zero: onto them, and off to any reader."""
+    """The units without any nonzero weight onto or from them, by matrix, as bool (rows,)."""
     live: dict[str, Tensor] = {}  # units by layer
     for group in groups:
         parts = [network.get_parameter(name).ne(0).any(1).view(-1, group.units).any(0) for name in group.onto]
         parts += [network.get_parameter(name).ne(0).any(0) for name in group.off]
         live[group.layer] = torch.stack([*parts, live.get(group.layer, torch.zeros_like(parts[0]))]).any(0)
-    found: dict[str, Tensor] = {}
+    isolated: dict[str, Tensor] = {}
     for group in groups:
         if not live[group.layer].all():
-            found |= {name: rows[:, 0] for name, rows in rows_of(network, group, ~live[group.layer]).items()}
-    return found
+            isolated |= {name: rows[:, 0] for name, rows in rows_of(network, group, ~live[group.layer]).items()}
+    return isolated
