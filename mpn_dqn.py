@@ -153,17 +153,14 @@ class DQNLearner(ReplayLearner):
         loss, errors = compute_td_loss_trial(self.online, self.target, batch, self.config)
         norm = self.descend("online", self.config.grad_clip)
         self.updates += 1
-        self._follow()
+        with torch.no_grad():
+            if self.config.target_update == "soft":
+                torch._foreach_lerp_(self._target, self._online, self.config.target_tau)
+            elif self.updates % self.config.target_update_freq == 0:
+                torch._foreach_copy_(self._target, self._online)
         if self.config.prioritized:
             self.priorities = sequence_priorities(errors, batch.mask[:, batch.burn_in :])
         return {"loss": loss, "grad_norm": norm}
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        if self.config.target_update == "soft":
-            torch._foreach_lerp_(self._target, self._online, self.config.target_tau)
-        elif self.updates % self.config.target_update_freq == 0:
-            torch._foreach_copy_(self._target, self._online)
 
     def status(self) -> dict[str, float]:
         """The exploration rate."""

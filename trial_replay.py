@@ -118,11 +118,9 @@ class ReplayBuffer:
         self._keep_states(state)
         self.head += 1
         self._emit(ended, steps.new_trial)
-        while self.first < self.last and self._first_step() < self.head - self.lane_steps:
+        oldest = self.head - self.lane_steps
+        while self.first < self.last and self.segments[self.first % self.max_segments, 1] < oldest:
             self.first += 1
-
-    def _first_step(self) -> int:
-        return int(self.segments[self.first % self.max_segments, 1])
 
     def _keep_states(self, state: State) -> None:
         """Copy the state of those lanes in which a segment with a stored state starts."""

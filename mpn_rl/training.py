@@ -46,7 +46,8 @@ class Run:
         lanes = num_lanes or (run.num_envs if run.total_steps else min(run.num_envs, run.num_episodes))
         if run.total_steps is not None and run.total_steps < lanes:
             raise ConfigError(f"--total-steps must be at least --num-envs = {lanes}, got {run.total_steps}")
-        _seed_globals(run.seed)  # for tasks that draw from Python's or NumPy's own generator
+        for seed in (random.seed, np.random.seed, torch.manual_seed):  # for tasks that use the global generators
+            seed(run.seed)
         self.seeds = EpisodeSeeds("train", run.seed)
         self.lanes = registry.make_lanes(config, lanes, self.seeds)
         spaces = registry.spaces(registry.make_env(config.env))
@@ -353,12 +354,6 @@ class UpdateLog:
         """Restore what `state_dict` returned."""
         self.values = {name: list(values.unbind()) for name, values in saved["values"].items()}
         self.steps, self.last = list(saved["steps"]), dict(saved["last"])
-
-
-def _seed_globals(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def history(rows: list[MetricsRow]) -> dict[str, list[float | None]]:

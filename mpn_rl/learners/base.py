@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypedDict, TypeVarTuple
+from typing import Any, NamedTuple, TypeVarTuple
 
 import numpy as np
 import torch
@@ -182,18 +182,6 @@ class BaseLearner:
         self.updates, self.grad_norms = saved["updates"], dict(saved["grad_norms"])
 
 
-class _BufferOptions(TypedDict, total=False):
-    """Arguments that both kinds of `ReplayBuffer` take."""
-
-    state_shapes: list[tuple[int, ...]]
-    replay_state: str
-    reset_state_on_trial: bool
-    priority_exponent: float | None
-    importance_exponent: float
-    action_shape: tuple[int, ...]
-    action_dtype: type
-
-
 class ReplayLearner(BaseLearner):
     """An off-policy learner: it updates from batches of a replay buffer, as its `config.ReplayConfig` describes."""
 
@@ -206,28 +194,30 @@ class ReplayLearner(BaseLearner):
 
         Raises: ConfigError where options do not fit each other or the task.
         """
-        common: _BufferOptions = {
-            "state_shapes": sizes.state_shapes,
-            "replay_state": config.replay_state,
-            "reset_state_on_trial": sizes.reset_state_on_trial,
-            "priority_exponent": config.priority_exponent if config.prioritized else None,
-            "importance_exponent": config.importance_exponent,
-        }
-        if sizes.action_shape is not None:
-            common["action_shape"], common["action_dtype"] = sizes.action_shape, np.float32
-        capacity = config.buffer_size
+        buffer: Callable[..., Replay] = SequenceReplayBuffer
+        segment = {"length": 1, "stride": 1, "burn_in": 0}
         if config.replay == "trial":
-            limit = sizes.max_episode_steps
-            if limit is None:
+            if sizes.max_episode_steps is None:
                 raise ConfigError(
                     "--replay trial stores whole trials and needs --max-episode-steps to know the longest"
                 )
-            return TrialReplayBuffer(sizes.num_lanes, sizes.obs_dim, capacity=capacity, max_steps=limit, **common)
-        segment = {"length": 1, "stride": 1, "burn_in": 0}
-        if config.replay == "sequence":
+            buffer, segment = TrialReplayBuffer, {"max_steps": sizes.max_episode_steps}
+        elif config.replay == "sequence":
             burn_in = config.burn_in if config.replay_state == "burn-in" else 0
             segment = {"length": config.sequence_length, "stride": config.sequence_stride, "burn_in": burn_in}
-        return SequenceReplayBuffer(sizes.num_lanes, sizes.obs_dim, capacity=capacity, **segment, **common)
+        return buffer(
+            sizes.num_lanes,
+            sizes.obs_dim,
+            capacity=config.buffer_size,
+            state_shapes=sizes.state_shapes,
+            replay_state=config.replay_state,
+            reset_state_on_trial=sizes.reset_state_on_trial,
+            priority_exponent=config.priority_exponent if config.prioritized else None,
+            importance_exponent=config.importance_exponent,
+            action_shape=sizes.action_shape or (),
+            action_dtype=np.int64 if sizes.action_shape is None else np.float32,
+            **segment,
+        )
 
     @classmethod
     def batch_shape(cls, config: Any, num_envs: int) -> tuple[int, int]:
