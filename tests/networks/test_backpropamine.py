@@ -295,7 +295,7 @@ PRESETS = {  # hidden_dim, modulation, trace_clip, init_scale, eta
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_hold_the_published_values(name: str) -> None:
-    preset = cfg.CoreConfig.registry[name]()
+    preset = cfg.choices("core")[name].build()
     values = (preset.hidden_dim, preset.modulation, preset.trace_clip, preset.init_scale, preset.eta)
     assert values == PRESETS[name]
     others = (preset.cell, preset.trace_rule, preset.alpha_shape, preset.modulator_activation)
