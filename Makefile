@@ -4,7 +4,7 @@
 #   TORCH_INDEX=URL              another wheel index for PyTorch, such as https://download.pytorch.org/whl/cpu
 #                                (the small CPU build on Linux) or https://download.pytorch.org/whl/cu130
 #   VENV=DIR                     another place than .venv
-#   PYTEST_ARGS="-k replay -x"   options for pytest
+#   PYTEST_ARGS="-k replay -x"   options for pytest; "-n 0" runs the tests in one process, as a debugger needs it
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -42,7 +42,7 @@ dev: $(VENV)/.installed-dev ## install, and the tools that the tests and checks 
 
 .PHONY: test
 test: dev ## the whole test suite
-	$(python) -m pytest $(PYTEST_ARGS)
+	$(python) -m pytest -n logical --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: check
 check: dev ## formatting, lint, types, import rule, tests: what CI runs

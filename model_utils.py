@@ -1,17 +1,17 @@
-"""One experiment is one folder: configuration, metrics and checkpoints, written so that a kill loses nothing.
+"""An experiment is one folder with its configuration, metrics and checkpoints. Killing a process damages no file.
 
     experiments/<name>/
         config.json            the run's options, versions and git commit
         metrics.jsonl          one JSON object per log point; appended
-        training_history.json  derived from metrics.jsonl
+        training_history.json  the same numbers by column
         checkpoints/           best_model.pt  final_model.pt  last.pt
         plots/  videos/  eval/  analysis/
-        error.txt              why the last run on it died, where it did
-        .lock  .holder.json    held by the process that trains, and who that is
+        error.txt              why the last run failed, if it did
+        .lock  .holder.json    locked by the process that trains; its process id, host and start time
 
-Every file but metrics.jsonl is written under a temporary name, synced and renamed: at any moment there is
-the old file or the new one, never half of either. Checkpoints hold nothing but tensors and plain Python
-values, so they load with `weights_only=True` and a file from elsewhere cannot run code.
+Every file except metrics.jsonl is written under a temporary name, synced and renamed, so a reader sees the old
+file or the new one, never a part of one. Checkpoints contain only tensors and plain Python values: they load
+with `weights_only=True`, and a foreign file cannot run code.
 """
 
 from __future__ import annotations
@@ -31,28 +31,37 @@ import time
 import traceback
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from mpn_rl.options import ConfigError, nearest
 
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Record = dict[str, Any]  # a JSON object, or a checkpoint's contents
 ROOT = "experiments"
 CHECKPOINT_FORMAT = 1
 CHECKPOINT_ALIASES = {"best": "best_model", "final": "final_model", "last": "last"}
 MAX_NAME_BYTES = 100
-LOCK_PATIENCE = 0.5  # seconds to wait for a lock: `holder`, which only looks, has it for an instant
-_NUMPY = "__numpy__"  # key under which `pack` hides an array, so that `unpack` knows it from a tensor
+LOCK_PATIENCE = 0.5  # seconds to wait for a lock, because `holder` takes it for a moment
+_NUMPY = "__numpy__"  # key that marks a tensor which `unpack` turns back into an array
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The paths of one experiment, and the only code that reads or writes its records.
+    """The paths of one experiment, and the only code that reads or writes its files.
 
-    `check_new` and `create` start one, `open` finds one; the constructor itself touches nothing.
+    `check_new` and `create` start an experiment, and `open` finds one. The constructor touches no file.
+
+    Args:
+        name: name of the folder.
+        root: the folder that contains it.
     """
 
     name: str
@@ -60,15 +69,18 @@ class Experiment:
 
     @classmethod
     def check_new(cls, name: str | None, root: str | Path = ROOT, overwrite: bool = False, resume: bool = False) -> str:
-        """Name for a run about to start; creates nothing.
+        """The name of a run that is about to start. Creates no file.
 
         Args:
-            name: the user's choice; None draws a readable random name that is not taken.
-            overwrite, resume: the user's leave to replace or to continue an existing experiment.
-        Raises: ConfigError for a name that cannot be a folder's, or one that is taken.
+            name: the user's choice; None draws a readable random name that no experiment has.
+            root: the folder of the experiments.
+            overwrite: whether the run may replace an existing experiment.
+            resume: whether the run may continue an existing experiment.
+        Returns: the checked name.
+        Raises: ConfigError for a name that no folder can have, or that an experiment has already.
         """
         if overwrite and resume:
-            raise ConfigError("--overwrite and --resume exclude each other: say one of them")
+            raise ConfigError("--overwrite and --resume exclude each other: give one of them")
         if name is None:
             if overwrite or resume:
                 raise ConfigError(f"--{'overwrite' if overwrite else 'resume'} needs --experiment-name")
@@ -84,14 +96,20 @@ class Experiment:
 
     @classmethod
     def create(
-        cls, name: str, root: str | Path = ROOT, config: dict[str, Any] | None = None, overwrite: bool = False
+        cls, name: str, root: str | Path = ROOT, config: Mapping[str, object] | None = None, overwrite: bool = False
     ) -> Experiment:
-        """Make the folder and its config.json in one step; with `overwrite` the old one goes only now.
+        """Create the folder with its config.json.
 
-        The new folder is completed under a hidden name, the old one is renamed aside, the new one takes its
-        place, and then the old one is deleted: a kill in between never mixes old files with new ones.
+        The new folder is completed under a hidden name. With `overwrite`, the old folder is then renamed, the new
+        one takes its name, and the old one is deleted. A process killed in between never mixes old and new files.
 
-        Raises: ConfigError when the name is taken, the old one is in use, or the disk refuses.
+        Args:
+            name: name of the folder.
+            root: the folder of the experiments.
+            config: the contents of config.json.
+            overwrite: whether to replace an existing experiment.
+        Returns: the new experiment.
+        Raises: ConfigError if the name is taken, the old experiment is in use, or the disk refuses.
         """
         experiment = cls(cls.check_new(name, root, overwrite), Path(root))
         with _disk_errors(experiment.path):
@@ -104,7 +122,7 @@ class Experiment:
                     with experiment.lock():
                         os.rename(experiment.path, old)
                 try:
-                    os.rename(new, experiment.path)  # fails if another process has put its own there meanwhile
+                    os.rename(new, experiment.path)  # fails if another process has created this folder in the meantime
                 except BaseException:
                     if old.exists() and not experiment.exists():
                         os.rename(old, experiment.path)
@@ -114,15 +132,12 @@ class Experiment:
 
     @classmethod
     def open(cls, name: str, root: str | Path = ROOT) -> Experiment:
-        """The existing experiment of that name; never creates one.
-
-        Raises: ConfigError with the nearest names where there is none.
-        """
+        """The existing experiment of that name. Raises: ConfigError with similar names if there is none."""
         experiment = cls(_check_name(name), Path(root))
         if experiment.config_path.is_file():
             return experiment
         if experiment.exists():
-            raise ConfigError(f"{experiment.path} holds no config.json, so it is no experiment; choose another")
+            raise ConfigError(f"{experiment.path} holds no config.json, so it is not an experiment; choose another")
         names = cls.names(root)
         hint = nearest(name, names)
         if names and not hint:
@@ -132,15 +147,15 @@ class Experiment:
 
     @staticmethod
     def names(root: str | Path = ROOT) -> list[str]:
-        """Every experiment under `root`, sorted; empty where there is no such folder."""
-        found = [config.parent.name for config in Path(root).glob("*/config.json")]
-        return sorted(name for name in found if not name.startswith("."))
+        """The names of all experiments under `root`, sorted; empty if there is no such folder."""
+        names = [config.parent.name for config in Path(root).glob("*/config.json")]
+        return sorted(name for name in names if not name.startswith("."))
 
     def exists(self) -> bool:
         return os.path.lexists(self.path)
 
     def _check_replaceable(self) -> None:
-        """--overwrite deletes a folder, so that must be an experiment (or empty), and no link elsewhere."""
+        """Refuse to delete what is neither an experiment nor an empty folder, or is a link. Raises: ConfigError."""
         if not self.exists():
             return
         rule = None
@@ -155,12 +170,12 @@ class Experiment:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the experiment for this process; the operating system lets go when the process dies.
+        """Lock the experiment for this process. The operating system releases the lock when the process ends.
 
-        Raises: ConfigError naming the process that holds it, if another does.
+        Raises: ConfigError naming the process that holds the lock, if another process does.
         """
         with _disk_errors(self.path / ".lock"):
-            # Closing it lets go. It is never removed: another process may hold the removed one.
+            # Closing the file releases the lock. The file is never removed: another process may hold the removed one.
             lock = open(self.path / ".lock", "ab")  # noqa: SIM115
         with lock:
             deadline = time.monotonic() + LOCK_PATIENCE
@@ -172,7 +187,7 @@ class Experiment:
                     )
                 time.sleep(0.02)
             for folder in (self.path, self.path / "checkpoints"):
-                for leftover in folder.glob(".*.tmp"):  # of a process killed while it wrote
+                for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it was writing
                     leftover.unlink(missing_ok=True)
             since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
             write_json(self._holder_path, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
@@ -183,7 +198,7 @@ class Experiment:
                     self._holder_path.unlink(missing_ok=True)
 
     def holder(self) -> str | None:
-        """Who trains in the folder just now, None where nobody does. Writes nothing; sees other machines' locks."""
+        """The process that trains in the folder now, or None. Writes no file; sees the locks of other machines."""
         try:
             with open(self.path / ".lock", "rb") as file:
                 return None if _flocked(file, exclusive=False) else self._holder_text()
@@ -203,7 +218,7 @@ class Experiment:
 
     @contextmanager
     def noting_failure(self) -> Iterator[None]:
-        """Leave error.txt behind where the body raises, for who looks at the folder later; an old one goes first."""
+        """Write error.txt if the body raises an exception. An old error.txt is removed first."""
         with _disk_errors(self.error_path):
             self.error_path.unlink(missing_ok=True)
         try:
@@ -214,7 +229,7 @@ class Experiment:
             raise
 
     def note_failure(self, text: str) -> None:
-        """Write error.txt; its last line says what happened. A disk that refuses this as well is no second error."""
+        """Write error.txt, whose last line is the reason. Ignores a disk that refuses to store it."""
         with contextlib.suppress(ConfigError):
             write_bytes_atomic(self.error_path, (text.strip() + "\n").encode())
 
@@ -239,30 +254,33 @@ class Experiment:
         return self.path / "training_history.json"
 
     def checkpoint(self, which: str | Path) -> Path:
-        """best|final|last (or best_model|final_model) -> that checkpoint's path; anything else is a path."""
+        """The path of the checkpoint best, final or last (or best_model, final_model); anything else is a path."""
         stem = CHECKPOINT_ALIASES.get(str(which), str(which))
         if stem in CHECKPOINT_ALIASES.values():
             return self.path / "checkpoints" / f"{stem}.pt"
         return Path(which)
 
-    plots_dir = property(lambda self: self._made("plots"))
-    videos_dir = property(lambda self: self._made("videos"))
-    eval_dir = property(lambda self: self._made("eval"))
-    analysis_dir = property(lambda self: self._made("analysis"))
+    plots_dir = property(lambda self: self._folder("plots"))
+    videos_dir = property(lambda self: self._folder("videos"))
+    eval_dir = property(lambda self: self._folder("eval"))
+    analysis_dir = property(lambda self: self._folder("analysis"))
 
-    def _made(self, name: str) -> Path:
-        """A folder that appears when it is first asked for."""
+    def _folder(self, name: str) -> Path:
+        """A subfolder, which is created at its first use."""
         folder = self.path / name
         with _disk_errors(folder):
             folder.mkdir(exist_ok=True)
         return folder
 
-    def read_config(self) -> dict[str, Any]:
-        """config.json. Raises: ConfigError when it is missing or damaged."""
+    def read_config(self) -> Record:
+        """The contents of config.json. Raises: ConfigError if it is missing or damaged."""
         return read_json(self.config_path)
 
-    def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl; a NaN becomes null. A full disk leaves no half line behind."""
+    def append_metrics(self, row: Mapping[str, object]) -> None:
+        """Add one line to metrics.jsonl, in which NaN becomes null. A full disk leaves no partial line.
+
+        Raises: ConfigError if the disk refuses.
+        """
         line = (json.dumps(jsonable(row), allow_nan=False) + "\n").encode()
         with _disk_errors(self.metrics_path), open(self.metrics_path, "ab", buffering=0) as file:
             size = file.tell()
@@ -274,7 +292,7 @@ class Experiment:
                 raise
 
     def metrics_size(self) -> int:
-        """Bytes of metrics.jsonl, synced first: no checkpoint may count a line that a power cut can take."""
+        """The size of metrics.jsonl in bytes, after a sync: a power cut must not take lines counted in a checkpoint."""
         if not self.metrics_path.exists():
             return 0
         with _disk_errors(self.metrics_path), open(self.metrics_path, "rb+") as file:
@@ -282,22 +300,24 @@ class Experiment:
             return file.seek(0, os.SEEK_END)
 
     def truncate_metrics(self, size: int) -> None:
-        """Cut metrics.jsonl to where the checkpoint was written, so that a resumed run doubles no line.
+        """Cut metrics.jsonl to its size at the time of a checkpoint, so that a resumed run repeats no line.
 
-        Raises: ConfigError when the file is shorter than that: lines are missing.
+        Args:
+            size: that size in bytes.
+        Raises: ConfigError if the file is shorter, so that lines are missing.
         """
         have = self.metrics_size()
         if have < size:
             raise ConfigError(
                 f"{self.metrics_path} has {have} bytes, but had {size} when the checkpoint was written; "
-                "put the whole file back, or start anew with --overwrite"
+                "restore the whole file, or start again with --overwrite"
             )
         if have > size:
             with _disk_errors(self.metrics_path):
                 os.truncate(self.metrics_path, size)
 
-    def read_masks(self) -> dict[str, Any]:
-        """plots/masks.npz, {weight: (S, H, D) bool, "step": (S,)}; {} where the topology never changed."""
+    def read_masks(self) -> dict[str, np.ndarray]:
+        """plots/masks.npz, {weight: (S, H, D) bool, "step": (S,)}; {} if the topology never changed."""
         import numpy as np
 
         path = self.path / "plots" / "masks.npz"
@@ -306,10 +326,10 @@ class Experiment:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """Every row of metrics.jsonl; [] without a file. A half-written last line is ignored.
+    def read_metrics(self) -> list[Record]:
+        """All rows of metrics.jsonl; [] without a file. A partial last line is ignored.
 
-        Raises: ConfigError with the line's number for anything else that is not a JSON object.
+        Raises: ConfigError with the number of any other line that is not a JSON object.
         """
         if not self.metrics_path.exists():
             return []
@@ -320,13 +340,13 @@ class Experiment:
             row = _json_object(line)
             if row is not None:
                 rows.append(row)
-            elif number < len(lines):  # what follows the last newline is nothing, or a line that a kill cut short
+            elif number < len(lines):  # after the last newline comes nothing, or a line that a kill interrupted
                 raise ConfigError(f"{self.metrics_path} line {number} is not a JSON object; remove or restore it")
         return rows
 
 
 def _check_name(name: str) -> str:
-    """`name`, if it can be a folder's name anywhere. Raises: ConfigError."""
+    """`name`, if every file system accepts it as a folder's name. Raises: ConfigError."""
     rule = None
     if not name.strip():
         rule = "must not be empty"
@@ -345,9 +365,9 @@ def _check_name(name: str) -> str:
 
 
 def _flocked(file: IO[bytes], exclusive: bool) -> bool:
-    """Take the file's lock without waiting; False where another process has it.
+    """Lock the file without waiting; False if another process has the lock.
 
-    Where the disk knows no locks, as Lustre without its `flock` option, nothing keeps two processes apart: True.
+    True on a disk without locks, such as Lustre without its `flock` option: two processes may then run at once.
     """
     import fcntl
 
@@ -362,10 +382,10 @@ def _flocked(file: IO[bytes], exclusive: bool) -> bool:
 
 
 def _free_name(root: Path) -> str:
-    """Two readable words that name no experiment yet, whatever --seed is: runs of one seed get two names."""
+    """Two readable words that no experiment has as its name. They do not depend on --seed."""
     import coolname
 
-    coolname.replace_random(random.SystemRandom())  # leaves Python's own generator to the run
+    coolname.replace_random(random.SystemRandom())  # Python's own generator belongs to the run
     while True:
         name: str = coolname.generate_slug(2)
         if not os.path.lexists(root / name):
@@ -374,7 +394,7 @@ def _free_name(root: Path) -> str:
 
 @contextmanager
 def _disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
-    """Turn the system's refusal into one line that names the file and the way out."""
+    """Turn an OSError into a ConfigError that names the file and the way out."""
     try:
         yield
     except OSError as error:
@@ -388,9 +408,11 @@ def _disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that takes its name only when it is complete and on the disk.
 
-    Raises: ConfigError when the disk refuses. Whatever is raised, the old file stays and no temporary does.
+    After any exception the old file is unchanged and no temporary file is left.
+
+    Raises: ConfigError if the disk refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: no rename crosses disks
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # in the same folder, hence on the same disk
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -406,7 +428,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut."""
+    """Sync a folder, so that a rename in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -415,17 +437,18 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write the whole file, or leave the old one. Raises: ConfigError if the disk refuses."""
     with atomic_file(path) as file:
         file.write(data)
 
 
-def write_json(path: Path, obj: Any) -> None:
-    """Indented JSON, whole or absent; NaN and infinities become null, which every reader accepts."""
+def write_json(path: Path, obj: object) -> None:
+    """Write indented JSON as `write_bytes_atomic` does. NaN and infinity become null, which every reader accepts."""
     write_bytes_atomic(path, (json.dumps(jsonable(obj), indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises: ConfigError naming the file when it is missing or does not hold one JSON object."""
+def read_json(path: Path) -> Record:
+    """The JSON object in a file. Raises: ConfigError if the file is missing or holds anything else."""
     with _disk_errors(path, "read"):
         obj = _json_object(path.read_bytes())
     if obj is None:
@@ -433,7 +456,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return obj
 
 
-def _json_object(text: bytes) -> dict[str, Any] | None:
+def _json_object(text: bytes) -> Record | None:
     try:
         obj = json.loads(text)
     except (ValueError, RecursionError):
@@ -441,8 +464,8 @@ def _json_object(text: bytes) -> dict[str, Any] | None:
     return obj if isinstance(obj, dict) else None
 
 
-def jsonable(obj: Any) -> Any:
-    """The plain JSON counterpart: arrays and tensors as lists, paths as strings, NaN and infinity as null."""
+def jsonable(obj: object) -> Any:
+    """`obj` as JSON has it: arrays and tensors as lists, paths as strings, NaN and infinity as null."""
     if isinstance(obj, dict):
         return {str(key): jsonable(value) for key, value in obj.items()}
     if isinstance(obj, (list, tuple)):
@@ -455,13 +478,13 @@ def jsonable(obj: Any) -> Any:
 
 
 class _Sink:
-    """Takes torch.save's bytes and keeps the first exception, which must not cross torch's C++ writer."""
+    """Writes torch.save's bytes to a file and keeps the first exception: torch's C++ code must not see it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.error: BaseException | None = None
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         if self.error is None:
             try:
                 self.file.write(data)
@@ -473,12 +496,13 @@ class _Sink:
         pass
 
 
-def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
-    """Write {"format": CHECKPOINT_FORMAT, **payload}, whole or not at all.
+def save_checkpoint(path: Path, payload: Mapping[str, object]) -> None:
+    """Write {"format": CHECKPOINT_FORMAT, **payload}, or leave the old file.
 
     Args:
+        path: the file.
         payload: nested dicts, lists and tuples of tensors, arrays, numbers, strings and None (see `pack`).
-    Raises: ConfigError when the disk refuses; TypeError naming the entry that no checkpoint can hold.
+    Raises: ConfigError if the disk refuses; TypeError naming an entry that a checkpoint cannot hold.
     """
     import torch
 
@@ -490,12 +514,15 @@ def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
             raise sink.error
 
 
-def load_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
-    """What `save_checkpoint` was given, tensors on `device`.
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Record:
+    """The payload that `save_checkpoint` wrote.
 
-    Byte tensors stay on the CPU: they are the states of torch's random generators, which must be there.
-
-    Raises: ConfigError naming the file when it is missing, damaged, foreign or of another format.
+    Args:
+        path: the file.
+        device: where to put the tensors. Byte tensors stay on the CPU: they are states of torch's random
+            generators, which need them there.
+    Returns: the payload, with its "format".
+    Raises: ConfigError naming the file if it is missing, damaged, foreign or of another format.
     """
     import torch
 
@@ -503,28 +530,32 @@ def load_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
         raise ConfigError(f"no checkpoint {path}; --checkpoint takes best, final, last or a file's path")
     try:
         with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
-            warnings.simplefilter("ignore")  # torch remarks on foreign pickles; the refusal below says it in one line
-            if archive.testzip():  # torch.save writes the sums of what it holds, torch.load does not look at them
+            warnings.simplefilter("ignore")  # torch warns about foreign pickles; the error below is enough
+            if archive.testzip():  # torch.save writes checksums, torch.load ignores them
                 raise ValueError("a checksum does not match")
             payload = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can fail in any way, and all of them mean this
+    except Exception as error:  # a damaged file can fail in any way
         raise ConfigError(f"{path} is foreign or damaged; --checkpoint needs one of this toolkit's") from error
-    found = payload.get("format") if isinstance(payload, dict) else None
-    if isinstance(found, int) and found > CHECKPOINT_FORMAT:
-        raise ConfigError(f"{path} has format {found}, this toolkit knows {CHECKPOINT_FORMAT}; update the toolkit")
-    if found != CHECKPOINT_FORMAT:
+    version = payload.get("format") if isinstance(payload, dict) else None
+    if isinstance(version, int) and version > CHECKPOINT_FORMAT:
+        raise ConfigError(f"{path} has format {version}, this toolkit knows {CHECKPOINT_FORMAT}; update the toolkit")
+    if version != CHECKPOINT_FORMAT:
         raise ConfigError(f"{path} is foreign (no format number); --checkpoint needs one of this toolkit's")
-    unpacked: dict[str, Any] = unpack(payload, device)
-    return unpacked
+    return {key: unpack(value, device) for key, value in payload.items()}
 
 
-def pack(obj: Any, where: str = "payload") -> Any:
-    """`obj` with every array turned into a marked tensor, which is what `weights_only` loading accepts.
+def pack(obj: object, where: str = "payload") -> object:
+    """`obj` with every array as a marked tensor, which `weights_only` loading accepts.
 
-    Random states need no more: `random.getstate()` is tuples of ints, `Generator.bit_generator.state` a dict
-    of (128-bit) ints, and torch's own is a tensor. Arrays are not copied where torch can share their memory.
+    The states of random generators need no further treatment: `random.getstate()` consists of tuples of ints,
+    `Generator.bit_generator.state` is a dict of (128-bit) ints, and torch's state is a tensor. Arrays are not
+    copied if torch can share their memory.
 
-    Raises: TypeError naming the place of anything else: better now than when a run is to be resumed.
+    Args:
+        obj: nested dicts, lists and tuples of tensors, arrays, numbers, strings and None.
+        where: the name of `obj` in error messages.
+    Returns: the same structure.
+    Raises: TypeError naming the place of anything else.
     """
     import numpy as np
     import torch
@@ -546,8 +577,8 @@ def pack(obj: Any, where: str = "payload") -> Any:
     raise TypeError(f"{where} is a {type(obj).__name__}, which a checkpoint cannot hold")
 
 
-def unpack(obj: Any, device: Any = "cpu") -> Any:
-    """Inverse of `pack`, exact in values, dtypes and shapes; `device` as in `load_checkpoint`."""
+def unpack(obj: object, device: torch.device | str = "cpu") -> Any:
+    """The inverse of `pack`, exact in values, dtypes and shapes; `device` as in `load_checkpoint`."""
     import torch
 
     if isinstance(obj, dict):
@@ -563,25 +594,25 @@ def unpack(obj: Any, device: Any = "cpu") -> Any:
 
 
 def versions() -> dict[str, str]:
-    """What a result depends on besides its options, for config.json; imports none of the packages."""
-    found = {"python": platform.python_version()}
+    """Versions of the software that a result depends on, for config.json. Imports none of the packages."""
+    known = {"python": platform.python_version()}
     for package in ("torch", "numpy", "gymnasium", "neurogym", "numba"):
         try:
-            found[package] = metadata.version(package)
+            known[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found | {"git_commit": git_commit(Path(__file__).parent), "platform": platform.platform()}
+            known[package] = "not installed"
+    return known | {"git_commit": git_commit(Path(__file__).parent), "platform": platform.platform()}
 
 
 def git_commit(folder: Path) -> str:
-    """Commit of the checkout that holds `folder`, "-dirty" with local changes; "unknown" outside of one."""
+    """The commit of the git checkout that contains `folder`, with "-dirty" after local changes; else "unknown"."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
     try:
-        # An installed copy may lie inside somebody else's checkout, whose commit says nothing about it.
+        # An installed copy may be inside another project's checkout, whose commit is not the toolkit's.
         git("ls-files", "--error-unmatch", Path(__file__).name)
         dirty = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")

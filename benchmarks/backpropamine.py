@@ -27,11 +27,11 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from mpn_rl.config import CoreConfig  # noqa: E402
+from mpn_rl.config import choices  # noqa: E402
 from mpn_rl.networks.backpropamine import Backpropamine  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "backpropamine.json"
-PRESETS = [name for name in CoreConfig.registry if name.startswith("backpropamine")]
+PRESETS = [name for name in choices("core") if name.startswith("backpropamine")]
 CONTENDERS = ("fused", "loop")
 DEMANDED = {"milliseconds of an iteration": 6, "peak memory": 8}  # the whole iteration, environment and heads included
 
@@ -61,7 +61,7 @@ class Loop(Backpropamine):
 def passes(name: str, core: str, B: int, T: int, D: int) -> dict[str, Callable[[], Any]]:
     """What is timed, by name."""
     torch.manual_seed(0)
-    options = dataclasses.asdict(CoreConfig.registry[core]())
+    options = dataclasses.asdict(choices("core")[core].build())
     network = {"fused": Backpropamine, "loop": Loop}[name](D, **{**options, "kernel": "auto"})
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, eps=1e-4, fused=True)
     xs, upstream = torch.randn(B, T, D), torch.randn(B, T, network.hidden_dim)

@@ -51,7 +51,7 @@ def cases(number: int, seed: int, home: Path) -> Iterator[Case]:
 
 
 def _fields() -> list[tuple[Any, Any]]:
-    classes = {cls for part in cfg.PARTS for cls in cfg.section_classes(part)}
+    classes = {choice.section for part in cfg.PARTS for choice in cfg.choices(part).values()}
     return [pair for cls in sorted(classes, key=lambda cls: cls.__name__) for pair in fields_of(cls)]
 
 
@@ -98,10 +98,12 @@ def misspelt_flag(random: Random, _: Path) -> tuple[list[str], dict[str, bytes]]
 def idle_flag(random: Random, _: Path) -> tuple[list[str], dict[str, bytes]]:
     """An option of a core or a learner that was not chosen."""
     part = random.choice(["core", "learner"])
-    chosen, other = random.sample(sorted(cfg.KINDS[part][1].registry), 2)  # type: ignore[attr-defined]
-    registry = cfg.KINDS[part][1].registry  # type: ignore[attr-defined]
-    read = {field.name for field, _ in _fields_used(part, registry[chosen])}
-    idle = [field for field, kind in fields_of(registry[other]) if field.name not in read and kind in (int, float)]
+    choices = cfg.choices(part)
+    chosen, other = random.sample(sorted(choices), 2)
+    read = {field.name for field, _ in _fields_used(part, choices[chosen].section)}
+    idle = [
+        field for field, kind in fields_of(choices[other].section) if field.name not in read and kind in (int, float)
+    ]
     if not idle:
         return idle_flag(random, _)
     field = random.choice(idle)
@@ -110,7 +112,7 @@ def idle_flag(random: Random, _: Path) -> tuple[list[str], dict[str, bytes]]:
 
 
 def _fields_used(part: str, chosen: Any) -> list[tuple[Any, Any]]:
-    others = [cls for name in cfg.PARTS if name != part for cls in cfg.section_classes(name)]
+    others = [choice.section for name in cfg.PARTS if name != part for choice in cfg.choices(name).values()]
     return [pair for cls in [chosen, *others] for pair in fields_of(cls)]
 
 

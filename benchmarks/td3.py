@@ -130,7 +130,7 @@ def contenders(folder: str) -> dict[str, Callable[[], Any]]:
     from mpn_rl import config as cfg
 
     steps: dict[str, Callable[[], Any]] = {"plain": PlainTD3().step, "dense": a_run(folder).advance}
-    kinds = cfg.ExpansionConfig.registry
+    kinds = cfg.choices("expansion")
     for name in ("paper", "reference"):
         if name in kinds:
             steps[name] = a_run(folder, expansion=name).advance

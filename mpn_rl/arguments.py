@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
 from mpn_rl import config as cfg
-from mpn_rl.options import ConfigError, fields_of, flag_of, nearest, unwrap_optional
+from mpn_rl.options import Choice, ConfigError, fields_of, flag_of, nearest, unwrap_optional
 
 DESCRIPTION = "Train, evaluate and look into networks that change themselves: the MPN-DQN and its kin."
 # Options that a resumed run may change: they do not touch what is learned so far.
@@ -27,6 +27,7 @@ RESUMABLE = {
     "device",
     "threads",
 }
+SELECTED = ("core", "learner", "expansion")  # parts that a flag selects
 SHELLS = ("bash", "zsh", "tcsh")
 TITLES = {
     "env": "environment",
@@ -84,11 +85,11 @@ class Parser(argparse.ArgumentParser):
         formatter.add_text(self.description)
         for group in self._action_groups:
             formatter.start_section(group.title)
-            formatter.add_text(group.description)
-            actions = group._group_actions
             if self.short_help and not everything:
-                actions = [action for action in actions if action.dest in COMMON]
-            formatter.add_arguments(actions)
+                formatter.add_arguments([action for action in group._group_actions if action.dest in COMMON])
+            else:
+                formatter.add_text(group.description)
+                formatter.add_arguments(group._group_actions)
             formatter.end_section()
         formatter.add_text(self.epilog)
         return formatter.format_help()
@@ -177,38 +178,33 @@ def _add_training(parser: Parser, command: str) -> None:
 
 
 def _add_section(group: argparse._ArgumentGroup, part: str, command: str) -> None:
-    if part in ("core", "learner", "expansion"):
-        flag, base = cfg.KINDS[part]
-        names = list(base.registry)  # type: ignore[attr-defined]
+    choices = cfg.choices(part)
+    if part in SELECTED:
         default = cfg.COMMAND_DEFAULTS[command][part]
-        group.add_argument(
-            flag,
-            dest=part,
-            metavar="NAME",
-            default=argparse.SUPPRESS,
-            help=f"one of {', '.join(names)} (default: {default})",
-        )
-    classes: list[Any] = cfg.section_classes(part)
-    if part == "env":
+        text = f"one of {', '.join(choices)} (default: {default})"
+        group.add_argument(cfg.KINDS[part][0], dest=part, metavar="NAME", default=argparse.SUPPRESS, help=text)
+        group.description = "; ".join(f"{choice.name}: {choice.doc}" for choice in choices.values() if choice.doc)
+    elif part == "env":
         family = cfg.COMMAND_DEFAULTS[command]["env"]
-        classes = [cls for cls in classes if cls.name == family]
+        choices = {family: choices[family]}
     seen: set[str] = set()
-    for cls in classes:
-        for field, kind in fields_of(cls):
+    for choice in choices.values():
+        for field, kind in fields_of(choice.section):
             if field.name not in seen:
                 seen.add(field.name)
-                _add_field(group, field, kind, _defaults(command, part, classes, field.name))
+                _add_field(group, field, kind, _defaults(command, part, choices, field.name))
 
 
-def _defaults(command: str, part: str, classes: list[Any], name: str) -> str:
+def _defaults(command: str, part: str, choices: dict[str, Choice], name: str) -> str:
     """'0.9', or '0.9; 0.99 with a2c' where kinds or learners differ."""
     shown: dict[str, list[str]] = {}
-    for cls in classes:
-        for field in (field for field in dataclasses.fields(cls) if field.name == name):
-            for learner in [cls.name] if part == "learner" else cfg.LearnerConfig.registry:
-                default = _show(cfg.default_of(command, learner, field, cls.name if part == "core" else None))
+    for choice in choices.values():
+        for field in (field for field in dataclasses.fields(choice.section) if field.name == name):
+            for learner in [choice.name] if part == "learner" else cfg.LearnerConfig.registry:
+                changed = cfg.changed_defaults(command, learner, choice.name if part == "core" else None)
+                default = _show(changed.get(name, choice.default(field)))
                 users = shown.setdefault(default, [])
-                kind = cls.name if part in ("core", "learner", "expansion") else learner
+                kind = choice.name if part in SELECTED else learner
                 users += [] if kind in users else [kind]
     first, *others = shown.items()
     return "; ".join([first[0], *(f"{default} with {', '.join(users)}" for default, users in others)])
@@ -304,7 +300,7 @@ def _completion(shell: str) -> str:
         if option.dest in files:
             option.complete = files[option.dest]  # type: ignore[attr-defined]
         elif option.dest in cfg.KINDS:  # `config` checks these names, not the parser
-            option.choices = list(cfg.KINDS[option.dest][1].registry)  # type: ignore[attr-defined]
+            option.choices = list(cfg.choices(option.dest))
     return shtab.complete(parser, shell)
 
 
@@ -459,8 +455,9 @@ def _probability(text: str) -> float:
 
 def config_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The configuration's values that were given on the command line, by field name."""
-    names = {field.name for part in cfg.PARTS for cls in cfg.section_classes(part) for field in dataclasses.fields(cls)}
-    return {name: value for name, value in vars(args).items() if name in names | {"core", "learner", "expansion"}}
+    sections = {choice.section for part in cfg.PARTS for choice in cfg.choices(part).values()}
+    names = {field.name for section in sections for field in dataclasses.fields(section)} | {*SELECTED}
+    return {name: value for name, value in vars(args).items() if name in names}
 
 
 def config_of(args: argparse.Namespace) -> cfg.Config:
@@ -472,7 +469,8 @@ def config_of(args: argparse.Namespace) -> cfg.Config:
 def resumed_config(args: argparse.Namespace, name: str, stored: cfg.Config) -> cfg.Config:
     """Experiment `name`'s own options; a flag may only repeat them or change one of RESUMABLE. Raises: ConfigError."""
     flags = config_flags(args)
-    cfg.refuse_idle_flags(flags, {part: type(getattr(stored, part)) for part in cfg.PARTS})
+    names = {part: getattr(stored, part).name if part in cfg.KINDS else part for part in cfg.PARTS}
+    cfg.refuse_idle_flags(flags, {part: cfg.choices(part)[name] for part, name in names.items()})
     wanted = config_of(args).to_dict() if args.config else {}
     changes = {}
     for part in cfg.PARTS:

@@ -1,38 +1,40 @@
-"""Every option of the toolkit, once: its type, default, range and help text.
+"""All options of the toolkit: their types, defaults, ranges and help texts.
 
 The command line (`arguments.py`), the reader of `--config` files and `config.json` are generated from these
-frozen dataclasses; no default stands anywhere else. A class registers itself under the name that selects
-it (`--core lstm`), so a new core, environment family or learner is one dataclass here, its module, and one
-row in `registry.py`. What an option is stands in `options.py`.
+frozen dataclasses, and every default is written here only. A class registers itself under the name that selects
+it (`--core lstm`), so a new core, environment family or learner needs one dataclass here, its module, and one
+row in `registry.py`. A preset needs one row of `PRESETS`. `options.py` defines what an option is.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from mpn_rl.options import ConfigError, Kind, Section, fields_of, flag_of, nearest, option, shortened
+from mpn_rl.options import Choice, ConfigError, Kind, Section, flag_of, nearest, option, shortened
+
+Options = Mapping[str, object]  # values by option name
+Nested = Mapping[str, Options]  # the same by section, in the shape of config.json
 
 # --- environments ---------------------------------------------------------------------------------------
 
 
 class EnvConfig(Kind):
-    """A family of environments; `registry` maps its name to its options, and every family has these three."""
+    """A family of environments. Every family has these three options."""
 
     env_name: str
-    env_args: dict[str, Any]
+    env_args: dict[str, object]
     max_episode_steps: int | None
 
 
 @dataclass(frozen=True)
 class GymnasiumConfig(EnvConfig, name="gymnasium"):
     env_name: str = option("CartPole-v1", "Gymnasium id, such as CartPole-v1")
-    env_args: dict[str, Any] = option({}, "argument of the environment's constructor", flag="--env-arg")
+    env_args: dict[str, object] = option({}, "argument of the environment's constructor", flag="--env-arg")
     max_episode_steps: int | None = option(None, "time limit in steps; none: the task's own", low=1)
     mask_velocity: bool = option(False, "hide the velocities of a classic-control task, so that it needs memory")
 
@@ -40,7 +42,7 @@ class GymnasiumConfig(EnvConfig, name="gymnasium"):
 @dataclass(frozen=True)
 class NeuroGymConfig(EnvConfig, name="neurogym"):
     env_name: str = option("ContextDecisionMaking-v0", "NeuroGym task; --list-envs shows all")
-    env_args: dict[str, Any] = option({}, "argument of the task's constructor", flag="--env-arg")
+    env_args: dict[str, object] = option({}, "argument of the task's constructor", flag="--env-arg")
     max_episode_steps: int = option(150, "time limit in steps, which truncates: NeuroGym never ends by itself", low=1)
 
 
@@ -80,11 +82,6 @@ class MPNConfig(CoreConfig, name="mpn"):
             raise ConfigError(
                 f"--lambda-decay must lie in [0, --lambda-max = {self.lambda_max}], got {self.lambda_decay}"
             )
-
-
-@dataclass(frozen=True)
-class FrozenMPNConfig(MPNConfig, name="mpn-frozen"):
-    freeze_plasticity: bool = option(True, "keep M = 0: the control without memory")
 
 
 @dataclass(frozen=True)
@@ -149,30 +146,6 @@ class BackpropamineConfig(CoreConfig, name="backpropamine"):
             )
         if self.kernel == "fused":
             raise ConfigError("--kernel fused exists for --cell rnn, got lstm; use --kernel auto or reference")
-
-
-@dataclass(frozen=True)
-class BackpropamineSimpleMazeConfig(BackpropamineConfig, name="backpropamine-simplemaze"):
-    """As in the public code's simplemaze: plastic even where M is 0, by the fan-out's bias."""
-
-    modulation: Literal["none", "simple", "fanout", "retroactive"] = option(
-        "fanout", "what gates H: eta; M; M spread over the units; or M on an eligibility trace"
-    )
-    trace_clip: float = option(2.0, "bound c of H, with --trace-rule hard-clip and soft-clip", above=0.0)
-    init_scale: float = option(0.001, "alpha, and an RNN's w, start at this times U(0, 1)", low=0.0)
-
-
-@dataclass(frozen=True)
-class BackpropamineMazeConfig(BackpropamineConfig, name="backpropamine-maze"):
-    """As in the public code's maze, modulated; --modulation none and retroactive are its other plastic networks."""
-
-
-@dataclass(frozen=True)
-class BackpropamineCueRewardConfig(BackpropamineConfig, name="backpropamine-cue-reward"):
-    """As in the public code's cue-reward task."""
-
-    hidden_dim: int = option(200, "hidden units per layer", low=1)
-    eta: float = option(0.1, "start of the learned rate of H, with retroactive of the eligibility trace")
 
 
 @dataclass(frozen=True)
@@ -408,57 +381,71 @@ class PaperExpansionConfig(ExpansionConfig, name="paper"):
             raise ConfigError("--grow-fraction does nothing with --schedule linear, which ends at --expansion-end")
 
 
-def _expansion(name: str, doc: str, **defaults: Any) -> type[PaperExpansionConfig]:
-    """A preset: the options of `paper` with other defaults."""
-    known = {field.name: (field, kind) for field, kind in fields_of(PaperExpansionConfig)}
-    fields = {key: dataclasses.field(default=value, metadata=known[key][0].metadata) for key, value in defaults.items()}
-    annotations = {key: known[key][1] for key in defaults}
-    body = {"__doc__": doc, "__module__": __name__, "__annotations__": annotations, **fields}
-    made = types.new_class(
-        f"{name.title()}Expansion", (PaperExpansionConfig,), {"name": name}, lambda ns: ns.update(body)
-    )
-    return dataclass(frozen=True)(made)
+# --- presets --------------------------------------------------------------------------------------------
 
-
-ReferenceExpansion = _expansion(
-    "reference",
-    "What the public code of Neuroplastic Expansion does; `expansion/topology.py` says where it errs.",
-    prune="magnitude",
-    schedule="constant",
-    grow_fraction=0.008,
-    prune_ratio=0.4,
-    drop_fraction=0.2,
-    initial_mask="magnitude",
-    exempt="",
-    update_interval=100,
-)
-GrowExpansion = _expansion("grow", "The control that never prunes: growth alone.", prune="none", prune_ratio=0.0)
-StaticExpansion = _expansion(
-    "static",
-    "The control that never changes: sparse from the start, with the same masks throughout.",
-    initial_sparsity=None,
-    grow="none",
-    prune="none",
-    prune_ratio=0.0,
-)
-RiglExpansion = _expansion(
-    "rigl",
-    "RigL (Evci et al. 2020): at one density, weights of small size give way to those of large gradient.",
-    initial_sparsity=None,
-    prune="magnitude",
-    drop_fraction=0.3,
-)
-RedoExpansion = _expansion(
-    "redo",
-    "ReDo (Sokar et al. 2023): a dense network whose dormant units are initialised anew.",
-    sparsity=0.0,
-    initial_sparsity=None,
-    grow="none",
-    prune="none",
-    prune_ratio=0.0,
-    dormancy_tau=0.1,
-    recycle=True,
-)
+# Names that select one of the dataclasses above with other defaults than its own.
+PRESETS = [
+    Choice("mpn-frozen", MPNConfig, "the control without memory", {"freeze_plasticity": True}),
+    Choice(
+        "backpropamine-simplemaze",
+        BackpropamineConfig,
+        "as in the public code's simplemaze, plastic even where M is 0 (by the bias of the fan-out)",
+        {"modulation": "fanout", "trace_clip": 2.0, "init_scale": 0.001},
+    ),
+    Choice(
+        "backpropamine-maze",
+        BackpropamineConfig,
+        "as in the public code's maze, modulated (--modulation none and retroactive are its other plastic networks)",
+    ),
+    Choice(
+        "backpropamine-cue-reward",
+        BackpropamineConfig,
+        "as in the public code's cue-reward task",
+        {"hidden_dim": 200, "eta": 0.1},
+    ),
+    Choice(
+        "reference",
+        PaperExpansionConfig,
+        "what the public code of Neuroplastic Expansion does",  # expansion/topology.py lists its errors
+        {
+            "prune": "magnitude",
+            "schedule": "constant",
+            "grow_fraction": 0.008,
+            "prune_ratio": 0.4,
+            "drop_fraction": 0.2,
+            "initial_mask": "magnitude",
+            "exempt": "",
+            "update_interval": 100,
+        },
+    ),
+    Choice("grow", PaperExpansionConfig, "the control that only grows", {"prune": "none", "prune_ratio": 0.0}),
+    Choice(
+        "static",
+        PaperExpansionConfig,
+        "the control that never changes (sparse from the start, with the same masks throughout)",
+        {"initial_sparsity": None, "grow": "none", "prune": "none", "prune_ratio": 0.0},
+    ),
+    Choice(
+        "rigl",
+        PaperExpansionConfig,
+        "RigL (Evci et al. 2020), at one density, where weights of large gradient replace small ones",
+        {"initial_sparsity": None, "prune": "magnitude", "drop_fraction": 0.3},
+    ),
+    Choice(
+        "redo",
+        PaperExpansionConfig,
+        "ReDo (Sokar et al. 2023), a dense network whose dormant units are initialised again",
+        {
+            "sparsity": 0.0,
+            "initial_sparsity": None,
+            "grow": "none",
+            "prune": "none",
+            "prune_ratio": 0.0,
+            "dormancy_tau": 0.1,
+            "recycle": True,
+        },
+    ),
+]
 
 
 # --- the run --------------------------------------------------------------------------------------------
@@ -491,7 +478,7 @@ class RunConfig(Section):
 
 @dataclass(frozen=True)
 class Config:
-    """One run, whole: what config.json holds and what eval, render and analyze rebuild from."""
+    """All options of one run: config.json stores them, and eval, render and analyze rebuild the run from them."""
 
     env: EnvConfig
     core: CoreConfig
@@ -500,41 +487,41 @@ class Config:
     expansion: ExpansionConfig
     run: RunConfig
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        nested = dataclasses.asdict(self)
-        for part in KINDS:
-            nested[part] = {"name": getattr(self, part).name, **nested[part]}
-        return nested
+    def to_dict(self) -> dict[str, dict[str, object]]:
+        """The options by section, as config.json stores them."""
+        sections = {part: getattr(self, part) for part in PARTS}
+        names = {part: {"name": section.name} for part, section in sections.items() if part in KINDS}
+        return {part: {**names.get(part, {}), **dataclasses.asdict(section)} for part, section in sections.items()}
 
 
-# Parts that come in kinds: the flag that chooses, and the base class that registers them.
-KINDS: dict[str, tuple[str, type]] = {
-    "env": ("env.name", EnvConfig),  # no flag: the command chooses
+# Parts of which there are several kinds: the flag that selects one, and the base class of the kinds.
+KINDS: dict[str, tuple[str, type[Kind]]] = {
+    "env": ("env.name", EnvConfig),  # no flag: the command selects it
     "core": ("--core", CoreConfig),
     "learner": ("--algo", LearnerConfig),
     "expansion": ("--expansion", ExpansionConfig),
 }
-FIXED: dict[str, type] = {"encoder": EncoderConfig, "run": RunConfig}
+FIXED: dict[str, type[Section]] = {"encoder": EncoderConfig, "run": RunConfig}
 PARTS = ("env", "core", "encoder", "learner", "expansion", "run")
 ADDED = ("expansion",)  # parts that config.json files of older versions lack
 
 TRIAL_BUFFER_SIZE = 500  # trials; tens of thousands of whole trials would take gigabytes
 
-# The kinds that a training command starts with, and where a command with a learner starts from other values than
-# the fields' own defaults: of that learner, and of what it needs around it.
-COMMAND_DEFAULTS: dict[str, dict[str, Any]] = {
+# The kinds that a training command uses by default, and the defaults that a learner changes under a command: its own
+# options and those of other sections.
+COMMAND_DEFAULTS: dict[str, dict[str, str]] = {
     "train-neurogym": {"env": "neurogym", "core": "mpn", "learner": "dqn", "expansion": "none"},
     "train": {"env": "gymnasium", "core": "mpn", "learner": "dqn", "expansion": "none"},
 }
-LEARNER_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
+LEARNER_DEFAULTS: dict[tuple[str, str], Options] = {
     ("train", "dqn"): {
         "gamma": 0.99,
         "learning_rate": 1e-3,
         "n_step": 4,
         "update_every": 10,
-        "target_tau": 0.005,  # returns of 100 are learned in peace only by following slowly
-        "buffer_size": 150_000,  # the whole run: without its early falls in memory a balancer forgets how not to fall
-        "total_steps": 150_000,  # episodes of control tasks grow a hundredfold while they are learned
+        "target_tau": 0.005,  # returns near 100 need a slow target network to stay stable
+        "buffer_size": 150_000,  # the whole run: an agent that no longer replays its early failures repeats them
+        "total_steps": 150_000,  # an episode of CartPole-v1 grows from about 20 steps to 500 during training
         "eval_freq": 5_000,
         "eval_episodes": 50,
     },
@@ -566,8 +553,8 @@ LEARNER_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
         "eval_episodes": 10,
     },
 }
-# Where a learner starts from other values with one core than with the rest.
-CORE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
+# Defaults that a learner changes for one core only.
+CORE_DEFAULTS: dict[tuple[str, str], Options] = {
     ("td3", "mlp"): {  # Fujimoto et al. 2018
         "embed_dim": 0,
         "hidden_dim": 256,
@@ -581,51 +568,56 @@ CORE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
-def section_classes(part: str) -> list[type]:
-    """Every class that may stand for a part of the configuration."""
-    return list(KINDS[part][1].registry.values()) if part in KINDS else [FIXED[part]]  # type: ignore[attr-defined]
+def choices(part: str) -> dict[str, Choice]:
+    """What may stand for a part of the configuration, by name: every dataclass, and after each the presets of it."""
+    if part in FIXED:
+        return {part: Choice("", FIXED[part])}
+    known: dict[str, Choice] = {}
+    for name, section in KINDS[part][1].registry.items():
+        known[name] = Choice(name, section)
+        known |= {preset.name: preset for preset in PRESETS if preset.section is section}
+    return known
 
 
-def default_of(command: str, learner: str, field: dataclasses.Field, core: str | None = None) -> Any:
-    """A field's default under a training command with that learner and core; None: the core it starts with."""
-    own = cast(Any, field).default_factory() if field.default is dataclasses.MISSING else field.default
+def changed_defaults(command: str, learner: str, core: str | None = None) -> dict[str, object]:
+    """The defaults that a command, a learner and a core change; None stands for the learner's default core."""
     defaults = {**COMMAND_DEFAULTS[command], **LEARNER_DEFAULTS.get((command, learner), {})}
-    return {**defaults, **CORE_DEFAULTS.get((learner, core or defaults["core"]), {})}.get(field.name, own)
+    return {**defaults, **CORE_DEFAULTS.get((learner, core or str(defaults["core"])), {})}
 
 
-def make_config(command: str, flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> Config:
+def make_config(command: str, flags: Options, file: Nested | None = None) -> Config:
     """The configuration of one run: flags override the file, which overrides the command's defaults.
 
     Args:
         command: "train" or "train-neurogym".
-        flags: values by field name, plus "core" and "learner" naming those kinds.
-        file: nested options in the shape of config.json.
-    Raises: ConfigError for an unknown key, a flag that would do nothing, or a value out of range.
+        flags: values by field name, and the names of the kinds as "core", "learner" and "expansion".
+        file: options by section, in the shape of config.json.
+    Returns: the checked configuration.
+    Raises: ConfigError for an unknown key, a flag without effect, or a value out of range.
     """
     file = file or {}
-    asked = {**file.get("run", {}), **flags}
-    if "num_episodes" in asked and "total_steps" not in asked:
-        flags = {**flags, "total_steps": None}  # a default does not override what was asked for
-    if "wandb_project" in flags and not asked.get("wandb"):
+    given = {**file.get("run", {}), **flags}
+    if "num_episodes" in given and "total_steps" not in given:
+        flags = {**flags, "total_steps": None}  # the default must not override the number that the user gives
+    if "wandb_project" in flags and not given.get("wandb"):
         raise ConfigError(f"--wandb-project does nothing without --wandb, got {flags['wandb_project']!r}")
-    asked = {**file.get("learner", {}), **flags}
-    if asked.get("replay") == "trial" and "buffer_size" not in asked:
-        flags = {**flags, "buffer_size": TRIAL_BUFFER_SIZE}  # the fields' own default counts steps
+    given = {**file.get("learner", {}), **flags}
+    if given.get("replay") == "trial" and "buffer_size" not in given:
+        flags = {**flags, "buffer_size": TRIAL_BUFFER_SIZE}  # the field's own default counts steps
     unknown = [key for key in file if key not in (*PARTS, "versions")]
     if unknown:
         raise ConfigError(f"unknown section {unknown[0]!r} in the configuration{nearest(unknown[0], PARTS)}")
     _refuse_other_command(command, file.get("env"))
-    learner = cast(Any, _choose_class("learner", COMMAND_DEFAULTS[command], flags, file)).name
-    defaults = {**COMMAND_DEFAULTS[command], **LEARNER_DEFAULTS.get((command, learner), {})}
-    core = cast(Any, _choose_class("core", defaults, flags, file)).name
-    defaults |= CORE_DEFAULTS.get((learner, core), {})
-    classes = {part: _choose_class(part, defaults, flags, file) for part in PARTS}
-    refuse_idle_flags(flags, classes)
-    return Config(**{part: _make_section(part, cls, defaults, flags, file) for part, cls in classes.items()})
+    learner = _choose("learner", COMMAND_DEFAULTS[command], flags, file).name
+    core = _choose("core", changed_defaults(command, learner), flags, file).name
+    defaults = changed_defaults(command, learner, core)
+    chosen = {part: _choose(part, defaults, flags, file) for part in PARTS}
+    refuse_idle_flags(flags, chosen)
+    return Config(**{part: _build_section(part, choice, defaults, flags, file) for part, choice in chosen.items()})
 
 
-def _refuse_other_command(command: str, env: Any) -> None:
-    """A configuration whose tasks belong to the other training command would silently take that one's place."""
+def _refuse_other_command(command: str, env: object) -> None:
+    """Refuse a configuration of the other training command's tasks, which would silently replace this one's."""
     for other, defaults in COMMAND_DEFAULTS.items():
         if other != command and isinstance(env, Mapping) and env.get("name") == defaults["env"]:
             raise ConfigError(
@@ -633,10 +625,12 @@ def _refuse_other_command(command: str, env: Any) -> None:
             )
 
 
-def config_from_dict(nested: Mapping[str, Any]) -> Config:
-    """The configuration that `Config.to_dict` wrote: every section must be there, and every key known.
+def config_from_dict(nested: Nested) -> Config:
+    """The configuration that `Config.to_dict` wrote.
 
-    A key that is missing, of an option younger than the file, takes its default.
+    An option that the file lacks, because it is younger than the file, takes its default.
+
+    Raises: ConfigError for a missing section, an unknown key or a value out of range.
     """
     for part in PARTS:
         if part in ADDED and part not in nested:
@@ -649,7 +643,7 @@ def config_from_dict(nested: Mapping[str, Any]) -> Config:
 
 
 def package_data(folder: str) -> Path:
-    """configs/ or condor/: inside the package in a wheel, beside it in a clone."""
+    """The folder configs/ or condor/: inside the package in a wheel, beside it in a clone."""
     from importlib import resources
 
     package = Path(str(resources.files("mpn_rl")))
@@ -663,7 +657,10 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def find_config_file(name: str) -> Path:
-    """A --config file: the path, or the one of `shipped_configs` that NAME or configs/NAME.json means."""
+    """The path of a --config file: `name` itself, or the one of `shipped_configs` that NAME or configs/NAME.json means.
+
+    Raises: ConfigError where there is neither.
+    """
     path, shipped = Path(name), shipped_configs()
     if path.exists() or str(path.parent) not in (".", "configs"):
         return path
@@ -674,58 +671,56 @@ def find_config_file(name: str) -> Path:
     return shipped[stem]
 
 
-def read_config_file(path: str) -> dict[str, Any]:
-    """The nested options of a --config file."""
-    found = find_config_file(path)
-    if found.suffix == ".toml":
-        raise ConfigError(f"--config {path} is a sweep's file: take sweep run {path}")
+def read_config_file(name: str) -> dict[str, dict[str, Any]]:
+    """The options of a --config file, by section. Raises: ConfigError."""
+    path = find_config_file(name)
+    if path.suffix == ".toml":
+        raise ConfigError(f"--config {name} is a sweep's file: take sweep run {name}")
     try:
-        with open(found, encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             nested = json.load(file)
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from None
+        raise ConfigError(f"--config {name}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--config {path} is not JSON: {error}") from None
+        raise ConfigError(f"--config {name} is not JSON: {error}") from None
     if not isinstance(nested, dict) or not all(isinstance(part, dict) for part in nested.values()):
-        raise ConfigError(f"--config {path} must hold sections of options: {', '.join(PARTS)}")
+        raise ConfigError(f"--config {name} must hold sections of options: {', '.join(PARTS)}")
     return nested
 
 
-def _choose_class(part: str, defaults: Mapping[str, Any], flags: Mapping[str, Any], file: Mapping[str, Any]) -> type:
+def _choose(part: str, defaults: Options, flags: Options, file: Nested) -> Choice:
+    known = choices(part)
     if part in FIXED:
-        return FIXED[part]
-    flag, base = KINDS[part]
+        return known[part]
     name = flags.get(part, file.get(part, {}).get("name", defaults[part]))
-    registry = base.registry  # type: ignore[attr-defined]
-    if not isinstance(name, str) or name not in registry:
-        hint = nearest(str(name), registry)
-        raise ConfigError(f"{flag} must be one of {', '.join(registry)}, got {shortened(name)}{hint}")
-    return registry[name]
+    if not isinstance(name, str) or name not in known:
+        hint = nearest(str(name), known)
+        raise ConfigError(f"{KINDS[part][0]} must be one of {', '.join(known)}, got {shortened(name)}{hint}")
+    return known[name]
 
 
-def refuse_idle_flags(flags: Mapping[str, Any], classes: Mapping[str, type]) -> None:
-    """A flag that the chosen parts do not read is a mistake, not a wish."""
-    used = {field.name for cls in classes.values() for field in dataclasses.fields(cls)} | set(KINDS)
+def refuse_idle_flags(flags: Options, chosen: Mapping[str, Choice]) -> None:
+    """Refuse flags that no chosen part reads. Raises: ConfigError naming the parts that do."""
+    used = {field.name for choice in chosen.values() for field in dataclasses.fields(choice.section)} | set(KINDS)
     for name in flags:
         if name in used:
             continue
         owners: dict[str, dataclasses.Field] = {}
         for part, (kind, _) in KINDS.items():
-            for cls in cast(Any, section_classes(part)):
-                owners |= {f"{kind} {cls.name}": field for field in dataclasses.fields(cls) if field.name == name}
+            for choice in choices(part).values():
+                fields = dataclasses.fields(choice.section)
+                owners |= {f"{kind} {choice.name}": field for field in fields if field.name == name}
         flag = flag_of(next(iter(owners.values())))
-        chosen = ", ".join(f"{kind} {cast(Any, classes[part]).name}" for part, (kind, _) in KINDS.items())
-        raise ConfigError(f"{flag} does nothing with {chosen}; it belongs to {', '.join(owners)}")
+        names = ", ".join(f"{kind} {chosen[part].name}" for part, (kind, _) in KINDS.items())
+        raise ConfigError(f"{flag} does nothing with {names}; it belongs to {', '.join(owners)}")
 
 
-def _make_section(
-    part: str, cls: type, defaults: Mapping[str, Any], flags: Mapping[str, Any], file: Mapping[str, Any]
-) -> Any:
+def _build_section(part: str, choice: Choice, defaults: Options, flags: Options, file: Nested) -> Any:
     given = file.get(part, {})
-    fields = dataclasses.fields(cls)
-    known = {field.name for field in fields} | ({"name"} if part in KINDS else set())
+    fields = {field.name for field in dataclasses.fields(choice.section)}
+    known = fields | ({"name"} if part in KINDS else set())
     for key in given:
         if key not in known:
             raise ConfigError(f"unknown key {key!r} in section {part!r}{nearest(key, known)}")
     values = {**defaults, **given, **flags}
-    return cls(**{field.name: values[field.name] for field in fields if field.name in values})
+    return choice.build(**{name: values[name] for name in fields if name in values})

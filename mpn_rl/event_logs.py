@@ -1,6 +1,6 @@
-"""Where the rows of a run go besides metrics.jsonl: TensorBoard's event files, and Weights & Biases.
+"""Optional logs of a run besides metrics.jsonl: TensorBoard and Weights & Biases.
 
-Both are told the same numbers under the same names, such as `episode/reward`, over environment steps. Neither draws
+Both receive the same numbers under the same names, such as `episode/reward`, over environment steps. Neither draws
 from the run's random generators, so a run is the same with and without them.
 """
 
@@ -8,29 +8,38 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from model_utils import Experiment, write_bytes_atomic
 from mpn_rl.config import Config
 from mpn_rl.console import stderr
 from mpn_rl.options import ConfigError
 
-PATIENCE = 30.0  # seconds for the last uploads: who sends SIGTERM kills soon after
+FINISH_TIMEOUT = 30.0  # seconds for the last uploads; SIGTERM is usually followed by SIGKILL
 OFFLINE = ("offline", "dryrun", "disabled")
 
 
 class EventLog(Protocol):
-    """One more place for what a run logs. `where` says in a line where it is."""
+    """A log of a run."""
 
-    where: str
+    where: str  # one line for the user: where to look at the log
 
-    def write(self, values: dict[str, float], step: int) -> None: ...
+    def write(self, values: dict[str, float], step: int) -> None:
+        """Log numbers by name at an environment step."""
+        ...
 
     def close(self) -> None: ...
 
 
 class TensorBoard:
-    """Event files in `tensorboard/`; a resumed run, which makes the events after its checkpoint again, hides those."""
+    """Event files in the experiment's folder `tensorboard/`.
+
+    A resumed run logs the steps after its checkpoint again; TensorBoard hides the earlier events of these steps.
+
+    Args:
+        experiment: whose folder gets the files.
+        step: environment step at which the run starts or continues.
+    """
 
     def __init__(self, experiment: Experiment, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -48,14 +57,16 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, which `--resume` continues: its id stands in `wandb/run_id`.
+    """A run of Weights & Biases (W&B). `--resume` continues it by the id in `wandb/run_id`.
 
-    W&B takes no step twice. A resumed run makes the rows after its checkpoint again, equal to those which a kill left
-    there, and W&B ignores them until they are past the last step that it knows. Offline, every start writes a file of
-    its own in `wandb/` under that id; `wandb sync` uploads them one after the other. Where W&B fails in the middle, the
-    run goes on without it.
+    W&B ignores rows up to the last step that it has. A resumed run logs the steps after its checkpoint again, with the
+    same numbers, so nothing is lost. Offline, each start writes its own file in `wandb/` under the same id, and
+    `wandb sync` uploads them one after the other. If W&B fails during the run, the run continues without it.
 
-    Raises: ConfigError where the server does not answer.
+    Args:
+        config: stored with the W&B run.
+        experiment: gives the name and the folder.
+    Raises: ConfigError where W&B cannot start, for example because the server does not answer.
     """
 
     def __init__(self, config: Config, experiment: Experiment) -> None:
@@ -73,13 +84,13 @@ class WeightsAndBiases:
                 resume="allow",
                 dir=str(experiment.path),
                 config=config.to_dict(),
-                # Its own lines and its copy of ours would spoil the progress bar.
-                settings=wandb.Settings(console="off", silent=True, finish_timeout=PATIENCE),
+                # W&B's console output would disturb the progress bar.
+                settings=wandb.Settings(console="off", silent=True, finish_timeout=FINISH_TIMEOUT),
             )
         except wandb.Error as error:
             raise _refused(error) from error
-        self.errors = (wandb.Error, OSError)  # what it says, and what the loss of its background process causes
-        self.lost = False
+        self.errors = (wandb.Error, OSError)  # OSError: W&B's background process has ended
+        self.failed = False
         upload = f"wandb sync {id_path.parent}/offline-run-*"
         self.where = f"W&B: {self.run.url or f'offline; upload it with: {upload}'}"
 
@@ -90,19 +101,19 @@ class WeightsAndBiases:
         self._try(self.run.finish)
 
     def _try(self, call: Callable[[], object]) -> None:
-        if self.lost:
+        if self.failed:
             return
         try:
             call()
         except self.errors as error:
-            self.lost = True
-            stderr.print(f"note: W&B has failed ({_line(error)}); the run goes on without it")
+            self.failed = True
+            stderr.print(f"note: W&B has failed ({_line(error)}); the run continues without it")
 
 
 def check(config: Config) -> None:
-    """Whether what the options ask for is installed and, of W&B, reachable without a question; creates nothing.
+    """Check, without creating anything, that the chosen logs are installed and that W&B has a key.
 
-    Raises: ConfigError naming the way out.
+    Raises: ConfigError that says what to do.
     """
     if config.run.tensorboard:
         try:
@@ -116,30 +127,31 @@ def check(config: Config) -> None:
             raise _missing("wandb") from error
         try:
             mode = wandb.setup(settings=wandb.Settings(silent=True)).settings.mode
-            known = mode in OFFLINE or wandb.login(prompt=False)
+            ready = mode in OFFLINE or wandb.login(prompt=False)
         except wandb.Error as error:
             raise _refused(error) from error
-        except ValueError as error:  # pydantic's: a count, the setting's name, what is wrong with it, a link
+        except ValueError as error:  # from pydantic; lines: a count, the setting's name, the problem, a link
             lines = [line.strip().partition(" [type=")[0] for line in str(error).splitlines()[1:3]]
             raise _refused(": ".join(lines) or error) from error
-        if not known:
-            raise _refused("there is no key: say `wandb login` once, or set WANDB_API_KEY")
+        if not ready:
+            raise _refused("there is no key: run `wandb login` once, or set WANDB_API_KEY")
 
 
 def _missing(extra: str) -> ConfigError:
     return ConfigError(f"--{extra} needs the extra: pip install 'mpn-rl[{extra}]'")
 
 
-def _refused(reason: Any) -> ConfigError:
+def _refused(reason: object) -> ConfigError:
     return ConfigError(f"--wandb: {_line(reason)}; WANDB_MODE=offline logs into the experiment's folder")
 
 
-def _line(reason: Any) -> str:
+def _line(reason: object) -> str:
+    """The first line of an error's message."""
     return (str(reason) or type(reason).__name__).splitlines()[0].rstrip(".")
 
 
 def open_logs(config: Config, experiment: Experiment, step: int) -> list[EventLog]:
-    """The logs that the options ask for, of a run that stands at `step`."""
+    """Open the logs that the options choose, for a run at environment step `step`."""
     logs: list[EventLog] = []
     if config.run.tensorboard:
         logs.append(TensorBoard(experiment, step))

@@ -1,36 +1,56 @@
-"""What an option is: a dataclass field with help, range and flag, checked where its section is made. Stdlib only."""
+"""Options: dataclass fields with a help text, a range and a flag, checked when their section is built. Stdlib only."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import math
 import sys
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
-# How this program was started, for lines that say what to type next.
+T = TypeVar("T")
+
+# How this program was started, for messages that name a command to type.
 PROGRAM = "mpn-rl" if Path(sys.argv[0]).stem == "mpn-rl" else "python main.py"
 
 
 class ConfigError(ValueError):
-    """A user's mistake, told in one line: the option, the rule, the value, the way out."""
+    """A user's mistake, explained in one line: the option, the rule, the value, the way out."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' for the names most like `name`, or nothing."""
+    """'; did you mean ...?' with the names most similar to `name`, or an empty text."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 
 
-def option(default: Any, help: str, *, low=None, high=None, above=None, flag: str | None = None) -> Any:
-    """A field with its help text and range: low <= value <= high, value > above."""
+def option(
+    default: T,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    flag: str | None = None,
+) -> T:
+    """A field with its help text and range.
+
+    Args:
+        default: the default value.
+        help: one line for --help.
+        low, high: the smallest and the largest value allowed.
+        above: a bound that the value must exceed.
+        flag: the spelling on the command line, where `flag_of` is not to derive it from the field's name.
+    """
     metadata = {"help": help, "low": low, "high": high, "above": above, "flag": flag}
     if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -39,8 +59,12 @@ def flag_of(field: dataclasses.Field) -> str:
     return field.metadata["flag"] or "--" + field.name.replace("_", "-")
 
 
+@dataclass(frozen=True)
 class Section:
-    """One group of options. Checks types and ranges when it is made."""
+    """One group of options. It checks their types and ranges when it is built.
+
+    Raises: ConfigError for a value of another type or out of range.
+    """
 
     def __post_init__(self) -> None:
         for field, kind in fields_of(type(self)):
@@ -48,21 +72,21 @@ class Section:
             object.__setattr__(self, field.name, value)
 
 
-def fields_of(section: type) -> list[tuple[dataclasses.Field, Any]]:
+def fields_of(section: type[Section]) -> list[tuple[dataclasses.Field, object]]:
     """The fields of a section with their types."""
     hints = typing.get_type_hints(section)
     return [(field, hints[field.name]) for field in dataclasses.fields(section)]
 
 
-def unwrap_optional(kind: Any) -> tuple[Any, bool]:
+def unwrap_optional(kind: object) -> tuple[object, bool]:
     """(int, True) for `int | None`, (int, False) for `int`."""
     if isinstance(kind, types.UnionType):
         return next(arg for arg in typing.get_args(kind) if arg is not type(None)), True
     return kind, False
 
 
-def check_value(field: dataclasses.Field, kind: Any, value: Any) -> Any:
-    """The value in the field's type, or ConfigError."""
+def check_value(field: dataclasses.Field, kind: object, value: object) -> object:
+    """The value in the field's type. Raises: ConfigError."""
     name, rule = flag_of(field), field.metadata
     kind, optional = unwrap_optional(kind)
     if value is None and optional:
@@ -78,42 +102,84 @@ def check_value(field: dataclasses.Field, kind: Any, value: Any) -> Any:
         value = float(value)
     if type(value) is not kind:
         raise ConfigError(f"{name} must be {_TYPE_NAMES[kind]}, got {shortened(value)}")
-    if kind is float and not math.isfinite(value):
-        raise ConfigError(f"{name} must be finite, got {value}")
+    if not isinstance(value, int | float):
+        return value
     if kind is int and abs(value) > LARGEST:
         raise ConfigError(f"{name} must be at most {LARGEST}, got {shortened(value)}")
+    if not math.isfinite(value):
+        raise ConfigError(f"{name} must be finite, got {value}")
     low, high, above = rule["low"], rule["high"], rule["above"]
-    too_low = (low is not None and not value >= low) or (above is not None and not value > above)
-    if too_low or (high is not None and not value <= high):
-        raise ConfigError(f"{name} must {_range_text(low, high, above)}, got {value}")
-    return value
+    too_low = (low is not None and value < low) or (above is not None and value <= above)
+    if not too_low and (high is None or value <= high):
+        return value
+    if high is not None:
+        allowed = f"lie in [{low}, {high}]" if above is None else f"lie in ({above}, {high}]"
+    else:
+        allowed = f"be at least {low}" if above is None else f"be greater than {above}"
+    raise ConfigError(f"{name} must {allowed}, got {value}")
 
 
-LARGEST = 10**15  # beyond it, products of sizes overflow, and no float tells neighbours apart
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "KEY=VALUE"}
+LARGEST = 10**15  # products of larger sizes overflow, and floats of that size no longer count in ones
+_TYPE_NAMES: dict[object, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    dict: "KEY=VALUE",
+}
 
 
-def shortened(value: Any) -> str:
+def shortened(value: object) -> str:
+    """The value's repr, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _range_text(low, high, above) -> str:
-    if high is not None:
-        return f"lie in [{low}, {high}]" if above is None else f"lie in ({above}, {high}]"
-    return f"be at least {low}" if above is None else f"be greater than {above}"
-
-
 class Kind(Section):
-    """A section that comes in kinds: a subclass of a base registers itself under the name that selects it."""
+    """A section of which there are several kinds, such as the cores.
 
-    registry: ClassVar[dict[str, type]] = {}
-    name: ClassVar[str] = ""
+    A dataclass that derives from such a base registers itself under the name that selects it:
+    `class LSTMConfig(CoreConfig, name="lstm")`.
+    """
 
-    def __init_subclass__(cls, name: str = "", **kwargs) -> None:
+    registry: ClassVar[dict[str, type[Kind]]] = {}
+    name: str = ""  # that selects it: no option, but kept with them in config.json
+
+    def __init_subclass__(cls, name: str = "", **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if name:
             cls.name = name
             cls.registry[name] = cls
         elif Kind in cls.__bases__:
             cls.registry = {}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one name selects, such as `--core lstm` or `--expansion rigl`.
+
+    Args:
+        name: the name; "" for a section that comes in one kind only.
+        section: the dataclass of its options.
+        doc: what the name stands for, in one line.
+        defaults: the options, by field name, whose default differs from the dataclass's own.
+    """
+
+    name: str
+    section: type[Section]
+    doc: str = ""
+    defaults: dict[str, object] = dataclasses.field(default_factory=dict)
+
+    def default(self, field: dataclasses.Field) -> object:
+        """The default value of one of the section's fields."""
+        if field.default_factory is not dataclasses.MISSING:
+            return field.default_factory()
+        return self.defaults.get(field.name, field.default)
+
+    def build(self, **values: object) -> Any:
+        """A section with these values, and the defaults otherwise. Raises: ConfigError."""
+        make: Callable[..., Section] = self.section
+        section = make(**{**self.defaults, **values})
+        if self.name:
+            object.__setattr__(section, "name", self.name)
+        return section

@@ -38,15 +38,11 @@ def options(section: Any) -> dict[str, Any]:
 # core options -> constructor of (input_dim, options)
 CORES: dict[type[cfg.CoreConfig], Callable[[int, cfg.CoreConfig], Core]] = {
     cfg.MPNConfig: lambda input_dim, core: MPN(input_dim, **options(core)),
-    cfg.FrozenMPNConfig: lambda input_dim, core: MPN(input_dim, **options(core)),
     cfg.RNNConfig: lambda input_dim, core: RecurrentCore("rnn", input_dim, **options(core)),
     cfg.GRUConfig: lambda input_dim, core: RecurrentCore("gru", input_dim, **options(core)),
     cfg.LSTMConfig: lambda input_dim, core: RecurrentCore("lstm", input_dim, **options(core)),
     cfg.MLPConfig: lambda input_dim, core: MLPCore(input_dim, **options(core)),
     cfg.BackpropamineConfig: lambda input_dim, core: Backpropamine(input_dim, **options(core)),
-    cfg.BackpropamineSimpleMazeConfig: lambda input_dim, core: Backpropamine(input_dim, **options(core)),
-    cfg.BackpropamineMazeConfig: lambda input_dim, core: Backpropamine(input_dim, **options(core)),
-    cfg.BackpropamineCueRewardConfig: lambda input_dim, core: Backpropamine(input_dim, **options(core)),
 }
 
 # environment options -> constructor of (options, render_mode)

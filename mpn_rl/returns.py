@@ -1,7 +1,7 @@
-"""TD targets, returns, entropies and losses: pure tensor maths, time along the second axis.
+"""TD targets, returns, entropies and losses: pure functions of tensors, with time along the second axis.
 
-Index t holds what was seen at step t: q(s_t), the reward r_{t+1} that followed, and whether the task ended
-there. Targets are for q(s_t, a_t), so `bootstrap[:, t]` is the value of s_{t+1}.
+Index t refers to step t: q(s_t), the reward r_{t+1} that followed it, and whether the task ended with it. Targets are
+for q(s_t, a_t), so `bootstrap[:, t]` is the value of s_{t+1}.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ def next_values(q_target_next: Tensor, q_online_next: Tensor | None = None) -> T
         Q'(s_{t+1}, argmax_a Q(s_{t+1}, a))        double DQN (van Hasselt et al. 2016), given q_online_next
 
     Args:
-        q_target_next, q_online_next: Q' and Q at s_{t+1}, (B, T, A).
-    Returns: (B, T).
+        q_target_next: Q' at s_{t+1}, (B, T, A).
+        q_online_next: Q at s_{t+1}, (B, T, A); None: DQN.
+    Returns: values, (B, T).
     """
     if q_online_next is None:
         return q_target_next.amax(-1)
@@ -32,15 +33,17 @@ def n_step_targets(
     """n-step TD targets (Sutton & Barto 2018, ch. 7) by the recursion
 
         G1_t = r_{t+1} + gamma (1 - terminated_{t+1}) V(s_{t+1})
-        Gn_t = r_{t+1} + gamma (1 - terminated_{t+1}) G(n-1)_{t+1}     where step t+1 is recorded, else as G1
+        Gn_t = r_{t+1} + gamma (1 - terminated_{t+1}) G(n-1)_{t+1}     where step t+1 is recorded, else G1_t
 
-    so a time limit or the recording's end shortens the sum and still bootstraps.
+    so a time limit or the end of the recording shortens the sum and still bootstraps.
 
     Args:
         bootstrap: V(s_{t+1}), (B, T).
         rewards: r_{t+1}, (B, T).
         terminated: 1.0 where the task ended, not the time limit, (B, T).
-        valid: where a step was recorded, (B, T).
+        valid: true where a step was recorded, (B, T).
+        gamma: discount per step.
+        n_step: n, >= 1.
     Returns: targets, (B, T).
     """
     alive = gamma * (1.0 - terminated)
@@ -53,10 +56,16 @@ def n_step_targets(
 
 
 def td_loss(q_taken: Tensor, target: Tensor, weight: Tensor, kind: str = "huber") -> Tensor:
-    """Sum over steps of weight_t l(q_t - target_t), l = Huber (delta 1) or half the square.
+    """The TD loss, summed over steps.
 
-    Args: q_taken, target, weight: (B, T); the weight is 0 on steps that give no loss.
-    Returns: a scalar; divide by the number of learned steps for the mean.
+        L = sum_{b,t} weight_t l(q_t - target_t),    l = Huber (delta 1) or half the square
+
+    Args:
+        q_taken: q(s_t, a_t), (B, T).
+        target: (B, T).
+        weight: 0 on steps without a loss, (B, T).
+        kind: "huber" or "mse".
+    Returns: L, a scalar; divide it by the number of learned steps for the mean.
     """
     if kind == "huber":
         loss = functional.smooth_l1_loss(q_taken, target, reduction="none")
@@ -80,11 +89,15 @@ def sequence_priorities(errors: Tensor, mask: Tensor) -> Tensor:
 
 
 def discounted_sums(x: Tensor, decay: Tensor) -> Tensor:
-    """y_t = x_t + decay_t y_{t+1}, and y_T = 0 behind the end.
+    """Discounted sums from each step to the end.
 
-    Not a loop over T but log2(T) doublings: after the k-th, y_t sums the 2^k terms from x_t on.
+        y_t = x_t + decay_t y_{t+1},    y_T = 0
 
-    Args: x, decay: (B, T).
+    It takes log2(T) steps instead of T: after the k-th, y_t is the sum of the 2^k terms that start at x_t.
+
+    Args:
+        x: terms, (B, T).
+        decay: discount of what follows each step, (B, T).
     Returns: y, (B, T).
     """
     reach = 1
@@ -96,18 +109,20 @@ def discounted_sums(x: Tensor, decay: Tensor) -> Tensor:
 
 
 def lambda_returns(rewards: Tensor, bootstrap: Tensor, cut: Tensor, gamma: float, lam: float = 1.0) -> Tensor:
-    """The lambda-return (Sutton & Barto 2018, ch. 12), whose excess over V is the GAE (Schulman et al. 2016):
+    """The lambda-return (Sutton & Barto 2018, ch. 12). Minus V, it is the GAE (Schulman et al. 2016).
 
         G_t = r_{t+1} + gamma ((1 - lam) V(s_{t+1}) + lam G_{t+1})      within an episode
         G_t = r_{t+1} + gamma V(s_{t+1})                                where it is cut
         G_t - V(s_t) = sum_k (gamma lam)^k delta_{t+k},   delta_t = r_{t+1} + gamma V(s_{t+1}) - V(s_t)
 
-    With lam = 1 these are the discounted returns (Monte Carlo), and V enters at the cuts alone.
+    With lam = 1 these are the discounted returns (Monte Carlo), which use V at the cuts only.
 
     Args:
         rewards: r_{t+1}, (B, T).
         bootstrap: V(s_{t+1}), (B, T); 0 where the task ended.
-        cut: true where the sum stops, (B, T): an episode's last step, and the recording's.
+        cut: true where the sum stops, (B, T) bool: the last step of an episode, and of the recording.
+        gamma: discount per step.
+        lam: lambda, in [0, 1].
     Returns: G, (B, T).
     """
     through = gamma * lam * (~cut).to(rewards.dtype)
@@ -115,10 +130,18 @@ def lambda_returns(rewards: Tensor, bootstrap: Tensor, cut: Tensor, gamma: float
 
 
 def shannon_entropy(log_probs: Tensor) -> Tensor:
-    """-sum_a p_a log p_a in nats, (..., A) -> (...); between 0 and log A."""
+    """Shannon entropy -sum_a p_a log p_a in nats, between 0 and log A.
+
+    Args: log_probs: log p, (..., A).
+    Returns: (...).
+    """
     return -(log_probs.exp() * log_probs).sum(-1)
 
 
 def simpson_entropy(log_probs: Tensor) -> Tensor:
-    """1 - sum_a p_a^2, the chance that two draws differ (Simpson 1949), (..., A) -> (...); between 0 and 1 - 1/A."""
+    """Simpson's index 1 - sum_a p_a^2, the probability that two draws differ (Simpson 1949), between 0 and 1 - 1/A.
+
+    Args: log_probs: log p, (..., A).
+    Returns: (...).
+    """
     return 1.0 - (2.0 * log_probs).exp().sum(-1)

@@ -220,7 +220,7 @@ class Home:
         """An experiment of that name, trained now if nothing made one."""
         if not fnmatch.filter(os.listdir("experiments") if os.path.isdir("experiments") else [], pattern):
             core = pattern.partition("-")[0]
-            core = core if core in cfg.CoreConfig.registry else "mpn"
+            core = core if core in cfg.choices("core") else "mpn"
             name = pattern.replace("*", "1")
             argv = ["train-neurogym", "--experiment-name", name, "--core", core]
             assert run([*argv, *shorter(argv)]) == 0

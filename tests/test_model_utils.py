@@ -122,10 +122,10 @@ def test_overwrite_never_deletes_a_folder_that_is_no_experiment(tmp_path: Path) 
 
 
 def test_create_writes_the_configuration_and_nothing_else(tmp_path: Path) -> None:
-    made = Experiment.create("a", tmp_path / "new" / "root", {"eta": 0.5, "limit": float("inf")})
+    created = Experiment.create("a", tmp_path / "new" / "root", {"eta": 0.5, "limit": float("inf")})
     assert list(everything(tmp_path)) == ["new/root/a/config.json"]
-    assert made.read_config() == {"eta": 0.5, "limit": None}
-    assert os.listdir(made.root) == ["a"]
+    assert created.read_config() == {"eta": 0.5, "limit": None}
+    assert os.listdir(created.root) == ["a"]
 
 
 def test_create_refuses_a_taken_name_and_leaves_it_as_it_was(experiment: Experiment) -> None:

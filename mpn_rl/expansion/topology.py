@@ -51,7 +51,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpn_rl.config import PaperExpansionConfig, ReferenceExpansion
+from mpn_rl.config import PaperExpansionConfig, choices
 from mpn_rl.contracts import MaskedState, Network, State, StateDict, SynapticState
 from mpn_rl.expansion.hidden_units import Group, Watch, chosen, columns_of, dormancy, isolated_rows, rows_of, synapses
 from mpn_rl.expansion.masks import Layer, check_fits, growth, largest, masked_layers, pruned, turnover
@@ -453,7 +453,7 @@ class STL_Scheduler:  # noqa: N801
         values["initial_sparsity"] = None if static_topo else max(initial_sparsity, sparsity)
         if static_topo:
             values |= {"grow": "none", "prune": "none"}
-        config = ReferenceExpansion(**{**values, **options})
+        config = choices("expansion")["reference"].build(**{**values, **options})
         self.topology = Topology(config, {"model": model}, {}, {"model": optimizer}, seed, max(T_end, delta))
         self.topology.events = T_end // delta
         self.calls = 0

@@ -1,7 +1,7 @@
-"""Many runs from one table: written, checked, run on this machine, watched, summed up (docs/sweeps.md).
+"""The actions of `main.py sweep`: expand, check, run, status, summary (docs/sweeps.md).
 
-No torch here: every row is a process of its own, `python main.py train ... --resume auto`, so that threads, memory and
-crashes are its own as well, and its result is that of the row run alone.
+`sweep run` starts a process per row, `python main.py train ... --resume auto`. Rows share no threads and no memory, a
+crash ends only one of them, and each gives the same result as when it runs alone. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -30,36 +30,39 @@ from mpn_rl.sweep.state import STATES, log_path, state_of
 from mpn_rl.sweep.submit_file import Mistake
 from mpn_rl.sweep.table import TRAINING, Existing, Planned, Sweep
 
-POLL_S = 0.5  # between looks at the running rows
-GRACE_S = 15.0  # from SIGTERM to SIGKILL, for rows that are to save and leave
-USAGE = 2  # exit status of a command line that no second start will mend
+POLL_S = 0.5  # between two reads of the running rows' states
+GRACE_S = 15.0  # from SIGTERM to SIGKILL, for rows to save their checkpoints
+USAGE = 2  # the exit status for a wrong command line: a retry would fail too
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def sweep(args: argparse.Namespace) -> int:
-    """`main.py sweep ACTION FILE`."""
+    """Run `main.py sweep ACTION FILE`. Returns: the exit status."""
     actions = {"expand": expand, "check": check, "run": run, "status": status, "summary": summary}
     return actions[args.action](args)
 
 
-def _checked(found: Sweep, existing: Existing, more: Sequence[Mistake] = ()) -> Sweep:
-    """The sweep, once every mistake in it is printed. Raises: ConfigError that counts them, if there are any."""
-    mistakes = sorted({*more, *found.check(existing)})
+def _checked(table: Sweep, existing: Existing, more: Sequence[Mistake] = ()) -> Sweep:
+    """Check a sweep, and print its mistakes and `more`. Raises: ConfigError with their number if there are any."""
+    mistakes = sorted({*more, *table.check(existing)})
     for mistake in mistakes:
         stderr.print(str(mistake))
     if mistakes:
-        raise ConfigError(f"{_count(len(mistakes), 'mistake')} in {found.path}; nothing was started")
-    return found
+        raise ConfigError(f"{_count(len(mistakes), 'mistake')} in {table.path}; nothing was started")
+    return table
 
 
 def _trainings(args: argparse.Namespace, existing: Existing) -> Sweep:
-    found = sweep_files.load(Path(args.file), args.experiments_dir)
-    if found.command is None or found.command[0] not in TRAINING:
-        raise ConfigError(f"{args.file} trains nothing; sweep {args.action} is for sweeps of train or train-neurogym")
-    _checked(found, existing)
-    if not found.planned:
+    """The checked sweep of a file whose rows train. Raises: ConfigError."""
+    table = sweep_files.load(Path(args.file), args.experiments_dir)
+    if table.command is None or table.command[0] not in TRAINING:
+        raise ConfigError(
+            f"the rows of {args.file} do not train; sweep {args.action} needs rows of train or train-neurogym"
+        )
+    _checked(table, existing)
+    if not table.planned:
         raise ConfigError(f"{args.file} has no rows")
-    return found
+    return table
 
 
 def _count(number: int, name: str) -> str:
@@ -67,84 +70,94 @@ def _count(number: int, name: str) -> str:
 
 
 def expand(args: argparse.Namespace) -> int:
+    """Write the args file of a TOML file."""
     path = Path(args.file)
-    found = _checked(sweep_files.load_toml(path, compare=False), "ignore")
-    if found.rows_path.exists() and not args.overwrite:
+    table = _checked(sweep_files.load_toml(path, compare=False), "ignore")
+    if table.rows_path.exists() and not args.overwrite:
         raise ConfigError(
-            f"{found.rows_path} exists; replace it with --overwrite, or choose another with args = in {path}"
+            f"{table.rows_path} exists; replace it with --overwrite, or set another file as args in {path}"
         )
-    write_bytes_atomic(found.rows_path, sweep_files.args_text(found).encode())
-    settings = _count(len({planned.setting for planned in found.planned}), "setting")
-    stdout.print(f"{found.rows_path}: {_count(len(found.rows), 'row')}, {settings}")
-    stdout.print(f"queue {', '.join(found.columns)} from {found.rows_path.name}")
+    write_bytes_atomic(table.rows_path, sweep_files.args_text(table).encode())
+    settings = _count(len({planned.setting for planned in table.planned}), "setting")
+    stdout.print(f"{table.rows_path}: {_count(len(table.rows), 'row')}, {settings}")
+    stdout.print(f"queue {', '.join(table.columns)} from {table.rows_path.name}")
     return 0
 
 
 def check(args: argparse.Namespace) -> int:
-    found = sweep_files.load(Path(args.file), args.experiments_dir)
-    _checked(found, "resume" if args.resume else "refuse", found.job.mistakes() if found.job else [])
-    begun = sum(planned.config is not None and planned.experiment.exists() for planned in found.planned)
-    rest = f", {begun} of which have begun and would go on" if begun else ""
-    stdout.print(f"{found.path}: {_count(len(found.rows), 'row')}, no mistake{rest}")
+    """Check every row without starting anything."""
+    table = sweep_files.load(Path(args.file), args.experiments_dir)
+    _checked(table, "resume" if args.resume else "refuse", table.job.mistakes() if table.job else [])
+    started = sum(planned.config is not None and planned.experiment.exists() for planned in table.planned)
+    rest = f"; {started} have started and would continue" if started else ""
+    stdout.print(f"{table.path}: {_count(len(table.rows), 'row')}, no mistakes{rest}")
     return 0
 
 
 def status(args: argparse.Namespace) -> int:
-    found = _trainings(args, "ignore")
-    wide = max(len(planned.name) for planned in found.planned)
+    """Print the state of every row."""
+    table = _trainings(args, "ignore")
+    width = max(len(planned.name) for planned in table.planned)
     states: Counter[str] = Counter()
-    stdout.print(f"{'name':{wide}}  {'state':11}  share   score")
-    for planned in found.planned:
+    stdout.print(f"{'name':{width}}  {'state':11}  share   score")
+    for planned in table.planned:
         state = state_of(planned.experiment, planned.args)
         states[state.state] += 1
         score = "" if state.score is None else f"{state.score:.3f}"
-        stdout.print(f"{planned.name:{wide}}  {state.state:11}  {state.share:4.0%}  {score:>6}  {state.note}".rstrip())
-    stdout.print(f"{_count(len(found.planned), 'row')}: " + ", ".join(f"{states[name]} {name}" for name in STATES))
+        stdout.print(f"{planned.name:{width}}  {state.state:11}  {state.share:4.0%}  {score:>6}  {state.note}".rstrip())
+    stdout.print(f"{_count(len(table.planned), 'row')}: " + ", ".join(f"{states[name]} {name}" for name in STATES))
     return 0
 
 
 def summary(args: argparse.Namespace) -> int:
+    """Write the summary over seeds, and print the best settings."""
     from mpn_rl.sweep import summary
 
-    found = _trainings(args, "ignore")
-    folder = Path(args.output) if args.output else found.path.parent
+    table = _trainings(args, "ignore")
+    folder = Path(args.output) if args.output else table.path.parent
     if not folder.is_dir():
-        raise ConfigError(f"--output {folder}: there is no such folder; make it or choose another")
-    for line in summary.summarise(found, folder, args.score, args.heatmap):
+        raise ConfigError(f"--output {folder}: no such folder; make it or choose another one")
+    for line in summary.summarise(table, folder, args.score, args.heatmap):
         stdout.print(line)
     return 0
 
 
-# --- running the rows here ----------------------------------------------------------------------------------
+# --- running rows on this machine ---------------------------------------------------------------------------
 
 
 class Children:
-    """The processes that run rows, one for each worker thread that calls `work`."""
+    """The processes that run rows: one for each worker thread that calls `work`.
 
-    def __init__(self, found: Sweep, retries: int) -> None:
-        self.found, self.retries = found, retries
+    Args:
+        sweep: the checked sweep.
+        retries: how often a row that fails is started again.
+    """
+
+    def __init__(self, sweep: Sweep, retries: int) -> None:
+        self.sweep, self.retries = sweep, retries
         self.running: dict[str, subprocess.Popen] = {}
         self.stopping = threading.Event()
         self.lock = threading.Lock()
 
     def work(self, planned: Planned) -> str:
-        """Run a row to its end. Returns "" or why it has none."""
+        """Run a row until it is complete. Returns: "", or why it is not complete."""
         failures = 0
         while not self.stopping.is_set():
             code = self._start(planned)
             if code == 0:
                 return ""
             if code == planned.args.checkpoint_exit_code or self.stopping.is_set():
-                continue  # it has saved, and asks to be started again
+                continue  # the row saved a checkpoint and exited in order to be started again
             failures += 1
             if code == USAGE or failures > self.retries:
                 return f"{_ending(code)}; {log_path(planned.experiment)}"
         return "stopped"
 
     def _start(self, planned: Planned) -> int:
+        """Run one process of a row. Returns: its exit status."""
         argv = [*planned.argv, *([] if "--resume" in planned.argv else ["--resume", "auto"])]
-        if self.found.experiments_dir:
-            argv += ["--experiments-dir", self.found.experiments_dir]
+        if self.sweep.experiments_dir:
+            argv += ["--experiments-dir", self.sweep.experiments_dir]
         command = [sys.executable, str(Path(__file__).parents[2] / "main.py"), *argv]
         threads = dict.fromkeys(THREADS, str(planned.config.run.threads if planned.config else 1))
         log = log_path(planned.experiment)
@@ -154,10 +167,10 @@ class Children:
             with self.lock:
                 if self.stopping.is_set():
                     return 0
-                # A session of its own: a Ctrl-C in the terminal reaches the sweep, which then asks its rows to save.
+                # With start_new_session, Ctrl-C reaches only this process, which then asks the rows to save.
                 child = subprocess.Popen(
                     command,
-                    cwd=self.found.base,
+                    cwd=self.sweep.base,
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
@@ -173,7 +186,7 @@ class Children:
         return code
 
     def stop(self) -> None:
-        """End every row: SIGTERM, which saves, and SIGKILL for those that take too long."""
+        """End every row: SIGTERM makes it save a checkpoint; SIGKILL follows if that takes longer than GRACE_S."""
         with self.lock:
             self.stopping.set()
             children = list(self.running.values())
@@ -189,26 +202,28 @@ class Children:
 
 
 def _ending(code: int) -> str:
+    """An exit status of subprocess in words."""
     return f"ended by signal {-code}" if code < 0 else f"exit status {code}"
 
 
 def run(args: argparse.Namespace) -> int:
-    found = _trainings(args, "resume")
-    states = {planned.name: state_of(planned.experiment, planned.args).state for planned in found.planned}
+    """Run the rows that are not complete. Returns: 1 if a row failed."""
+    table = _trainings(args, "resume")
+    states = {planned.name: state_of(planned.experiment, planned.args).state for planned in table.planned}
     elsewhere = [name for name, state in states.items() if state == "running"]
-    todo = [planned for planned in found.planned if states[planned.name] not in ("done", "running")][: args.limit]
+    todo = [planned for planned in table.planned if states[planned.name] not in ("done", "running")][: args.limit]
     workers = min(args.workers or len(os.sched_getaffinity(0)), max(len(todo), 1))
     done = sum(state == "done" for state in states.values())
     stdout.print(f"{_count(len(states), 'row')}: {done} done, {len(todo)} to run, {_count(workers, 'worker')}")
     for name in elsewhere:
-        stderr.print(f"note: {name} is running elsewhere; left alone")
-    children = Children(found, args.retries)
+        stderr.print(f"note: another process runs {name}; it is not started again")
+    children = Children(table, args.retries)
     pool = ThreadPoolExecutor(workers)
     with _interruptible():
         try:
             failures = _watch({pool.submit(children.work, planned): planned for planned in todo}, children)
         except KeyboardInterrupt:
-            stderr.print("stopping: the rows save and leave; the same command goes on with them")
+            stderr.print("stopping: the rows save their checkpoints; the same command continues them")
             return 128 + signal.SIGINT
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -220,7 +235,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM stops a sweep as Ctrl-C does, and SIGINT does so where a shell has started us with it ignored."""
+    """SIGTERM stops a sweep as Ctrl-C does; SIGINT does too if the shell started this process with it ignored."""
     before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -230,13 +245,13 @@ def _interruptible() -> Iterator[None]:
 
 
 def _watch(futures: dict[Future[str], Planned], children: Children) -> list[str]:
-    """Show the rows until all have ended. Returns the names of those that failed."""
+    """Show the progress until all rows have ended. Returns: the names of the rows that failed."""
     failures: list[str] = []
-    pending, began, rows = set(futures), time.monotonic(), dict[str, TaskID]()
+    pending, start, rows = set(futures), time.monotonic(), dict[str, TaskID]()
     planned_of = {planned.name: planned for planned in futures.values()}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr, redirect_stdout=sys.stdout.isatty(), redirect_stderr=False) as bar:
-        whole = bar.add_task("rows", total=len(futures))
+        total = bar.add_task("rows", total=len(futures))
         while pending:
             finished, pending = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -245,8 +260,8 @@ def _watch(futures: dict[Future[str], Planned], children: Children) -> list[str]
                 failures += [planned.name] if reason else []
                 score = "" if state.score is None else f"  score {state.score:.3f}"
                 text = f"failed  {planned.name}  {state.note or reason}" if reason else f"done  {planned.name}{score}"
-                stdout.print(f"{text}  ({time.monotonic() - began:.0f} s)")
-                bar.advance(whole)
+                stdout.print(f"{text}  ({time.monotonic() - start:.0f} s)")
+                bar.advance(total)
                 if planned.name in rows:
                     bar.remove_task(rows.pop(planned.name))
             for name in list(children.running):

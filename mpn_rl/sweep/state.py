@@ -1,25 +1,33 @@
-"""What has become of a row, read from its experiment's folder alone: so it works while a pool runs the sweep."""
+"""The state of a row. It is read from the experiment's folder alone, so it works while a pool runs the sweep."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from model_utils import Experiment
 from mpn_rl import arguments
-from mpn_rl.config import Config, config_from_dict
+from mpn_rl.config import config_from_dict
 from mpn_rl.options import ConfigError
 
 STATES = ("done", "running", "interrupted", "failed", "missing")
-TAIL_BYTES = 2**16  # of metrics.jsonl and logs: the last rows are all that a state needs
+TAIL_BYTES = 2**16  # read from the end of metrics.jsonl and of logs: a state needs only the last rows
 
 
 class State(NamedTuple):
-    """One row's state; `share` of the run that is done, the last greedy `score`, a `note` on what is not well."""
+    """The state of one row.
+
+    Args:
+        state: one of STATES.
+        share: the completed share of the run, in [0, 1].
+        score: the last greedy evaluation's score, None before the first evaluation.
+        note: the process that runs the row, or why the row failed.
+    """
 
     state: str
     share: float = 0.0
@@ -27,11 +35,25 @@ class State(NamedTuple):
     note: str = ""
 
 
-def state_of(experiment: Experiment, args: argparse.Namespace) -> State:
-    """What has become of the run that a row's command line `args` asks for.
+class MetricsRow(TypedDict, total=False):
+    """The entries of a row of metrics.jsonl that a state needs."""
 
-    done: the whole run is there. running: a process holds it. failed: it left its error, or is another run.
-    interrupted: it may be continued. missing: nothing has begun.
+    kind: str
+    step: int
+    episode: int
+    return_mean: float
+    accuracy: float | None
+
+
+def state_of(experiment: Experiment, args: argparse.Namespace) -> State:
+    """The state of the run that a row's command line asks for.
+
+    done: the run is complete. running: a process holds the experiment's lock. failed: the run ended with an error, or
+    the experiment has other options. interrupted: the run can be continued. missing: the run has not started.
+
+    Args:
+        experiment: the row's experiment.
+        args: the row's parsed command line.
     """
     failure = failure_of(experiment)
     if not experiment.config_path.exists():
@@ -40,39 +62,33 @@ def state_of(experiment: Experiment, args: argparse.Namespace) -> State:
         config = arguments.resumed_config(args, experiment.name, config_from_dict(experiment.read_config()))
     except ConfigError as error:
         return State("failed", note=f"not this row's run: {error}")
-    rows = _tail(experiment.metrics_path)
-    share = _share(config, rows[-1]) if rows else 0.0
-    scores = [score_of(row) for row in rows if row.get("kind") == "eval"]
-    found = State("interrupted", min(share, 1.0), scores[-1] if scores else None)
+    run, share, score = config.run, 0.0, None
+    for row in _last_rows(experiment.metrics_path):
+        if run.total_steps is None:
+            share = row["episode"] / run.num_episodes
+        elif row["step"] + run.num_envs > run.total_steps:  # one more step of all environments would be too many
+            share = 1.0
+        else:
+            share = row["step"] / run.total_steps
+        if row.get("kind") == "eval":  # accuracy is null where the task has no trials
+            accuracy = row.get("accuracy")
+            score = float(row["return_mean"] if accuracy is None else accuracy)
+    state = State("interrupted", min(share, 1.0), score)
     holder = experiment.holder()
     if holder:
-        return found._replace(state="running", note=holder.removeprefix("another process ").strip("()"))
+        return state._replace(state="running", note=holder.removeprefix("another process ").strip("()"))
     if experiment.checkpoint("final").is_file() and share >= 1.0:
-        return found._replace(state="done")
-    return found._replace(state="failed", note=failure) if failure else found
-
-
-def score_of(row: dict[str, Any]) -> float:
-    """A greedy evaluation's accuracy, its mean return where the task has no trials."""
-    return float(row["return_mean"] if row.get("accuracy") is None else row["accuracy"])
-
-
-def _share(config: Config, row: dict[str, Any]) -> float:
-    """The share of a run that a row of metrics.jsonl stands at; 1.0 where it is the end."""
-    run = config.run
-    if run.total_steps is None:
-        return row["episode"] / run.num_episodes
-    # A run ends where the next step of all lanes would be one too many.
-    return 1.0 if row["step"] + run.num_envs > run.total_steps else row["step"] / run.total_steps
+        return state._replace(state="done")
+    return state._replace(state="failed", note=failure) if failure else state
 
 
 def log_path(experiment: Experiment) -> Path:
-    """What a row that `sweep run` started has printed."""
+    """The file with the output of a row that `sweep run` started."""
     return experiment.root / ".sweep" / f"{experiment.name}.log"
 
 
 def failure_of(experiment: Experiment) -> str:
-    """The last line of the error that ended a run, "" where none did: error.txt, or the end of its local log."""
+    """The last line of the error that ended a run, from error.txt or the log of `sweep run`; "" without an error."""
     lines = _last_lines(experiment.error_path)
     if lines:
         return lines[-1]
@@ -84,7 +100,7 @@ def failure_of(experiment: Experiment) -> str:
 
 
 def _last_lines(path: Path) -> list[str]:
-    """The last lines that say something; a reader of a disk that others write takes what it gets."""
+    """The last lines that are not blank; [] if the file cannot be read."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
@@ -94,14 +110,11 @@ def _last_lines(path: Path) -> list[str]:
     return [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
 
 
-def _tail(path: Path) -> list[dict[str, Any]]:
-    """The last rows of a metrics.jsonl; lines that are cut at either end do not count."""
-    rows = []
+def _last_rows(path: Path) -> list[MetricsRow]:
+    """The last rows of a metrics.jsonl, without lines that are cut off at either end."""
+    rows: list[MetricsRow] = []
     for line in _last_lines(path):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and {"step", "episode"} <= row.keys():
-            rows.append(row)
+        with contextlib.suppress(ValueError):
+            row: MetricsRow = json.loads(line)
+            rows += [row] if isinstance(row, dict) and {"step", "episode"} <= row.keys() else []
     return rows

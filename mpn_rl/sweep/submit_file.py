@@ -1,8 +1,8 @@
-"""HTCondor submit files, read as `condor_submit` reads them and checked for what it passes over in silence.
+"""Read HTCondor submit files as `condor_submit` does, and find the mistakes that it accepts.
 
-condor_submit only warns of a misspelt command, fills an undefined `$(macro)` with nothing, and takes `request_memry`
-for a resource that no machine has. `SubmitFile` reads a file, and `SubmitFile.mistakes` lists what is wrong with it.
-docs/sweeps.md has the conventions. Standard library only.
+condor_submit only warns about a misspelt command, replaces an undefined `$(macro)` with nothing, and reads
+`request_memry` as a request for a custom resource. `SubmitFile` reads a file, and `SubmitFile.mistakes` lists its
+mistakes. docs/sweeps.md describes the conventions. This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from mpn_rl.options import ConfigError, nearest
 
-# The commands of condor_submit's manual for jobs that are programs; grid, EC2, Java and VM jobs have more.
+# The submit commands in the manual of condor_submit, without those of grid, EC2, Java and VM jobs.
 COMMANDS = frozenset(
     """
     accounting_group accounting_group_user allow_arguments_v1 allow_environment_v1 allowed_execute_duration
@@ -52,7 +52,7 @@ COMMANDS = frozenset(
     """.split()  # noqa: SIM905
 )
 RESOURCES = ("cpus", "disk", "gpus", "memory")
-# Macros that condor_submit defines by itself.
+# The macros that condor_submit defines.
 AUTOMATIC = frozenset(
     """
     arch cluster clusterid day dollar full_hostname hostname islinux item itemindex iswindows month node opsys
@@ -61,11 +61,11 @@ AUTOMATIC = frozenset(
 )
 SUBCOMMANDS = ("train", "train-neurogym", "eval", "render", "analyze")  # of main.py
 MACRO = re.compile(r"(\$\$?)(\w*)\(([^()]*)\)")
-WHOLE_TEXT = ("choice", "env", "random_choice", "random_integer")  # functions whose argument names no macro
+LITERAL_FUNCTIONS = ("choice", "env", "random_choice", "random_integer")  # their argument is not a macro's name
 
 
 class Mistake(NamedTuple):
-    """One thing that is wrong, and where; str() is `file:line:column: text`, as compilers have it."""
+    """A mistake and its place, counted from 1; str() is `file:line:column: text`, as compilers print it."""
 
     path: Path
     line: int
@@ -77,7 +77,7 @@ class Mistake(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """One `name = value`; `column` is where the value begins."""
+    """One `name = value`; `column` is where the value starts."""
 
     name: str
     value: str
@@ -86,7 +86,7 @@ class Setting(NamedTuple):
 
 
 def read_text(path: Path) -> str:
-    """Raises: ConfigError naming the file when it is missing or no text."""
+    """The text of a file. Raises: ConfigError with the file's name if it cannot be read or is not text in UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -97,72 +97,72 @@ def read_text(path: Path) -> str:
 
 @dataclass
 class SubmitFile:
-    """One submit file: its settings by lower-case name and the queue statement."""
+    """One submit file."""
 
     path: Path
-    settings: dict[str, Setting] = field(default_factory=dict)
+    settings: dict[str, Setting] = field(default_factory=dict)  # by name in lower case
     runs_main: bool = True  # False with the comment `# command: none`
     includes: list[Setting] = field(default_factory=list)
-    queue: Setting | None = None  # name: the columns; value: the file, or "" where the rows follow in parentheses
+    queue: Setting | None = None  # name: the columns; value: the file, or "" if the rows follow in parentheses
     columns: tuple[str, ...] = ()
-    items: list[tuple[int, str]] = field(default_factory=list)  # (line, text) of rows that follow in parentheses
-    unread: list[Mistake] = field(default_factory=list)
+    items: list[tuple[int, str]] = field(default_factory=list)  # (line, text) of the rows in parentheses
+    reading_mistakes: list[Mistake] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> SubmitFile:
-        """Raises: ConfigError where the file cannot be read at all; what is wrong in it waits for `mistakes`."""
-        found, lines = cls(path), _joined_lines(read_text(path))
+        """Read a submit file; `mistakes` lists the mistakes in it. Raises: ConfigError if the file cannot be read."""
+        job, lines = cls(path), _joined_lines(read_text(path))
         for number, line in lines:
-            found._take(number, line, lines)
-        if found.queue is None:
-            found._unread(1, "no queue statement: nothing would be submitted; write 'queue COLUMN, ... from FILE'")
-        return found
+            job._read_line(number, line, lines)
+        if job.queue is None:
+            job._note(1, "no queue statement: nothing would be submitted; write 'queue COLUMN, ... from FILE'")
+        return job
 
-    def _unread(self, line: int, text: str) -> None:
-        self.unread.append(Mistake(self.path, line, 1, text))
+    def _note(self, line: int, text: str) -> None:
+        self.reading_mistakes.append(Mistake(self.path, line, 1, text))
 
-    def _take(self, number: int, line: str, lines: Iterator[tuple[int, str]]) -> None:
-        """Sort one line into its place; `lines` has what follows, for statements that take several."""
+    def _read_line(self, number: int, line: str, lines: Iterator[tuple[int, str]]) -> None:
+        """Read one line; a statement of several lines takes the rest from `lines`."""
         text = line.strip()
         if re.match(r"#\s*command:\s*none\b", text):
             self.runs_main = False
         elif not text or text[0] == "#" or re.match(r"(if|elif|else|endif|use|error|warning)\b(?!\s*=)", text, re.I):
             pass
         elif queue := re.match(r"\s*queue\b(?!\s*=)\s*(.*?)\s*$", line, re.I):
-            self._take_queue(Setting("", queue[1], number, queue.start(1) + 1), lines)
+            self._read_queue(Setting("", queue[1], number, queue.start(1) + 1), lines)
         elif included := re.match(r"\s*include\b[^:=]*:\s*(.*)", line, re.I):
             self.includes.append(Setting("include", included[1], number, included.start(1) + 1))
         elif setting := re.match(r"\s*([+\w.]+)\s*(@?=)\s*(.*?)\s*$", line):
             value = setting[3]
-            if setting[2] == "@=":  # a block up to a line of @ and the word that was given
+            if setting[2] == "@=":  # a block that ends with a line of @ and the same word
                 rows = iter(lambda: next(lines, (0, f"@{value}"))[1].strip(), f"@{value}")
                 value = "\n".join(rows)
             self.settings[setting[1].lower()] = Setting(setting[1], value, number, setting.start(3) + 1)
         else:
-            self._unread(number, f"neither a command nor a queue statement: {text[:60]!r}")
+            self._note(number, f"neither a command nor a queue statement: {text[:60]!r}")
 
-    def _take_queue(self, found: Setting, lines: Iterator[tuple[int, str]]) -> None:
+    def _read_queue(self, queue: Setting, lines: Iterator[tuple[int, str]]) -> None:
         if self.queue is not None:
-            self._unread(found.line, "a second queue statement; sweep reads files with one")
-        self.queue = found._replace(value="")
-        parts = re.fullmatch(r"(?:1\s+)?([a-z]\w*(?:[\s,]+[a-z]\w*)*)\s+from\s+([^\[|]+)", found.value, re.I)
+            self._note(queue.line, "a second queue statement; sweep reads files with only one")
+        self.queue = queue._replace(value="")
+        parts = re.fullmatch(r"(?:1\s+)?([a-z]\w*(?:[\s,]+[a-z]\w*)*)\s+from\s+([^\[|]+)", queue.value, re.I)
         if parts is None:
-            self._unread(found.line, f"sweep reads 'queue COLUMN, ... from FILE', not 'queue {found.value}'")
+            self._note(queue.line, f"sweep reads 'queue COLUMN, ... from FILE', not 'queue {queue.value}'")
             return
-        self.columns = tuple(re.split(r"[\s,]+", parts[1].lower()))  # capitals make no difference
-        self.queue = found._replace(value="" if parts[2][0] == "(" else parts[2])
+        self.columns = tuple(re.split(r"[\s,]+", parts[1].lower()))  # HTCondor ignores case
+        self.queue = queue._replace(value="" if parts[2][0] == "(" else parts[2])
         if parts[2][0] == "(":
             for number, text in lines:
                 if text.strip() == ")":
                     break
                 self.items.append((number, text.strip()))
 
-    # --- what it says -----------------------------------------------------------------------------------
+    # --- contents ---------------------------------------------------------------------------------------
 
     def expand(self, text: str) -> str:
-        """`text` with the file's own macros and its folder put in; columns stay as $(column)."""
+        """`text` with the values of the file's macros and of $(SUBMIT_FILE); columns stay as $(column)."""
 
-        def put(match: re.Match) -> str:
+        def value_of(match: re.Match) -> str:
             dollars, function, inside = match.groups()
             key = inside.partition(":")[0].strip().lower()
             if dollars == "$$" or key in self.columns:
@@ -172,40 +172,40 @@ class SubmitFile:
                 return f"{self.path.parent}/" if folder else str(self.path)
             return self.settings[key].value if key in self.settings and not function else match[0]
 
-        for _ in range(10):  # a macro may stand for others, and by mistake for itself
-            text = MACRO.sub(put, text)
+        for _ in range(10):  # a macro may contain others, and by mistake itself
+            text = MACRO.sub(value_of, text)
         return text
 
     def place(self, text: str) -> Path:
-        """The file or folder of that name: beside the submit file, or here; where it could lie if it is in neither."""
+        """The path of a file or folder: in the submit file's folder if it exists there, else in the current folder."""
         places = [folder / self.expand(text) for folder in (self.path.parent, Path())]
-        there = [place for place in places if place.exists()] or [place for place in places if place.parent.is_dir()]
-        return [*there, *places][0]
+        likely = [place for place in places if place.exists()] or [place for place in places if place.parent.is_dir()]
+        return [*likely, *places][0]
 
     def arguments(self) -> list[str]:
-        """The words of `arguments`, in the plain or in the quoted form."""
+        """The words of `arguments`, which HTCondor accepts in a plain and in a quoted form."""
         text = self.expand(self.settings["arguments"].value) if "arguments" in self.settings else ""
         quoted = len(text) > 1 and text[0] == text[-1] == '"'
         return shlex.split(text[1:-1].replace('""', '\\"')) if quoted else text.split()
 
     def command_words(self) -> list[str] | None:
-        """The words of `arguments`, which follow main.py, with $(column) in them; None if the job does not run main.py.
+        """The arguments of main.py, with $(column) in them; None if the job does not run main.py.
 
-        Raises: ConfigError if they do not begin with a command of main.py.
+        Raises: ConfigError if they do not start with a command of main.py.
         """
         if not self.runs_main:
             return None
         words = self.arguments()
         if not words or words[0] not in SUBCOMMANDS:
-            begin = f"arguments must begin with one of {', '.join(SUBCOMMANDS)}, got {words[:1]}"
-            raise ConfigError(f"{begin}; if the job does not run main.py, add the comment '# command: none'")
+            rule = f"arguments must start with one of {', '.join(SUBCOMMANDS)}, got {words[:1]}"
+            raise ConfigError(f"{rule}; if the job does not run main.py, add the comment '# command: none'")
         return words
 
-    # --- what is wrong with it --------------------------------------------------------------------------
+    # --- mistakes ---------------------------------------------------------------------------------------
 
     def mistakes(self) -> list[Mistake]:
-        """Everything that condor_submit would pass over, or refuse too late, in the order of lines."""
-        return sorted([*self.unread, *self._spelling(), *self._macros(), *self._columns(), *self._hazards()])
+        """The mistakes that condor_submit accepts or reports too late, in the order of lines."""
+        return sorted([*self.reading_mistakes, *self._spelling(), *self._macros(), *self._columns(), *self._hazards()])
 
     def _texts(self) -> list[Setting]:
         return [*self.settings.values(), *self.includes, *([self.queue] if self.queue else [])]
@@ -223,7 +223,7 @@ class SubmitFile:
             free = ("+", "my.", "require_", "transform_", "remote_") + (() if resource else ("request_",))
             if key not in COMMANDS | used and not key.startswith(free):
                 hint = resource or nearest(key, COMMANDS)
-                text = f"{setting.name!r} is no submit command, and nothing uses it{hint}"
+                text = f"{setting.name!r} is not a submit command, and no macro uses it{hint}"
                 yield Mistake(self.path, setting.line, 1, text)
 
     def _macros(self) -> Iterator[Mistake]:
@@ -234,13 +234,13 @@ class SubmitFile:
                 dollars, function, inside = match.groups()
                 name = inside.partition(",")[0].strip() if function else inside.strip()
                 known = name.lower() in defined or re.search(rf"\b{re.escape(name)}\s*=", included)
-                if dollars == "$" and function.lower() not in WHOLE_TEXT and ":" not in inside and not known:
+                if dollars == "$" and function.lower() not in LITERAL_FUNCTIONS and ":" not in inside and not known:
                     hint = nearest(name, [*self.columns, *(setting.name for setting in self.settings.values())])
-                    problem = f"$({name}) is defined nowhere, so that nothing would stand there{hint}"
+                    problem = f"$({name}) is not defined, so it would be empty{hint}"
                     yield Mistake(self.path, text.line, text.column + match.start(), problem)
 
     def _included(self, text: str) -> str:
-        """What an include statement may define: its own text and that of the files which it names."""
+        """The text of an include statement and of the files that it names: both may define macros."""
         files = [self.place(word) for word in self.expand(text).split()]
         return "\n".join([text, *(read_text(file) for file in files if file.is_file())])
 
@@ -248,84 +248,89 @@ class SubmitFile:
         for place, column in enumerate(self.columns):
             line = self.queue.line if self.queue else 1
             if column in COMMANDS | AUTOMATIC:
-                yield Mistake(self.path, line, 1, f"column {column!r} is a word of HTCondor's own; choose another")
+                yield Mistake(
+                    self.path,
+                    line,
+                    1,
+                    f"column {column!r} is a submit command or macro of HTCondor; choose another name",
+                )
             if column in self.columns[:place]:
-                yield Mistake(self.path, line, 1, f"column {column!r} stands there twice")
+                yield Mistake(self.path, line, 1, f"column {column!r} occurs twice")
 
-    def _said(self, key: str) -> str:
+    def _value(self, key: str) -> str:
+        """A setting with its macros expanded; "" if the file does not have it."""
         return self.expand(self.settings[key].value) if key in self.settings else ""
 
     def _hazards(self) -> Iterator[Mistake]:
-        """What every pool accepts and no one wants."""
+        """Settings that every pool accepts, but that lose work or leak secrets."""
         yield from self._program()
         yield from self._logs()
-        transfer = self._said("should_transfer_files").upper()
+        transfer = self._value("should_transfer_files").upper()
         if not transfer:
-            text = "not said: without a shared disk a job finds nothing, and leaves the queue as if done; say YES or NO"
+            text = (
+                "not set: without a shared disk, a job finds no files and leaves the queue as completed; set YES or NO"
+            )
             yield self._at("should_transfer_files", f"should_transfer_files is {text}")
-        if self._said("getenv").lower() in ("true", "yes", "1"):
-            text = "getenv copies the whole environment, passwords included, into the job; name what it needs"
+        if self._value("getenv").lower() in ("true", "yes", "1"):
+            text = "getenv copies the whole environment, including passwords, into the job; name the variables it needs"
             yield self._at("getenv", text)
         if transfer != "YES" or "checkpoint_exit_code" not in self.settings:
             return
-        if self._said("when_to_transfer_output").upper() != "ON_EXIT_OR_EVICT":
-            text = "what an evicted job saves is lost without when_to_transfer_output = ON_EXIT_OR_EVICT"
+        if self._value("when_to_transfer_output").upper() != "ON_EXIT_OR_EVICT":
+            text = "the checkpoint of an evicted job is lost without when_to_transfer_output = ON_EXIT_OR_EVICT"
             yield self._at("when_to_transfer_output", text)
-        if self._said("transfer_checkpoint_files") != self._said("transfer_output_files"):
-            text = (
-                "transfer_checkpoint_files and transfer_output_files must be the same: for checkpoints, for evictions"
-            )
+        if self._value("transfer_checkpoint_files") != self._value("transfer_output_files"):
+            text = "transfer_checkpoint_files and transfer_output_files must be the same"
             yield self._at("transfer_checkpoint_files", text)
 
     def _logs(self) -> Iterator[Mistake]:
-        folder = Path(self._said("initialdir") or self.path.parent)
-        made = any("mkdir" in part.value for part in self.includes)
+        folder = Path(self._value("initialdir") or self.path.parent)
+        makes_folders = any("mkdir" in part.value for part in self.includes)
         for key in ("output", "error"):
-            name = self._said(key)
+            name = self._value(key)
             macros = {match[3].lower() for match in MACRO.finditer(name)}
             if name and not (macros & {"cluster", "clusterid"} and macros & {"process", "procid"}):
-                yield self._at(key, f"{key} without $(Cluster) and $(Process) is overwritten by other jobs")
-            parent = os.path.dirname(name)  # the log's folder is made by condor_submit
-            if name and not (made or parent == os.path.dirname(self._said("log")) or (folder / parent).is_dir()):
-                yield self._at(
-                    key, f"{key}: no folder {parent}, for which jobs are held; make it, or put log there too"
-                )
+                yield self._at(key, f"{key} needs $(Cluster) and $(Process), or other jobs overwrite it")
+            parent = os.path.dirname(name)
+            exists = parent == os.path.dirname(self._value("log")) or (folder / parent).is_dir()
+            if name and not (makes_folders or exists):  # condor_submit makes the folder of the log
+                yield self._at(key, f"{key}: no folder {parent}, so jobs would be held; make it, or put the log there")
 
     def _program(self) -> Iterator[Mistake]:
-        """The executable and the command that it is given."""
-        name = self._said("executable")
+        """Mistakes in the executable and in its arguments."""
+        name = self._value("executable")
         script = self.place(name)
         if not name or not script.is_file():
             yield self._at("executable", f"executable: no file {name}" if name else "no executable")
             return
         if not os.access(script, os.X_OK):
-            yield self._at("executable", f"executable: {script} may not be executed; chmod +x {script}")
+            yield self._at("executable", f"executable: {script} is not executable; chmod +x {script}")
         try:
             words = self.command_words()
-        except ValueError as error:  # a ConfigError, or a quotation mark without its pair
+        except ValueError as error:  # a ConfigError, or an unmatched quotation mark
             yield self._at("arguments", str(error))
             return
         if words is None:
             return
         text = script.read_bytes()
         if re.match(rb"#!.*sh\b", text) and not re.search(rb"(?m)^[ \t]*exec\s", text):
-            yield self._at("executable", f"{script} has no exec: SIGTERM on an eviction would not reach main.py")
+            yield self._at("executable", f"{script} has no exec, so the SIGTERM of an eviction would not reach main.py")
         flag = "--checkpoint-exit-code"
-        code, asked = self._said("checkpoint_exit_code"), words[words.index(flag) + 1] if flag in words[:-1] else ""
+        code, asked = self._value("checkpoint_exit_code"), words[words.index(flag) + 1] if flag in words[:-1] else ""
         if code != asked:
             problem = f"checkpoint_exit_code is {code or 'not set'}, but {flag} is {asked or 'not set'}"
             yield self._at("checkpoint_exit_code", problem)
 
 
 def _joined_lines(text: str) -> Iterator[tuple[int, str]]:
-    """(number, line), lines that end in a backslash joined with the next."""
-    begun, number = "", 0
+    """(number, line) of each line; a line that ends in a backslash is joined with the next one."""
+    start, number = "", 0
     for place, line in enumerate(text.splitlines(), start=1):
-        number = number if begun else place
+        number = number if start else place
         if line.endswith("\\"):
-            begun += line[:-1] + " "
+            start += line[:-1] + " "
         else:
-            yield number, begun + line
-            begun = ""
-    if begun:
-        yield number, begun
+            yield number, start + line
+            start = ""
+    if start:
+        yield number, start

@@ -1,4 +1,4 @@
-"""A sweep summed up over its seeds: statistics with intervals, learning curves, a heat map; CSV and PNG."""
+"""The summary of a sweep over seeds: statistics with intervals, learning curves, a heat map, as CSV and PNG."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -19,22 +19,30 @@ from mpn_rl.sweep.state import State, state_of
 from mpn_rl.sweep.table import Planned, Sweep
 
 SHOWN = 10  # settings in the printed table
-DRAWN = 8  # settings in the picture: as many colours as can be told apart
-MAX_CELLS = 15  # values along an axis of a heat map; beyond, every setting is a dot
+DRAWN = 8  # settings in the figure: more colours are hard to distinguish
+MAX_CELLS = 15  # values along an axis of a heat map; with more values, the figure has one dot per setting
 RESAMPLES = 5_000
 
 
+class Evaluation(NamedTuple):
+    """One greedy evaluation; accuracy is None where the task has no trials."""
+
+    step: int
+    return_mean: float
+    accuracy: float | None
+
+
 class Result(NamedTuple):
-    """One complete row: its greedy evaluations."""
+    """The greedy evaluations of one complete row."""
 
     planned: Planned
     steps: np.ndarray  # (E,)
     scores: np.ndarray  # (E,)
-    score: float  # the one to judge by
+    score: float  # the score that counts: the last one, or that of the best model
 
 
 class Statistics(NamedTuple):
-    """Of one setting's scores; an interval of a single score is nan."""
+    """Statistics of one setting's scores; the interval of a single score is nan."""
 
     n: int
     mean: float
@@ -47,12 +55,21 @@ class Statistics(NamedTuple):
     highest: float
 
 
-def interquartile_mean(values: np.ndarray, axis: int = -1) -> Any:
-    """The mean of the middle half (Agarwal et al. 2021): a quarter is cut at each end, of n values floor(n / 4)."""
-    return stats.trim_mean(values, 0.25, axis=axis)
+def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The interquartile mean (Agarwal et al. 2021).
+
+    It is the mean of the sorted values without the lowest floor(n / 4) and the highest floor(n / 4).
+
+    Args:
+        values: any shape, with n values along `axis`.
+        axis: the axis to average over.
+    Returns: the means; `axis` is removed.
+    """
+    return np.asarray(stats.trim_mean(values, 0.25, axis=axis))
 
 
 def statistics(scores: Sequence[float]) -> Statistics:
+    """Mean and interquartile mean of one setting's scores, with 95 % bootstrap intervals; lowest and highest score."""
     values = np.asarray(scores, float)
     mean = bootstrap(values, resamples=RESAMPLES)
     iqm = bootstrap(values, statistic=interquartile_mean, resamples=RESAMPLES)
@@ -61,24 +78,28 @@ def statistics(scores: Sequence[float]) -> Statistics:
                       float(iqm[1]), float(values.min()), float(values.max()))  # fmt: skip
 
 
-def summarise(found: Sweep, folder: Path, which: str = "final", heatmap: Sequence[str] | None = None) -> list[str]:
-    """Write `<file>_runs.csv`, `_summary.csv`, `_curves.csv`, `_curves.png` and the heat map. Returns what to print.
+def summarise(sweep: Sweep, folder: Path, which: str = "final", heatmap: Sequence[str] | None = None) -> list[str]:
+    """Write `<file>_runs.csv`, `_summary.csv`, `_curves.csv`, `_curves.png` and the heat map.
 
     Args:
-        which: "final": the last greedy evaluation; "best": that of best_model.pt.
-        heatmap: two columns.
-    Raises: ConfigError where no row is complete, or heatmap names no column.
+        sweep: a sweep whose rows are checked.
+        folder: the folder for the files.
+        which: "final" for the score of the last greedy evaluation, "best" for that of best_model.pt.
+        heatmap: the two columns of the heat map; None for no heat map.
+    Returns: the lines to print.
+    Raises: ConfigError if no row is complete or if heatmap names an unknown column.
     """
     for name in heatmap or ():
-        if name not in found.setting_columns:
-            raise ConfigError(f"--heatmap: no column {name!r}; there is {', '.join(found.setting_columns) or 'none'}")
-    states = {planned.name: state_of(planned.experiment, planned.args) for planned in found.planned}
-    done = [planned for planned in found.planned if states[planned.name].state == "done"]
+        if name not in sweep.setting_columns:
+            known = ", ".join(sweep.setting_columns) or "none"
+            raise ConfigError(f"--heatmap: no column {name!r}; the columns are {known}")
+    states = {planned.name: state_of(planned.experiment, planned.args) for planned in sweep.planned}
+    done = [planned for planned in sweep.planned if states[planned.name].state == "done"]
     unfinished = [f"{name} ({state.state})" for name, state in states.items() if state.state != "done"]
     if not done:
-        raise ConfigError(f"{found.path}: no row is complete yet; sweep status says how far they are")
-    evaluations = {planned.name: _evaluations(planned.experiment) for planned in done}
-    accurate = all(row["accuracy"] is not None for rows in evaluations.values() for row in rows)
+        raise ConfigError(f"{sweep.path}: no row is complete yet; `sweep status` shows the progress")
+    evaluations = {planned.name: evaluations_of(planned.experiment) for planned in done}
+    accurate = all(one.accuracy is not None for many in evaluations.values() for one in many)
     label = f"{which} greedy {'accuracy' if accurate else 'return'}"
     results = [_result(planned, evaluations[planned.name], accurate, which) for planned in done]
     groups: dict[tuple[str, ...], list[Result]] = {}
@@ -86,12 +107,12 @@ def summarise(found: Sweep, folder: Path, which: str = "final", heatmap: Sequenc
         groups.setdefault(result.planned.setting, []).append(result)
     table = {setting: statistics([result.score for result in group]) for setting, group in groups.items()}
     ranked = sorted(table, key=lambda setting: table[setting].iqm, reverse=True)
-    stem, columns = folder / found.path.stem, found.setting_columns
-    rows_of = {planned.setting: 0 for planned in found.planned}
-    for planned in found.planned:
+    stem, columns = folder / sweep.path.stem, sweep.setting_columns
+    rows_of = {planned.setting: 0 for planned in sweep.planned}
+    for planned in sweep.planned:
         rows_of[planned.setting] += 1
-    written = [
-        _write_runs(Path(f"{stem}_runs.csv"), found, states, {result.planned.name: result for result in results}),
+    files = [
+        _write_runs(Path(f"{stem}_runs.csv"), sweep, states, {result.planned.name: result for result in results}),
         write_csv(
             Path(f"{stem}_summary.csv"),
             [*columns, "rows", *Statistics._fields],
@@ -103,49 +124,56 @@ def summarise(found: Sweep, folder: Path, which: str = "final", heatmap: Sequenc
     head = f"{len(done)} of {len(states)} rows complete, {len(table)} of {len(rows_of)} settings; {label}"
     lines = [head, *_table(columns, ranked[:SHOWN], table)]
     if len(ranked) > SHOWN:
-        lines.append(f"... and {len(ranked) - SHOWN} more in {written[1]}")
+        lines.append(f"... and {len(ranked) - SHOWN} more in {files[1]}")
     if unfinished:
-        lines.append(f"not in it, as {len(unfinished)} of {len(states)} rows are unfinished: {', '.join(unfinished)}")
-    return [*lines, "written: " + ", ".join(map(str, written))]
+        lines.append(
+            f"left out, because {len(unfinished)} of {len(states)} rows are unfinished: {', '.join(unfinished)}"
+        )
+    return [*lines, "wrote " + ", ".join(map(str, files))]
 
 
-def _evaluations(experiment: Experiment) -> list[dict[str, Any]]:
-    return [row for row in experiment.read_metrics() if row["kind"] == "eval"]
+def evaluations_of(experiment: Experiment) -> list[Evaluation]:
+    """The greedy evaluations in metrics.jsonl, in the order of training."""
+    rows = [row for row in experiment.read_metrics() if row["kind"] == "eval"]
+    return [Evaluation(row["step"], row["return_mean"], row["accuracy"]) for row in rows]
 
 
-def _result(planned: Planned, rows: list[dict[str, Any]], accurate: bool, which: str) -> Result:
-    key = "accuracy" if accurate else "return_mean"
-    chosen = rows[-1] if which == "final" else max(rows, key=lambda row: (row["return_mean"], row["step"]))
-    steps, scores = np.array([row["step"] for row in rows]), np.array([row[key] for row in rows], float)
-    return Result(planned, steps, scores, float(chosen[key]))
+def _result(planned: Planned, evaluations: list[Evaluation], accurate: bool, which: str) -> Result:
+    steps = np.array([one.step for one in evaluations])
+    returns = np.array([one.return_mean for one in evaluations], float)
+    scores = np.array([one.accuracy for one in evaluations], float) if accurate else returns
+    # The best model has the highest return; of equal returns, the last one.
+    chosen = -1 if which == "final" else max(range(len(steps)), key=lambda place: (returns[place], steps[place]))
+    return Result(planned, steps, scores, float(scores[chosen]))
 
 
 def label_of(columns: Sequence[str], setting: Sequence[str]) -> str:
+    """A setting in words, such as "eta 0.5, hidden 64"."""
     return ", ".join(f"{column} {value}" for column, value in zip(columns, setting, strict=True)) or "all rows"
 
 
 def _table(
     columns: Sequence[str], ranked: list[tuple[str, ...]], table: dict[tuple[str, ...], Statistics]
 ) -> list[str]:
-    """The best settings, one line each, by their interquartile mean."""
+    """The lines of the printed table: a header, then one line per setting of `ranked`."""
 
     def interval(low: float, high: float) -> str:
         return "" if np.isnan(low) else f"[{low:.3f}, {high:.3f}]"
 
     cells = [[*columns, "n", "IQM", "95 % interval", "mean", "95 % interval"]]
     for setting in ranked:
-        of = table[setting]
-        cells.append([*setting, str(of.n), f"{of.iqm:.3f}", interval(of.iqm_low, of.iqm_high), f"{of.mean:.3f}",
-                      interval(of.mean_low, of.mean_high)])  # fmt: skip
-    wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, wide, strict=True)).rstrip() for row in cells]
+        row = table[setting]
+        cells.append([*setting, str(row.n), f"{row.iqm:.3f}", interval(row.iqm_low, row.iqm_high), f"{row.mean:.3f}",
+                      interval(row.mean_low, row.mean_high)])  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 
 
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    """Numbers to six digits; what is not known is empty."""
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    """Write a CSV file; floats have six digits, and the cell of a nan is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -156,19 +184,19 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     return path
 
 
-def _write_runs(path: Path, found: Sweep, states: dict[str, State], results: dict[str, Result]) -> Path:
+def _write_runs(path: Path, sweep: Sweep, states: dict[str, State], results: dict[str, Result]) -> Path:
     rows = []
-    for planned in found.planned:
+    for planned in sweep.planned:
         state, result = states[planned.name], results.get(planned.name)
         score = result.score if result else float("nan")
         rows.append([planned.name, planned.seed, *planned.setting, state.state, state.share, score, state.note])
-    return write_csv(path, ["name", "seed", *found.setting_columns, "state", "share", "score", "note"], rows)
+    return write_csv(path, ["name", "seed", *sweep.setting_columns, "state", "share", "score", "note"], rows)
 
 
 def _curves(stem: Path, columns: Sequence[str], groups: dict[tuple[str, ...], list[Result]], label: str) -> list[Path]:
-    """Curves of all settings as CSV, of the best as a picture."""
-    rows: list[list[Any]] = []
-    drawn: dict[str, Any] = {}
+    """Write the learning curves of all settings as CSV and plot those of the best settings."""
+    rows: list[list[object]] = []
+    drawn: dict[str, tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]] = {}
     for setting, group in groups.items():
         steps, curves = common_grid([(result.steps, result.scores) for result in group])
         low, high = bootstrap(curves, resamples=RESAMPLES)
@@ -187,7 +215,7 @@ def _curves(stem: Path, columns: Sequence[str], groups: dict[tuple[str, ...], li
 def _heat_map(
     stem: Path, columns: Sequence[str], results: list[Result], axes: Sequence[str], label: str
 ) -> tuple[Path, Path]:
-    """The mean over everything but two columns; dots, where a column has too many values for cells."""
+    """Write and plot the mean score for each pair of values of two columns; many values are plotted as dots."""
     places = [columns.index(name) for name in axes]
     points: dict[tuple[str, ...], list[float]] = {}
     for result in results:
@@ -221,5 +249,5 @@ def _is_number(text: str) -> bool:
 
 
 def _ordered(values: set[str]) -> list[str]:
-    """Numbers by size, words by the alphabet."""
+    """The values in numerical order if all are numbers, else in alphabetical order."""
     return sorted(values, key=float) if all(map(_is_number, values)) else sorted(values)

@@ -1,6 +1,6 @@
-"""The files of a sweep: TOML, HTCondor submit file, args file; and the grid or random search that fills the last.
+"""Read the files of a sweep (TOML, HTCondor submit file, args file) and make the rows of a grid or a random search.
 
-docs/sweeps.md describes all three. Standard library and the toolkit's option modules only.
+docs/sweeps.md describes the three kinds of files. This module imports only the standard library and option modules.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import math
 import random
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mpn_rl import arguments
 from mpn_rl.options import ConfigError, nearest
@@ -21,16 +21,20 @@ from mpn_rl.sweep.submit_file import Mistake, SubmitFile, read_text
 from mpn_rl.sweep.table import TRAINING, Row, Sweep
 
 TOML_KEYS = ("command", "job", "args", "name", "seeds", "fixed", "grid", "search")
-# Options that a sweep says by itself, or that would not make a run.
+# Options that a sweep sets by itself, or with which nothing would be trained.
 OWN_FLAGS = ("--experiment-name", "--seed", "--resume", "--overwrite", "--list-envs", "--help", "--help-all")
 MAX_ROWS = 100_000
-DRAWS = ("choice", "uniform", "log-uniform")
+DISTRIBUTIONS = ("choice", "uniform", "log-uniform")
+Value = bool | int | float | str  # of an option, in a TOML file
 
 
 def load(path: Path, experiments_dir: str | None = None) -> Sweep:
-    """The sweep of a TOML file, a submit file, or an args file with one of them beside it.
+    """Read the sweep of a TOML file, a submit file, or an args file that one of them names.
 
-    Raises: ConfigError where there is no telling what the rows mean.
+    Args:
+        path: the file.
+        experiments_dir: the folder of the experiments, None for the one that the command line names.
+    Raises: ConfigError if the file cannot be read, or if its columns are not known.
     """
     if path.suffix == ".toml":
         sweep = load_toml(path)
@@ -43,55 +47,60 @@ def load(path: Path, experiments_dir: str | None = None) -> Sweep:
 
 
 def is_submit_file(path: Path) -> bool:
+    """Whether a file ends in .job or has a queue statement."""
     return re.search(r"^\s*queue\b", read_text(path), re.IGNORECASE | re.MULTILINE) is not None or path.suffix == ".job"
 
 
 def project_of(path: Path) -> Path:
-    """The nearest folder above a file that holds a main.py; here, where there is none."""
-    found = next((folder for folder in path.resolve().parents if (folder / "main.py").is_file()), Path.cwd())
-    return Path() if found == Path.cwd() else found
+    """The nearest folder above a file with a main.py; the current folder if there is none."""
+    project = next((folder for folder in path.resolve().parents if (folder / "main.py").is_file()), Path.cwd())
+    return Path() if project == Path.cwd() else project
 
 
 def load_job(path: Path) -> Sweep:
-    """A submit file and the rows that its queue statement names."""
+    """Read a submit file and the rows that its queue statement names. Raises: ConfigError."""
     job = SubmitFile.read(path)
     try:
         command = job.command_words()
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
-    stated = job.settings.get("arguments")
-    line, column = (stated.line, stated.column) if stated else (1, 1)
-    unread = list(job.unread)
-    rows_path, rows, wrong = path, list[Row](), list[Mistake]()
+    setting = job.settings.get("arguments")
+    line, column = (setting.line, setting.column) if setting else (1, 1)
+    mistakes = list(job.reading_mistakes)
+    rows_path, rows = path, list[Row]()
     if job.queue and job.queue.value:
         rows_path = job.place(job.queue.value)
         if not rows_path.is_file():
-            unread.append(Mistake(path, job.queue.line, job.queue.column, f"no args file {rows_path}"))
+            mistakes.append(Mistake(path, job.queue.line, job.queue.column, f"no args file {rows_path}"))
     if job.columns and rows_path.is_file():
-        rows, wrong = _read_rows(rows_path, job.items if rows_path == path else _lines(rows_path), job.columns)
-        unread += wrong
-    return Sweep(path, rows_path, job.columns, command, (path, line, column), rows, project_of(path), unread, job=job)
+        lines = job.items if rows_path == path else _lines(rows_path)
+        rows, wrong_rows = _read_rows(rows_path, lines, job.columns)
+        mistakes += wrong_rows
+    return Sweep(path, rows_path, job.columns, command, (path, line, column), rows, project_of(path), mistakes, job=job)
 
 
 def load_rows(path: Path) -> Sweep:
-    """An args file, with the command and the columns of the TOML or submit file beside it that names it."""
+    """Read an args file; its command and columns are those of the TOML or submit file in the same folder that names it.
+
+    Raises: ConfigError if no file or more than one kind of file names it.
+    """
     owners: list[Sweep] = []
     for other in sorted([*path.parent.glob("*.job"), *path.parent.glob("*.sub"), *path.parent.glob("*.toml")]):
-        with contextlib.suppress(ConfigError):  # some other file
+        with contextlib.suppress(ConfigError):  # not a file of a sweep
             sweep = load(other)
             if sweep.rows_path.resolve() == path.resolve():
                 owners.append(sweep)
     if not owners:
         raise ConfigError(
-            f"{path}: no TOML or submit file beside it names it, so its columns are not known; give that file instead"
+            f"{path}: no TOML or submit file in its folder names it, so its columns are unknown; give that file instead"
         )
     first = next((sweep for sweep in owners if sweep.job), owners[0])
     others = [str(sweep.path) for sweep in owners if sweep.columns != first.columns]
     if others:
         raise ConfigError(
-            f"{path}: {first.path} and {others[0]} name its columns differently; give one of them instead"
+            f"{path}: {first.path} and {others[0]} name its columns differently; give one of these files instead"
         )
-    if not first.job:  # a TOML file's own rows are what it would make now
+    if not first.job:  # the rows of the TOML file may have changed since the args file was written
         rows, mistakes = _read_rows(path, _lines(path), first.columns)
         return Sweep(path, path, first.columns, first.command, first.command_at, rows, first.base, mistakes)
     first.path = path
@@ -99,77 +108,92 @@ def load_rows(path: Path) -> Sweep:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """(number, line) of an args file; what follows the last newline is no row."""
+    """(number, line) for each line of an args file; a newline at the end starts no line."""
     return list(enumerate(read_text(path).removesuffix("\n").split("\n"), start=1)) if path.stat().st_size else []
 
 
 def _read_rows(path: Path, lines: list[tuple[int, str]], columns: tuple[str, ...]) -> tuple[list[Row], list[Mistake]]:
-    """The rows that have all their values, and what is wrong with the others."""
+    """The rows with the right number of values, and the mistakes in the others."""
     rows: list[Row] = []
     mistakes: list[Mistake] = []
     if not lines:
         mistakes.append(Mistake(path, 1, 1, "no rows: nothing would be submitted"))
     for number, text in lines:
         wrong = None
-        found = split_row(text, len(columns))
-        at = found[-1][0]
+        cells = split_row(text, len(columns))
+        at = cells[-1][0]
         if not text.strip():
-            wrong, at = "a blank line: HTCondor would start the row before it once more", 1
+            wrong, at = "a blank line: HTCondor would start the previous row again", 1
         elif text.lstrip().startswith("#"):
             wrong, at = "a comment: HTCondor would start it as a row", text.index("#") + 1
         elif odd := re.search(r"[\"'$\\]|[^ -~\t]", text):
-            wrong, at = f"{odd[0]!r} cannot stand in an args file", odd.start() + 1
-        elif len(found) < len(columns):
-            missing = ", ".join(columns[len(found) :])
-            wrong = f"{_count(found, 'value')} for {_count(columns, 'column')}: {missing} would be the row's before it"
-        elif rest := re.search(r"[, \t]+", found[-1][1]):
-            whole = len(columns) + len(split_row(found[-1][1], 10**6)) - 1
+            wrong, at = f"an args file must not contain {odd[0]!r}", odd.start() + 1
+        elif len(cells) < len(columns):
+            missing = ", ".join(columns[len(cells) :])
+            wrong = f"{_count(cells, 'value')} for {_count(columns, 'column')}: {missing} would be the previous row's"
+        elif rest := re.search(r"[, \t]+", cells[-1][1]):
+            whole = len(columns) + len(split_row(cells[-1][1], 10**6)) - 1
             wrong, at = f"{whole} values for {_count(columns, 'column')}", at + rest.start()
-        elif empty := next((place for place, value in found if not value), None):
-            wrong, at = "no value between two separators; part them by ', '", empty
+        elif empty := next((place for place, value in cells if not value), None):
+            wrong, at = "no value between two separators; separate values by ', '", empty
         if wrong:
             mistakes.append(Mistake(path, number, at, wrong))
         else:
-            rows.append(Row(number, tuple(value for _, value in found), tuple(place for place, _ in found)))
+            rows.append(Row(number, tuple(value for _, value in cells), tuple(place for place, _ in cells)))
     return rows, mistakes
 
 
-def _count(things: Any, name: str) -> str:
+def _count(things: Sized, name: str) -> str:
+    """A number with its noun, such as "1 row" or "2 rows"."""
     return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def split_row(text: str, count: int) -> list[tuple[int, str]]:
-    """[(column, value), ...] as HTCondor splits: at a comma or a blank; the last value takes the rest."""
+    """Split a row as HTCondor does, at commas and blanks; the last of `count` values takes the rest.
+
+    Returns: [(column, value), ...], columns counted from 1.
+    """
     text = text.rstrip(" \t")
-    found: list[tuple[int, str]] = []
-    begin = len(text) - len(text.lstrip(" \t"))
-    while len(found) < count - 1 and (parting := re.compile(r"[, \t][ \t]*").search(text, begin)):
-        found.append((begin + 1, text[begin : parting.start()]))
-        begin = parting.end()
-    return [*found, (begin + 1, text[begin:])]
+    cells: list[tuple[int, str]] = []
+    start = len(text) - len(text.lstrip(" \t"))
+    while len(cells) < count - 1 and (separator := re.compile(r"[, \t][ \t]*").search(text, start)):
+        cells.append((start + 1, text[start : separator.start()]))
+        start = separator.end()
+    return [*cells, (start + 1, text[start:])]
 
 
 # --- TOML ---------------------------------------------------------------------------------------------------
 
 
 class Param(NamedTuple):
-    """One key of [fixed], [grid] or [search]; `inner` is the K of an option that takes K=VALUE."""
+    """One key of a table of the TOML file.
+
+    Args:
+        section: "fixed", "grid" or "search".
+        key: the option.
+        inner: the K of an option that takes K=VALUE, else None.
+        values: the one fixed value, the values to choose from, or the lower and the upper bound.
+        distribution: one of DISTRIBUTIONS.
+    """
 
     section: str
     key: str
     inner: str | None
-    spec: Any
+    values: Sequence[Value]
+    distribution: str = "choice"
 
     @property
     def column(self) -> str:
+        """The name of its column in the args file."""
         return re.sub(r"\W", "_", f"{self.key}_{self.inner}" if self.inner else self.key)
 
 
 def load_toml(path: Path, compare: bool = True) -> Sweep:
-    """The sweep that a TOML file describes, with the rows that it makes.
+    """Read the sweep that a TOML file describes, and make its rows.
 
-    With `compare`, an args file that says otherwise is a mistake: it may be the one that was submitted.
-
+    Args:
+        path: the TOML file.
+        compare: whether an args file with other rows is a mistake, because it may be the one that was submitted.
     Raises: ConfigError.
     """
     text = read_text(path)
@@ -177,40 +201,42 @@ def load_toml(path: Path, compare: bool = True) -> Sweep:
         plan = tomllib.loads(text)
         sweep = _sweep_of(path, plan)
         sweep.rows = _rows_of(sweep, plan)
-    except (ValueError, OverflowError, RecursionError) as error:  # a ConfigError is a ValueError, and tomllib's is one
+    except (ValueError, OverflowError, RecursionError) as error:  # ConfigError and the error of tomllib are ValueErrors
         raise ConfigError(f"{path}: {error}") from None
     keys = {param.column: param.key for param in _params(plan)}
     keys |= {column: key for column, key in ((sweep.name_column, "name"), (sweep.seed_column, "seeds")) if column}
     sweep.key_lines = {column: _line_of(key, text) for column, key in keys.items()}
     if compare and sweep.rows_path.exists() and read_text(sweep.rows_path) != args_text(sweep):
-        stale = f"{sweep.rows_path} says otherwise: expand anew with --overwrite, or give that file instead of this"
-        sweep.unread.append(Mistake(path, 1, 1, stale))
+        stale = (
+            f"{sweep.rows_path} has other rows: expand again with --overwrite, or give that file instead of this one"
+        )
+        sweep.reading_mistakes.append(Mistake(path, 1, 1, stale))
     return sweep
 
 
 def args_text(sweep: Sweep) -> str:
-    """The args file of a sweep's rows."""
+    """The text of the args file with a sweep's rows."""
     return "".join(", ".join(row.values) + "\n" for row in sweep.rows)
 
 
 def _line_of(key: str, text: str) -> int:
-    found = re.search(rf"^\s*[\"']?{re.escape(key)}\b", text, re.MULTILINE)
-    return 1 + text.count("\n", 0, found.end()) if found else 1
+    """The number of the line of a TOML file that starts with a key; 1 if there is none."""
+    match = re.search(rf"^\s*[\"']?{re.escape(key)}\b", text, re.MULTILINE)
+    return 1 + text.count("\n", 0, match.end()) if match else 1
 
 
-def _sweep_of(path: Path, plan: dict[str, Any]) -> Sweep:
-    """Columns and command line, without rows."""
+def _sweep_of(path: Path, plan: Mapping[str, object]) -> Sweep:
+    """The columns and the command line of a TOML file, without rows."""
     for key in plan:
         if key not in TOML_KEYS:
             raise ConfigError(f"unknown key {key!r}{nearest(key, TOML_KEYS)}")
     params = _params(plan)
-    twice = next(
-        (param.column for i, param in enumerate(params) if param.column in {p.column for p in params[:i]}), None
-    )
-    if twice:
-        raise ConfigError(f"{twice!r} stands in [fixed], [grid] or [search] more than once")
+    columns = [param.column for param in params]
+    for column in columns:
+        if columns.count(column) > 1:
+            raise ConfigError(f"{column!r} is in [fixed], [grid] or [search] more than once")
     if ("job" in plan) == ("command" in plan):
-        raise ConfigError('say either command = "train" (or "train-neurogym") or job = "FILE.job"')
+        raise ConfigError('give either command = "train" (or "train-neurogym") or job = "FILE.job"')
     if "job" in plan:
         return _over_job(path, plan, params)
     command = plan["command"]
@@ -226,9 +252,9 @@ def _sweep_of(path: Path, plan: dict[str, Any]) -> Sweep:
         flag = f"--{param.key}".replace("_", "-")
         if flag not in options or flag in OWN_FLAGS:
             raise ConfigError(
-                f"[{param.section}] {param.key}: no option of {command} for a sweep{nearest(flag, options)}"
+                f"[{param.section}] {param.key}: no option of {command} that a sweep can set{nearest(flag, options)}"
             )
-        text = _text(param.spec, flag) if param.section == "fixed" else f"$({param.column})"
+        text = _text(param.values[0], flag) if param.section == "fixed" else f"$({param.column})"
         if options[flag].nargs == 0:
             words.append(text)
         else:
@@ -238,13 +264,13 @@ def _sweep_of(path: Path, plan: dict[str, Any]) -> Sweep:
     return Sweep(path, rows_path, ("name", "seed", *swept), [*words, "--resume", "auto"], (path, 1, 1))
 
 
-def _over_job(path: Path, plan: dict[str, Any], params: list[Param]) -> Sweep:
-    """The columns and the command line are the submit file's; the TOML gives values to the columns."""
+def _over_job(path: Path, plan: Mapping[str, object], params: list[Param]) -> Sweep:
+    """A sweep with the columns and the command line of a submit file; the TOML file gives the values of the columns."""
     if "args" in plan:
-        raise ConfigError("args and job exclude each other: the submit file names its args file")
+        raise ConfigError("args and job cannot be combined: the submit file names its args file")
     owner = load_job(path.parent / str(plan["job"]))
     given = {param.column for param in params}
-    for column in given - set(owner.setting_columns):
+    for column in sorted(given - set(owner.setting_columns)):
         raise ConfigError(f"{owner.path} has no column {column!r}{nearest(column, owner.setting_columns)}")
     for column in owner.setting_columns:
         if column not in given:
@@ -252,15 +278,15 @@ def _over_job(path: Path, plan: dict[str, Any], params: list[Param]) -> Sweep:
                 f"column {column!r} of {owner.path} has no values: give them in [grid], [search] or [fixed]"
             )
     if owner.name_column is None:
-        raise ConfigError(f"{owner.path} does not say which column is the --experiment-name")
+        raise ConfigError(f"{owner.path} uses no column as --experiment-name")
     if owner.seed_column is None and "seeds" in plan:
-        raise ConfigError(f"{owner.path} has no column for --seed, so that 'seeds' would do nothing")
+        raise ConfigError(f"{owner.path} uses no column as --seed, so 'seeds' would have no effect")
     return Sweep(path, owner.rows_path, owner.columns, owner.command, owner.command_at, base=owner.base, job=owner.job)
 
 
-def _params(plan: Mapping[str, Any]) -> list[Param]:
-    """Every key of the three tables, in their order. Raises: ConfigError for a value of the wrong form."""
-    found: list[Param] = []
+def _params(plan: Mapping[str, object]) -> list[Param]:
+    """Every key of the three tables, in the order of the file. Raises: ConfigError for a value of the wrong form."""
+    params: list[Param] = []
     for section in ("fixed", "grid", "search"):
         table = plan.get(section, {})
         if not isinstance(table, dict):
@@ -268,72 +294,72 @@ def _params(plan: Mapping[str, Any]) -> list[Param]:
         for key, spec in table.items():
             if section == "search" and key in ("n", "seed"):
                 continue
-            nested = isinstance(spec, dict) and not (section == "search" and set(spec) & set(DRAWS))
-            found += (
-                [Param(section, key, inner, one) for inner, one in spec.items()]
-                if nested
-                else [Param(section, key, None, spec)]
-            )
-    for param in found:
-        _check_spec(param)
-    return found
+            if isinstance(spec, dict) and not (section == "search" and set(spec) & set(DISTRIBUTIONS)):
+                params += [_param(section, key, inner, one) for inner, one in spec.items()]
+            else:
+                params.append(_param(section, key, None, spec))
+    return params
 
 
-def _check_spec(param: Param) -> None:
-    name = f"[{param.section}] {param.key}{'.' + param.inner if param.inner else ''}"
-    values = [param.spec] if param.section == "fixed" else param.spec
-    if param.section == "search":
-        if not isinstance(param.spec, dict) or len(param.spec) != 1 or next(iter(param.spec)) not in DRAWS:
-            raise ConfigError(f"{name} must be {{ {' = [...] } or { '.join(DRAWS)} = [...] }}, got {param.spec!r}")
-        ((kind, values),) = param.spec.items()
+def _param(section: str, key: str, inner: str | None, spec: object) -> Param:
+    """One key with its checked values. Raises: ConfigError."""
+    name = f"[{section}] {key}{f'.{inner}' if inner else ''}"
+    distribution, values = "choice", [spec] if section == "fixed" else spec
+    if section == "search":
+        if not isinstance(spec, dict) or len(spec) != 1 or next(iter(spec)) not in DISTRIBUTIONS:
+            raise ConfigError(f"{name} must be {{ {' = [...] } or { '.join(DISTRIBUTIONS)} = [...] }}, got {spec!r}")
+        ((distribution, values),) = spec.items()
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-        if kind != "choice" and not (numbers and len(values) == 2 and values[0] < values[1]):
-            raise ConfigError(f"{name}: {kind} takes [LOW, HIGH], got {values!r}")
-        if kind == "log-uniform" and values[0] <= 0:
+        if distribution != "choice" and not (numbers and len(values) == 2 and values[0] < values[1]):
+            raise ConfigError(f"{name}: {distribution} takes [LOW, HIGH], got {values!r}")
+        if distribution == "log-uniform" and values[0] <= 0:
             raise ConfigError(f"{name}: log-uniform needs bounds above 0, got {values!r}")
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{name} must be a list of values, got {values!r}")
     for value in values:
         if type(value) not in (bool, int, float, str) or not re.fullmatch(r"[^\s,\"'$#\\]+", str(value)):
-            raise ConfigError(f"{name}: {value!r} cannot stand in an args file: no blanks, commas, quotes, '$' or '#'")
+            rule = "an args file must not contain blanks, commas, quotes, '$' or '#' in a value"
+            raise ConfigError(f"{name}: {rule}, got {value!r}")
+    return Param(section, key, inner, values, distribution)
 
 
-def _text(value: Any, flag: str | None = None) -> str:
-    """A value as it stands in a row; true and false are the two spellings of their flag."""
+def _text(value: Value, flag: str | None = None) -> str:
+    """A value as a row contains it; with `flag`, true and false become --flag and --no-flag."""
     if isinstance(value, bool) and flag:
         return flag if value else flag.replace("--", "--no-", 1)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _rows_of(sweep: Sweep, plan: Mapping[str, Any]) -> list[Row]:
-    """Settings times seeds, in the order of the file: more draws only append."""
+def _rows_of(sweep: Sweep, plan: Mapping[str, object]) -> list[Row]:
+    """One row per setting and seed, in the order of the file; a larger `n` only appends rows."""
     params = _params(plan)
     rows: list[Row] = []
-    fixed = {param.column: param.spec for param in params if param.section == "fixed"}
-    grid = [[(param, value) for value in param.spec] for param in params if param.section == "grid"]
-    search = [param for param in params if param.section == "search"]
-    seeds, draws = _seeds(plan), _draws(plan, search)
+    fixed = {param.column: _text(param.values[0]) for param in params if param.section == "fixed"}
+    grid = [[(param, value) for value in param.values] for param in params if param.section == "grid"]
+    seeds, draws = _seeds(plan), _draws(plan, [param for param in params if param.section == "search"])
     if len(seeds) * len(draws) * math.prod(map(len, grid)) > MAX_ROWS:
         raise ConfigError(f"more than {MAX_ROWS:,} rows; take fewer values, draws or seeds")
     for drawn in draws:
         for point in itertools.product(*grid):
-            setting = {param.column: (param, value) for param, value in [*point, *drawn]}
+            setting = [*point, *drawn]
             for seed in seeds:
-                shown = {column: _text(value) for column, (_, value) in setting.items()} | {"seed": str(seed)}
-                values = {column: str(value) for column, value in fixed.items()} | {
-                    column: _text(value, None if sweep.job else f"--{param.key}".replace("_", "-"))
-                    for column, (param, value) in setting.items()
+                shown = {param.column: _text(value) for param, value in setting} | {"seed": str(seed)}
+                values = fixed | {
+                    param.column: _text(value, None if sweep.job else f"--{param.key}".replace("_", "-"))
+                    for param, value in setting
                 }
                 values |= {sweep.name_column or "": _name(sweep, plan, shown), sweep.seed_column or "": str(seed)}
                 texts = [values[column] for column in sweep.columns]
-                begins = itertools.accumulate((len(text) + 2 for text in texts[:-1]), initial=1)
-                rows.append(Row(len(rows) + 1, tuple(texts), tuple(begins)))
+                starts = itertools.accumulate((len(text) + 2 for text in texts[:-1]), initial=1)
+                rows.append(Row(len(rows) + 1, tuple(texts), tuple(starts)))
     return rows
 
 
-def _draws(plan: Mapping[str, Any], search: list[Param]) -> list[list[tuple[Param, Any]]]:
-    """`n` random settings, the same ones for the same `seed`."""
-    table = plan.get("search", {})
+def _draws(plan: Mapping[str, object], search: list[Param]) -> list[list[tuple[Param, Value]]]:
+    """The `n` random settings of [search]; the same `seed` gives the same settings."""
+    table = plan.get("search")
+    if not isinstance(table, dict):
+        return [[]]
     for key, value in table.items():
         if key in ("n", "seed") and (type(value) is not int or not (key == "n") <= value <= MAX_ROWS):
             raise ConfigError(f"[search] {key} must be a whole number up to {MAX_ROWS}, got {value!r}")
@@ -342,40 +368,38 @@ def _draws(plan: Mapping[str, Any], search: list[Param]) -> list[list[tuple[Para
     if "n" not in table:
         raise ConfigError("[search] needs n, the number of draws")
     generator = random.Random(table.get("seed", 0))
-    return [[(param, _draw(param.spec, generator)) for param in search] for _ in range(table["n"])]
+    return [[(param, _draw(param, generator)) for param in search] for _ in range(table["n"])]
 
 
-def _draw(spec: dict[str, list], generator: random.Random) -> Any:
-    """One value, to four digits; whole where both bounds are whole."""
-    ((kind, values),) = spec.items()
+def _draw(param: Param, generator: random.Random) -> Value:
+    """One random value: an int if both bounds are ints, else a float with four significant digits."""
     share = generator.random()
-    if kind == "choice":
-        return values[int(share * len(values))]
-    low, high = values
+    if param.distribution == "choice":
+        return param.values[int(share * len(param.values))]
+    low, high = (bound for bound in param.values if isinstance(bound, int | float))
+    uniform = param.distribution == "uniform"
     if type(low) is type(high) is int:
-        # Every whole number between and at the bounds is as likely as its share of the (logarithmic) line.
-        value = low + share * (high + 1 - low) if kind == "uniform" else low * ((high + 1) / low) ** share
+        # Each whole number from low to high is as likely as its share of the linear or logarithmic axis.
+        value = low + share * (high + 1 - low) if uniform else low * ((high + 1) / low) ** share
         return min(int(value), high)
-    value = low + share * (high - low) if kind == "uniform" else low * (high / low) ** share
+    value = low + share * (high - low) if uniform else low * (high / low) ** share
     return min(max(float(f"{value:.4g}"), low), high)
 
 
-def _seeds(plan: Mapping[str, Any]) -> list[int]:
+def _seeds(plan: Mapping[str, object]) -> list[int]:
     seeds = plan.get("seeds", [0])
     seeds = list(range(min(seeds, MAX_ROWS + 1))) if type(seeds) is int else seeds
     if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
-        raise ConfigError(f"seeds must be a list of whole numbers, or how many from 0 on, got {plan.get('seeds')!r}")
+        raise ConfigError(f"seeds must be a list of whole numbers, or the number of seeds, got {plan.get('seeds')!r}")
     return seeds
 
 
-def _name(sweep: Sweep, plan: Mapping[str, Any], shown: dict[str, str]) -> str:
-    """The row's name: by the pattern `name`, else of all that changes."""
-    changing = [column for column in sweep.setting_columns if column in shown]
-    pattern = plan.get(
-        "name", "-".join([sweep.path.stem, *(f"{column}{{{column}}}" for column in changing), "s{seed}"])
-    )
+def _name(sweep: Sweep, plan: Mapping[str, object], shown: dict[str, str]) -> str:
+    """The name of a row: from the pattern `name`, else from the file's name and all values that change."""
+    changing = [f"{column}{{{column}}}" for column in sweep.setting_columns if column in shown]
+    pattern = plan.get("name", "-".join([sweep.path.stem, *changing, "s{seed}"]))
     values = {column: re.sub(r"[^\w.+=-]+", "_", value) for column, value in shown.items()}
-    try:
-        return str(pattern.format_map(values))
-    except (AttributeError, IndexError, KeyError, ValueError):
-        raise ConfigError(f"name = {pattern!r} may contain {', '.join(f'{{{key}}}' for key in values)}") from None
+    if isinstance(pattern, str):
+        with contextlib.suppress(AttributeError, IndexError, KeyError, ValueError):
+            return pattern.format_map(values)
+    raise ConfigError(f"name = {pattern!r} may contain {', '.join(f'{{{key}}}' for key in values)}")

@@ -159,7 +159,7 @@ def test_activities_are_what_the_next_layer_reads_on_learned_steps() -> None:
 
 def test_density_churn_and_gradient_norm_are_measured_where_there_are_any() -> None:
     trained, sample = learner("dqn", "mpn")
-    expansion = cfg.ExpansionConfig.registry["rigl"](sparsity=0.5, update_interval=10)
+    expansion = cfg.choices("expansion")["rigl"].build(sparsity=0.5, update_interval=10)
     trained.topology = Topology(expansion, trained.networks, trained.targets, trained.optimizers, 0, 1000)
     trained.update(sample)
     trained.topology.advance(10)

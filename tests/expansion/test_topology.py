@@ -39,7 +39,7 @@ def mlp(*sizes: int) -> nn.Sequential:
 
 def options(kind: str = "paper", **values: Any) -> Any:
     known = {"exempt": "", "update_interval": 10, "layer_density": "uniform", **values}
-    return cfg.ExpansionConfig.registry[kind](**known)
+    return cfg.choices("expansion")[kind].build(**known)
 
 
 class Bench:
@@ -638,7 +638,7 @@ def mpn_bench(form: str = "multiplicative", **values: Any) -> tuple[MPNDQN, MPND
     agent = MPNDQN(5, 16, 3, form=form, eta=0.7)
     target = copy.deepcopy(agent).requires_grad_(False)
     optimizer = torch.optim.Adam(agent.parameters())
-    config = cfg.ExpansionConfig.registry["paper"](update_interval=10, prune="magnitude", **values)
+    config = cfg.PaperExpansionConfig(update_interval=10, prune="magnitude", **values)
     return agent, target, Topology(config, {"online": agent}, {"online": target}, {"online": optimizer}, 0, STEPS)
 
 
@@ -741,7 +741,7 @@ def test_backpropamine_is_masked_in_w_and_in_an_alpha_of_its_connections(shape: 
     assert set(synapses(agent)) - masked == {"encoder.embedding.weight", "head.weight"}
     assert ends(agent)[0] >= {"encoder.embedding"} and ends(agent)[1] >= {"head"}
     optimizer = torch.optim.Adam(agent.parameters())
-    config = cfg.ExpansionConfig.registry["paper"](schedule="linear", update_interval=10)
+    config = cfg.PaperExpansionConfig(schedule="linear", update_interval=10)
     topology = Topology(config, {"online": agent}, {}, {"online": optimizer}, 0, STEPS)
     assert {layer.name for layer in topology.layers["online"]} == masked
     for step in range(1, 31):
@@ -983,12 +983,13 @@ def test_a_schedule_in_steps_needs_a_run_in_steps() -> None:
 
 
 def test_presets_share_their_fields_and_read_back() -> None:
-    kinds = {name: kind for name, kind in cfg.ExpansionConfig.registry.items() if name != "none"}
-    assert set(kinds) == {"paper", "reference", "grow", "static", "rigl", "redo"}
-    for name in kinds:
+    names = set(cfg.choices("expansion")) - {"none"}
+    assert names == {"paper", "reference", "grow", "static", "rigl", "redo"}
+    for name in names:
         config = cfg.make_config("train", {"expansion": name, "dormancy_tau": 0.2})
         again = cfg.config_from_dict(json.loads(json.dumps(config.to_dict())))
-        assert again == config and type(again.expansion) is kinds[name]
+        assert again == config and again.expansion.name == config.expansion.name == name
+        assert type(again.expansion) is cfg.PaperExpansionConfig
 
 
 # --- the published names -------------------------------------------------------------------------------------

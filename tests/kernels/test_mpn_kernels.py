@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpn_rl.kernels import mpn
+from mpn_rl.kernels import launcher
 from mpn_rl.kernels.mpn import ACTIVATIONS, FORMS, RULES, mpn_scan, mpn_scan_reference
 from mpn_rl.options import ConfigError
 
@@ -165,15 +165,15 @@ def test_a_sequence_equals_its_steps(kernel):
 
 
 @pytest.mark.parametrize("kernel", ["reference", pytest.param("fused", marks=needs_numba)])
-def test_a_reset_starts_the_row_anew_before_its_step(kernel):
+def test_a_reset_sets_the_row_to_its_start_before_the_step(kernel):
     tensors, _ = case(2, 8, 5, 40)
     xs, weight, bias, modulation, eta, lam, m0 = (a.float() for a in tensors.values())
     reset = torch.zeros(2, 8, dtype=torch.bool)
     reset[0, 5] = True
     hs, _ = mpn_scan(xs, weight, bias, modulation, eta, lam, reset=reset, modulation0=m0, kernel=kernel)
     untouched, _ = mpn_scan(xs, weight, bias, modulation, eta, lam, kernel=kernel)
-    anew, _ = mpn_scan(xs[:1, 5:], weight, bias, m0[None], eta, lam, kernel=kernel)
-    torch.testing.assert_close(hs[0, 5:], anew[0])
+    restarted, _ = mpn_scan(xs[:1, 5:], weight, bias, m0[None], eta, lam, kernel=kernel)
+    torch.testing.assert_close(hs[0, 5:], restarted[0])
     torch.testing.assert_close(hs[1], untouched[1])
     torch.testing.assert_close(hs[0, :5], untouched[0, :5])
 
@@ -189,9 +189,7 @@ def test_a_trained_start_without_resets_has_no_gradient_here():
 
 @needs_numba
 def test_results_repeat_bit_for_bit_on_any_number_of_threads(monkeypatch):
-    from mpn_rl.kernels import mpn_cpu
-
-    monkeypatch.setattr(mpn_cpu, "PARALLEL_WORK", 0)
+    monkeypatch.setattr(launcher, "PARALLEL_WORK", 0)
     tensors, reset = case(19, 20)
     before = torch.get_num_threads()
     runs = []
@@ -267,7 +265,7 @@ def test_float64_falls_back_to_the_reference():
 
 
 def test_without_numba_auto_still_runs(monkeypatch):
-    monkeypatch.setattr(mpn, "_installed", lambda package: False)
+    monkeypatch.setattr(launcher, "installed", lambda package: False)
     tensors, reset = case(2, 5)
     auto, loop = (run(scan, tensors, reset, torch.float32) for scan in (mpn_scan, mpn_scan_reference))
     assert all(torch.equal(auto[name], a) for name, a in loop.items())

@@ -438,7 +438,7 @@ def test_saved_learner_goes_on_bit_for_bit() -> None:
     assert all(torch.equal(part, right[name]) for name, part in left.items())
 
 
-@pytest.mark.parametrize("core", sorted(cfg.CoreConfig.registry))
+@pytest.mark.parametrize("core", sorted(cfg.choices("core")))
 def test_every_core_learns_on_policy(core: str) -> None:
     """One update from a rollout with ends and resets moves every weight that is trained."""
     flags = {"learner": "a2c", "core": core, "embed_dim": 4, "hidden_dim": 5, "num_envs": 4, "rollout_steps": 6}

@@ -419,7 +419,7 @@ def test_sequences_are_learned_as_a_loop_over_steps_would(chunk: int | None) -> 
         torch.testing.assert_close(ours.grad, slow.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("core", cfg.CoreConfig.registry)
+@pytest.mark.parametrize("core", cfg.choices("core"))
 def test_every_core_learns_from_its_replay(core: str) -> None:
     flags = {"learner": "td3", "core": core, "hidden_dim": 16, "batch_size": 4, "learning_starts": 60}
     run = make_run(flags | {"total_steps": 150, "eval_freq": 0})

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mpn_rl import config as cfg
-from mpn_rl.kernels import backpropamine
+from mpn_rl.kernels import backpropamine, launcher
 from mpn_rl.networks.backpropamine import Backpropamine
 from mpn_rl.options import ConfigError
 
@@ -127,13 +127,13 @@ def results(core: Backpropamine, run, xs, state, reset, dtype=torch.float64) -> 
 def test_unroll_has_the_gradients_of_the_equations(cell: str, rule: str, modulation: str, shape: str) -> None:
     core = make(rule, modulation, cell=cell, alpha_shape=shape)
     xs, state, reset = case(core, 3, 17)
-    found = results(core, core.unroll, xs, state, reset)
+    actual = results(core, core.unroll, xs, state, reset)
     expected = results(core, lambda *a: the_loop(core, *a), xs, state, reset)
-    assert reset.any() and found.keys() == expected.keys()
+    assert reset.any() and actual.keys() == expected.keys()
     if rule == "hard-clip":
         assert (expected["H"].abs() == CLIP).any()  # the clip is at work
     for name, truth in expected.items():
-        torch.testing.assert_close(found[name], truth, rtol=1e-8, atol=1e-8, msg=f"{name} differs")
+        torch.testing.assert_close(actual[name], truth, rtol=1e-8, atol=1e-8, msg=f"{name} differs")
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "linear"])
@@ -141,9 +141,9 @@ def test_unroll_has_the_gradients_of_the_equations(cell: str, rule: str, modulat
 def test_every_modulator_activation_has_the_gradients_of_the_equations(modulation: str, activation: str) -> None:
     core = make("hard-clip", modulation, modulator_activation=activation)
     xs, state, reset = case(core, 2, 9)
-    found = results(core, core.unroll, xs, state, reset)
+    actual = results(core, core.unroll, xs, state, reset)
     for name, truth in results(core, lambda *a: the_loop(core, *a), xs, state, reset).items():
-        torch.testing.assert_close(found[name], truth, rtol=1e-8, atol=1e-8, msg=f"{name} differs")
+        torch.testing.assert_close(actual[name], truth, rtol=1e-8, atol=1e-8, msg=f"{name} differs")
 
 
 def assert_as_exact_as_the_loop(core: Backpropamine, xs, state, reset) -> None:
@@ -295,7 +295,7 @@ PRESETS = {  # hidden_dim, modulation, trace_clip, init_scale, eta
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_hold_the_published_values(name: str) -> None:
-    preset = cfg.CoreConfig.registry[name]()
+    preset = cfg.choices("core")[name].build()
     values = (preset.hidden_dim, preset.modulation, preset.trace_clip, preset.init_scale, preset.eta)
     assert values == PRESETS[name]
     others = (preset.cell, preset.trace_rule, preset.alpha_shape, preset.modulator_activation)
@@ -456,9 +456,7 @@ def test_a_lesion_of_what_is_not_there_is_refused(modulation: str, part: str, kn
 
 @needs_numba
 def test_results_repeat_bit_for_bit_on_any_number_of_threads(monkeypatch) -> None:
-    from mpn_rl.kernels import backpropamine_cpu
-
-    monkeypatch.setattr(backpropamine_cpu, "PARALLEL_WORK", 0)
+    monkeypatch.setattr(launcher, "PARALLEL_WORK", 0)
     core = make("hard-clip", "fanout", N=20, kernel="fused")
     (_, state, reset), before, runs = case(core, 19, 12), torch.get_num_threads(), []
     core.input = nn.Identity()  # torch's product of the input may depend on the threads
@@ -550,13 +548,11 @@ def test_no_steps_leave_the_state_alone() -> None:
 
 def test_what_the_fused_kernels_cannot_do_is_refused_or_left_to_the_reference(monkeypatch) -> None:
     core = make("hard-clip", "simple", kernel="fused").double()
-    with pytest.raises(
-        ConfigError, match=r"kernel 'fused' needs float32 on the cpu, got torch.float64.*use kernel 'auto'"
-    ):
+    with pytest.raises(ConfigError, match=r"kernel 'fused' needs float32, got torch.float64.*use kernel 'auto'"):
         core.unroll(torch.zeros(1, 2, D, dtype=torch.float64), core.init_state(1))
     core = make("hard-clip", "simple")
     xs = torch.randn(2, 5, D)
-    monkeypatch.setattr(backpropamine, "_installed", lambda package: False)
+    monkeypatch.setattr(launcher, "installed", lambda package: False)
     with torch.no_grad():
         auto = core.unroll(xs, core.init_state(2))[0]
         core.kernel = "reference"

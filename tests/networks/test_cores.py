@@ -1,4 +1,4 @@
-"""The core contract, over every core that `mpn_rl.registry.CORES` knows: a new row is tested the moment it is added."""
+"""The core contract, over every name that --core takes: a new core or preset is tested as soon as it is added."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from mpn_rl.contracts import Batch, map_state, state_parts
 from mpn_rl.registry import CORES
 
 B, T, D, H = 4, 9, 5, 6
-CASES = [(cls, layers) for cls in CORES for layers in (1, 2) if layers == 1 or "num_layers" in cls.__dataclass_fields__]
-every_core = pytest.mark.parametrize(("cls", "layers"), CASES, ids=[f"{cls.name}-{n}" for cls, n in CASES])
+CORE_NAMES = config.choices("core")
+STACKED = {name for name, core in CORE_NAMES.items() if "num_layers" in core.section.__dataclass_fields__}
+CASES = [(name, layers) for name in CORE_NAMES for layers in (1, 2) if layers == 1 or name in STACKED]
+every_core = pytest.mark.parametrize(("name", "layers"), CASES, ids=[f"{name}-{n}" for name, n in CASES])
 
 
-def make(cls: type, layers: int, seed: int = 0) -> nn.Module:
+def make(name: str, layers: int, seed: int = 0) -> nn.Module:
     """The core with its own defaults, small; M(0) is trained and not zero where there is one."""
-    names = {field.name for field in dataclasses.fields(cls)}
+    section = CORE_NAMES[name].section
+    names = {field.name for field in dataclasses.fields(section)}
     options = {"hidden_dim": H, "num_layers": layers, "train_m0": True}
     torch.manual_seed(seed)
-    core = CORES[cls](D, cls(**{name: value for name, value in options.items() if name in names}))
+    given = {key: value for key, value in options.items() if key in names}
+    core = CORES[section](D, CORE_NAMES[name].build(**given))
     with torch.no_grad():
-        for name, parameter in core.named_parameters():
-            if name.endswith("m0") and parameter.requires_grad:
+        for key, parameter in core.named_parameters():
+            if key.endswith("m0") and parameter.requires_grad:
                 parameter.normal_(std=0.3)
     return core
 
@@ -76,8 +80,8 @@ def test_every_registered_core_has_its_row() -> None:
 
 
 @every_core
-def test_shapes(cls: type, layers: int) -> None:
-    core, (xs, reset) = make(cls, layers), sequence()
+def test_shapes(name: str, layers: int) -> None:
+    core, (xs, reset) = make(name, layers), sequence()
     assert core.hidden_dim == H
     state = core.init_state(B)
     assert isinstance(state, (torch.Tensor, tuple)) and all(len(part) == B for part in state_parts(state))
@@ -89,15 +93,15 @@ def test_shapes(cls: type, layers: int) -> None:
 
 
 @every_core
-def test_initial_rows_are_alike(cls: type, layers: int) -> None:
-    core = make(cls, layers)
+def test_initial_rows_are_alike(name: str, layers: int) -> None:
+    core = make(name, layers)
     for part, single in zip(state_parts(core.init_state(B)), state_parts(core.init_state(1)), strict=True):
         assert torch.equal(part, single.expand_as(part))
 
 
 @every_core
-def test_unroll_equals_stepping_resets_included(cls: type, layers: int) -> None:
-    core, (xs, reset) = make(cls, layers), sequence()
+def test_unroll_equals_stepping_resets_included(name: str, layers: int) -> None:
+    core, (xs, reset) = make(name, layers), sequence()
     hs, last = core.unroll(xs, warmed(core), reset)
     expected, state = stepped(core, xs, warmed(core), reset)
     torch.testing.assert_close(hs, expected, rtol=1e-5, atol=1e-6)
@@ -105,8 +109,8 @@ def test_unroll_equals_stepping_resets_included(cls: type, layers: int) -> None:
 
 
 @every_core
-def test_unroll_and_stepping_have_the_same_gradient(cls: type, layers: int) -> None:
-    core, (xs, reset) = make(cls, layers), sequence()
+def test_unroll_and_stepping_have_the_same_gradient(name: str, layers: int) -> None:
+    core, (xs, reset) = make(name, layers), sequence()
     gradients = []
     for run in (core.unroll, lambda *arguments: stepped(core, *arguments)):
         core.zero_grad()
@@ -118,16 +122,16 @@ def test_unroll_and_stepping_have_the_same_gradient(cls: type, layers: int) -> N
 
 
 @every_core
-def test_no_reset_is_the_same_as_reset_nowhere(cls: type, layers: int) -> None:
-    core, (xs, _) = make(cls, layers), sequence()
+def test_no_reset_is_the_same_as_reset_nowhere(name: str, layers: int) -> None:
+    core, (xs, _) = make(name, layers), sequence()
     nowhere = torch.zeros(B, T, dtype=torch.bool)
     with torch.no_grad():
         torch.testing.assert_close(core.unroll(xs, warmed(core))[0], core.unroll(xs, warmed(core), nowhere)[0])
 
 
 @every_core
-def test_reset_before_the_first_step_makes_the_given_state_irrelevant(cls: type, layers: int) -> None:
-    core, (xs, _) = make(cls, layers), sequence()
+def test_reset_before_the_first_step_makes_the_given_state_irrelevant(name: str, layers: int) -> None:
+    core, (xs, _) = make(name, layers), sequence()
     first = torch.zeros(B, T, dtype=torch.bool)
     first[:, 0] = True
     with torch.no_grad():
@@ -138,9 +142,9 @@ def test_reset_before_the_first_step_makes_the_given_state_irrelevant(cls: type,
 
 
 @every_core
-def test_batch_rows_are_independent(cls: type, layers: int) -> None:
+def test_batch_rows_are_independent(name: str, layers: int) -> None:
     """Each row alone gives what it gives in the batch, and one row full of NaN spoils no other."""
-    core, (xs, reset) = make(cls, layers), sequence()
+    core, (xs, reset) = make(name, layers), sequence()
     with torch.no_grad():
         state = warmed(core)
         hs, last = core.unroll(xs, state, reset)
@@ -157,15 +161,15 @@ def test_batch_rows_are_independent(cls: type, layers: int) -> None:
 
 
 @every_core
-def test_gradients_stay_within_their_row(cls: type, layers: int) -> None:
-    core, (xs, reset) = make(cls, layers), sequence()
+def test_gradients_stay_within_their_row(name: str, layers: int) -> None:
+    core, (xs, reset) = make(name, layers), sequence()
     core.unroll(xs.requires_grad_(), warmed(core), reset)[0][2].sum().backward()
     assert xs.grad is not None and xs.grad[2].any() and not xs.grad[[0, 1, 3]].any()
 
 
 @every_core
-def test_later_input_changes_nothing_earlier(cls: type, layers: int) -> None:
-    core, (xs, reset) = make(cls, layers), sequence()
+def test_later_input_changes_nothing_earlier(name: str, layers: int) -> None:
+    core, (xs, reset) = make(name, layers), sequence()
     with torch.no_grad():
         hs, _ = core.unroll(xs, warmed(core), reset)
         xs[:, 5:] += 1.0
@@ -175,9 +179,9 @@ def test_later_input_changes_nothing_earlier(cls: type, layers: int) -> None:
 
 
 @every_core
-def test_the_state_is_kept_by_the_caller_alone(cls: type, layers: int) -> None:
+def test_the_state_is_kept_by_the_caller_alone(name: str, layers: int) -> None:
     """Nothing on `self` changes, nothing given is written to, and the same call gives the same result."""
-    core, (xs, reset) = make(cls, layers), sequence()
+    core, (xs, reset) = make(name, layers), sequence()
     state, x = warmed(core), xs.clone()
     kept = map_state(torch.clone, state)
     attributes = {id(m): set(vars(m)) for m in core.modules()}
@@ -194,9 +198,9 @@ def test_the_state_is_kept_by_the_caller_alone(cls: type, layers: int) -> None:
 
 
 @every_core
-def test_init_state_is_the_callers_to_write_on(cls: type, layers: int) -> None:
+def test_init_state_is_the_callers_to_write_on(name: str, layers: int) -> None:
     """Lanes set single rows back in place: the parameters and the next initial state must not notice."""
-    core = make(cls, layers)
+    core = make(name, layers)
     with torch.no_grad():
         before = map_state(torch.clone, core.init_state(B))
         for part in state_parts(core.init_state(B)):
@@ -205,8 +209,8 @@ def test_init_state_is_the_callers_to_write_on(cls: type, layers: int) -> None:
 
 
 @every_core
-def test_state_arrays_name_the_whole_state(cls: type, layers: int) -> None:
-    core = make(cls, layers)
+def test_state_arrays_name_the_whole_state(name: str, layers: int) -> None:
+    core = make(name, layers)
     state = warmed(core)
     arrays = core.state_arrays(state)
     assert all(isinstance(name, str) and name.isidentifier() and len(part) == B for name, part in arrays.items())
@@ -215,16 +219,16 @@ def test_state_arrays_name_the_whole_state(cls: type, layers: int) -> None:
 
 
 @every_core
-def test_seeded_construction_repeats(cls: type, layers: int) -> None:
-    first, second, other = make(cls, layers), make(cls, layers), make(cls, layers, seed=1)
+def test_seeded_construction_repeats(name: str, layers: int) -> None:
+    first, second, other = make(name, layers), make(name, layers), make(name, layers, seed=1)
     assert first.state_dict().keys() == second.state_dict().keys()
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
     assert not all(torch.equal(value, other.state_dict()[name]) for name, value in first.state_dict().items())
 
 
 @every_core
-def test_save_and_load_are_exact(cls: type, layers: int) -> None:
-    core, loaded, (xs, reset) = make(cls, layers), make(cls, layers, seed=1), sequence()
+def test_save_and_load_are_exact(name: str, layers: int) -> None:
+    core, loaded, (xs, reset) = make(name, layers), make(name, layers, seed=1), sequence()
     file = io.BytesIO()
     torch.save(core.state_dict(), file)
     file.seek(0)
@@ -239,9 +243,9 @@ def test_save_and_load_are_exact(cls: type, layers: int) -> None:
 # --- under the learner ---------------------------------------------------------------------------------------
 
 
-def learner_with(cls: type, layers: int, seed: int = 0) -> DQNLearner:
+def learner_with(name: str, layers: int, seed: int = 0) -> DQNLearner:
     torch.manual_seed(seed)
-    network = MPNDQN(3, H, 2, encoder=Encoder(3, D, False), core=make(cls, layers, seed))
+    network = MPNDQN(3, H, 2, encoder=Encoder(3, D, False), core=make(name, layers, seed))
     return DQNLearner(network, DQNConfig(), seed=seed)
 
 
@@ -262,12 +266,12 @@ def batch_for(network: MPNDQN) -> Batch:
 
 
 @every_core
-def test_a_learner_repeats_with_its_seed_and_resumes_exactly(cls: type, layers: int) -> None:
-    learner, twin = learner_with(cls, layers), learner_with(cls, layers)
+def test_a_learner_repeats_with_its_seed_and_resumes_exactly(name: str, layers: int) -> None:
+    learner, twin = learner_with(name, layers), learner_with(name, layers)
     batch = batch_for(learner.online)
     for _ in range(3):
         assert torch.equal(learner.update(batch)["loss"], twin.update(batch)["loss"])
-    resumed = learner_with(cls, layers, seed=1)
+    resumed = learner_with(name, layers, seed=1)
     file = io.BytesIO()
     torch.save(learner.state_dict(), file)
     file.seek(0)

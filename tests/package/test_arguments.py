@@ -34,10 +34,10 @@ def test_every_field_of_the_configuration_has_its_flag(command: str, capsys: pyt
     text = capsys.readouterr().out
     family = cfg.COMMAND_DEFAULTS[command]["env"]
     for part in cfg.PARTS:
-        for cls in cfg.section_classes(part):
-            if part == "env" and cls.name != family:
+        for name, choice in cfg.choices(part).items():
+            if part == "env" and name != family:
                 continue
-            for field in dataclasses.fields(cls):
+            for field in dataclasses.fields(choice.section):
                 assert flag_of(field) in text
     assert "--core" in text and "--algo" in text and "--env-family" not in text
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mpn_rl import config as cfg
-from mpn_rl.options import ConfigError, fields_of, unwrap_optional
+from mpn_rl.options import Choice, ConfigError, fields_of, unwrap_optional
 
 COMMANDS = ("train", "train-neurogym")
 
@@ -22,23 +22,42 @@ def refusal(command: str = "train", flags: dict | None = None, file: dict | None
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("core", cfg.CoreConfig.registry)
+@pytest.mark.parametrize("core", cfg.choices("core"))
 def test_what_is_written_is_read_back(command: str, core: str) -> None:
     config = cfg.make_config(command, {"core": core, "hidden_dim": 7, "seed": 5, "env_args": {"a": [1, "x"]}})
     through_json = json.loads(json.dumps(config.to_dict()))
     assert cfg.config_from_dict(through_json) == config
 
 
+@pytest.mark.parametrize("preset", cfg.PRESETS, ids=lambda preset: preset.name)
+def test_a_preset_is_selected_by_its_name_and_stored_under_it(preset: Choice) -> None:
+    part = "core" if issubclass(preset.section, cfg.CoreConfig) else "expansion"
+    by_flag = cfg.make_config("train", {part: preset.name})
+    by_file = cfg.make_config("train", {}, {part: {"name": preset.name}})
+    stored = json.loads(json.dumps(by_flag.to_dict()))
+    for config in (by_flag, by_file, cfg.config_from_dict(stored)):
+        section = getattr(config, part)
+        assert type(section) is preset.section and section.name == preset.name
+        assert config.to_dict() == stored
+    own = dataclasses.asdict(cfg.choices(part)[preset.section.name].build())
+    assert stored[part] == {"name": preset.name, **own, **preset.defaults}
+
+
+def test_options_override_those_of_a_preset() -> None:
+    core = cfg.make_config("train", {"core": "backpropamine-cue-reward", "hidden_dim": 7}).core
+    assert (core.hidden_dim, core.eta) == (7, 0.1)
+
+
 @pytest.mark.parametrize("part", cfg.PARTS)
 def test_every_default_lies_in_its_own_range(part: str) -> None:
-    for cls in cfg.section_classes(part):
-        cls()
+    for choice in cfg.choices(part).values():
+        choice.build()
 
 
 @pytest.mark.parametrize("part", cfg.PARTS)
 def test_every_option_has_a_help_text_in_lower_case_style(part: str) -> None:
-    for cls in cfg.section_classes(part):
-        for field in dataclasses.fields(cls):
+    for choice in cfg.choices(part).values():
+        for field in dataclasses.fields(choice.section):
             assert field.metadata["help"] and not field.metadata["help"].endswith(".")
 
 
@@ -46,8 +65,8 @@ def test_one_flag_name_means_one_thing() -> None:
     """Options of the same name in different classes have the same type: they share a flag."""
     kinds: dict[str, set] = {}
     for part in cfg.PARTS:
-        for cls in cfg.section_classes(part):
-            for field, kind in fields_of(cls):
+        for choice in cfg.choices(part).values():
+            for field, kind in fields_of(choice.section):
                 kinds.setdefault(field.name, set()).add(unwrap_optional(kind)[0] if part != "env" else str)
     assert {name for name, found in kinds.items() if len(found) > 1} == set()
 

@@ -69,7 +69,7 @@ def test_without_a_key_wandb_asks_nobody_and_nothing_is_created(tmp_path: Path) 
     os.close(terminal)
     os.close(screen)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "there is no key: say `wandb login` once, or set WANDB_API_KEY; WANDB_MODE=offline logs" in done.stderr
+    assert "there is no key: run `wandb login` once, or set WANDB_API_KEY; WANDB_MODE=offline logs" in done.stderr
     assert not (tmp_path / "experiments").exists()
 
 
@@ -132,7 +132,7 @@ def test_a_run_outlives_the_wandb_that_fails_in_its_middle(
     wandb.run.dies_at = 30
     assert main.main(train("lonely", "--wandb", "--num-episodes", "6")) == 0
     err = capsys.readouterr().err
-    assert err.count("note: W&B has failed (Connection lost); the run goes on without it") == 1
+    assert err.count("note: W&B has failed (Connection lost); the run continues without it") == 1
     assert wandb.run.logged and Path("experiments/lonely/checkpoints/final_model.pt").is_file()
 
 

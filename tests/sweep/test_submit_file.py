@@ -49,23 +49,23 @@ def test_a_good_file_has_columns_a_command_and_no_mistake(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("line", "instead", "found"),
     [
-        ("universe   = vanilla", "univers = vanilla", "1:1: 'univers' is no submit command, and nothing uses it"),
+        ("universe   = vanilla", "univers = vanilla", "1:1: 'univers' is not a submit command, and no macro uses it"),
         (
             "request_memory = 4GB",
             "request_memry = 4GB",
-            "6:1: 'request_memry' is no submit command, and nothing uses it; did you mean 'memory'",
+            "6:1: 'request_memry' is not a submit command, and no macro uses it; did you mean 'memory'",
         ),
-        ("arguments  =", "argumnts =", "3:1: 'argumnts' is no submit command"),
-        ("arguments  = train", "arguments  = tain", "3:14: arguments must begin with one of train, "),
+        ("arguments  =", "argumnts =", "3:1: 'argumnts' is not a submit command"),
+        ("arguments  = train", "arguments  = tain", "3:14: arguments must start with one of train, "),
         (
             "--eta $(eta)",
             "--eta $(etaa)",
-            "3:70: $(etaa) is defined nowhere, so that nothing would stand there; did you mean 'eta'",
+            "3:70: $(etaa) is not defined, so it would be empty; did you mean 'eta'",
         ),
-        ("should_transfer_files = NO\n", "", "should_transfer_files is not said"),
+        ("should_transfer_files = NO\n", "", "should_transfer_files is not set"),
         ("universe   = vanilla", "getenv = True", "1:10: getenv copies the whole environment"),
-        ("logs/$(Cluster)_$(Process).out", "logs/a.out", "8:10: output without $(Cluster) and $(Process)"),
-        ("output = logs/", "output = elsewhere/", "8:10: output: no folder elsewhere, for which jobs are held"),
+        ("logs/$(Cluster)_$(Process).out", "logs/a.out", "8:10: output needs $(Cluster) and $(Process)"),
+        ("output = logs/", "output = elsewhere/", "8:10: output: no folder elsewhere, so jobs would be held"),
         (
             "checkpoint_exit_code = 85",
             "checkpoint_exit_code = 80",
@@ -75,7 +75,7 @@ def test_a_good_file_has_columns_a_command_and_no_mistake(tmp_path: Path) -> Non
         (
             "queue name, seed, eta from",
             "queue name, seed, error from",
-            "12:1: column 'error' is a word of HTCondor's own",
+            "12:1: column 'error' is a submit command or macro of HTCondor",
         ),
         ("queue name, seed, eta from", "queue 3 name, seed, eta from", "sweep reads 'queue COLUMN, ... from FILE'"),
         ("queue name, seed, eta from rows.txt\n", "", "no queue statement"),
@@ -120,7 +120,7 @@ def test_a_wrapper_without_exec_is_found(tmp_path: Path) -> None:
     assert mistakes(tmp_path, JOB, "\x7fELF") == []  # a program of its own
     found = mistakes(tmp_path, JOB, '#!/bin/sh\n# exec is missing\npython main.py "$@"\n')
     assert len(found) == 1 and found[0].startswith("2:14: ")
-    assert found[0].endswith("run.sh has no exec: SIGTERM on an eviction would not reach main.py")
+    assert found[0].endswith("run.sh has no exec, so the SIGTERM of an eviction would not reach main.py")
 
 
 def test_a_submit_command_is_spelt_as_in_the_manual() -> None:

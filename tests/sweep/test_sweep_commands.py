@@ -139,16 +139,24 @@ def test_true_and_key_values_become_the_flags_that_they_are() -> None:
     ("line", "instead", "message"),
     [
         ('command = "train"', 'command = "trane"', "command must be one of train, train-neurogym, got 'trane'"),
-        ('command = "train"', "", "say either command = "),
+        ('command = "train"', "", "give either command = "),
         ("seeds =", "seedz =", "unknown key 'seedz'; did you mean 'seeds'?"),
         ("seeds = [0, 1]", "seeds = []", "seeds must be a list of whole numbers"),
         ("seeds = [0, 1]", "seeds = 10000000", "more than 100,000 rows"),
         ("seeds = [0, 1]", 'name = "x-{eto}"', "name = 'x-{eto}' may contain {eta}, {lambda_decay}, {seed}"),
-        ("eta = [0.5, 1]", "etaa = [0.5, 1]", "[grid] etaa: no option of train for a sweep; did you mean '--eta'"),
-        ("eta = [0.5, 1]", "seed = [1]", "[grid] seed: no option of train for a sweep"),
+        (
+            "eta = [0.5, 1]",
+            "etaa = [0.5, 1]",
+            "[grid] etaa: no option of train that a sweep can set; did you mean '--eta'",
+        ),
+        ("eta = [0.5, 1]", "seed = [1]", "[grid] seed: no option of train that a sweep can set"),
         ("eta = [0.5, 1]", "eta = []", "[grid] eta must be a list of values"),
-        ("eta = [0.5, 1]", 'eta = ["a b"]', "'a b' cannot stand in an args file"),
-        ("eta = [0.5, 1]", "hidden-dim = [3]", "'hidden_dim' stands in [fixed], [grid] or [search] more than once"),
+        (
+            "eta = [0.5, 1]",
+            'eta = ["a b"]',
+            "an args file must not contain blanks, commas, quotes, '$' or '#' in a value, got 'a b'",
+        ),
+        ("eta = [0.5, 1]", "hidden-dim = [3]", "'hidden_dim' is in [fixed], [grid] or [search] more than once"),
         ("[grid]", "[search]\nn = 3", "[search] eta must be { choice = [...] } or"),
         ("[grid]", "[search]\nn = 3\ngamma = { uniform = [1, 0] }", "uniform takes [LOW, HIGH], got [1, 0]"),
         ("[grid]", "[search]\ngamma = { uniform = [0, 1] }\n[grid]", "[search] needs n"),
@@ -177,8 +185,8 @@ def test_an_args_file_of_another_time_is_pointed_out(capsys: pytest.CaptureFixtu
     Path("grid.toml").write_text(GRID)
     said(capsys, "expand", "grid.toml")
     Path("grid.toml").write_text(GRID.replace("[0.5, 1]", "[0.5, 2]"))
-    assert "grid_args.txt says otherwise: expand anew with --overwrite" in refused(capsys, "check", "grid.toml")
-    assert "8 rows, no mistake" in said(capsys, "check", "grid_args.txt")
+    assert "grid_args.txt has other rows: expand again with --overwrite" in refused(capsys, "check", "grid.toml")
+    assert "8 rows, no mistakes" in said(capsys, "check", "grid_args.txt")
 
 
 # --- the check ----------------------------------------------------------------------------------------------
@@ -217,17 +225,17 @@ def test_every_mistake_in_the_rows_is_found_at_its_line_and_column(capsys: pytes
     )
     err = refused(capsys, "check", "a.job")
     assert err.splitlines() == [
-        "rows.txt:2:7: 3 values for 4 columns: lambda would be the row's before it",
-        "rows.txt:3:1: a blank line: HTCondor would start the row before it once more",
+        "rows.txt:2:7: 3 values for 4 columns: lambda would be the previous row's",
+        "rows.txt:3:1: a blank line: HTCondor would start the previous row again",
         "rows.txt:4:1: a comment: HTCondor would start it as a row",
-        "rows.txt:5:7: '\"' cannot stand in an args file",
+        "rows.txt:5:7: an args file must not contain '\"'",
         "rows.txt:6:15: 5 values for 4 columns",
         "rows.txt:7:7: eta: --eta: invalid number value: '0.5x'",
         "rows.txt:7:13: lambda: --lambda-decay must lie in [0.0, 1.0], got 1.5",
-        "rows.txt:8:1: experiment 'a' is another row's too (line 1)",
+        "rows.txt:8:1: another row (line 1) has the same experiment name 'a'",
         "rows.txt:9:1: name: --experiment-name: expected one argument",
-        "rows.txt:10:4: no value between two separators; part them by ', '",
-        "rows.txt:12:7: '$' cannot stand in an args file",
+        "rows.txt:10:4: no value between two separators; separate values by ', '",
+        "rows.txt:12:7: an args file must not contain '$'",
         "main.py sweep: 11 mistakes in a.job; nothing was started",
     ]
 
@@ -255,12 +263,12 @@ def test_what_is_wrong_for_all_rows_is_said_once_where_it_stands(capsys: pytest.
     assert "a.job:2:13: no option '--etaa'; did you mean '--eta'" in err and err.count("--etaa") == 1
     a_job(rows, JOB.replace("--eta $(eta) ", "").replace(" --resume auto", ""))
     err = refused(capsys, "check", "a.job")
-    assert "column 'eta' is not in the command line: it would change nothing" in err
+    assert "column 'eta' is not in the command line, so it has no effect" in err
     assert "the command line needs --resume auto" in err
     a_job(rows, JOB.replace("--experiment-name $(name)", "--threads $(name)"))
     assert "the command line needs --experiment-name $(COLUMN)" in refused(capsys, "check", "a.job")
     a_job(rows, JOB.replace("should_transfer_files", "should_transfer_file"))
-    assert "a.job:3:1: 'should_transfer_file' is no submit command" in refused(capsys, "check", "a.job")
+    assert "a.job:3:1: 'should_transfer_file' is not a submit command" in refused(capsys, "check", "a.job")
 
 
 def test_an_experiment_that_is_there_is_refused_unless_the_sweep_goes_on(capsys: pytest.CaptureFixture) -> None:
@@ -269,9 +277,9 @@ def test_an_experiment_that_is_there_is_refused_unless_the_sweep_goes_on(capsys:
     assert found.check() == []
     Experiment.create("b", "experiments", found.planned[1].config.to_dict())
     err = refused(capsys, "check", "a.job")
-    assert "rows.txt:2:1: experiment 'b' exists in experiments/; choose another name, or say --resume" in err
+    assert "rows.txt:2:1: experiment 'b' exists in experiments/; choose another name, or use --resume" in err
     out = said(capsys, "check", "a.job", "--resume")
-    assert out == "a.job: 2 rows, no mistake, 1 of which have begun and would go on\n"
+    assert out == "a.job: 2 rows, no mistakes; 1 have started and would continue\n"
     a_job("a, 0, 0.5, 0.9\nb, 1, 0.6, 0.9\n")
     err = refused(capsys, "check", "a.job", "--resume")
     assert "rows.txt:2:7: --resume continues 'b' as it was: --eta is 0.5, got 0.6" in err
@@ -284,12 +292,12 @@ def test_an_evaluation_needs_its_experiment(capsys: pytest.CaptureFixture) -> No
     err = refused(capsys, "check", "a.job")
     assert "rows.txt:1:1: no experiment 'a' in experiments/" in err
     assert "rows.txt:3:4: seed: --seed: invalid whole number value: 'x'" in err
-    assert "trains nothing; sweep run is for sweeps of train or train-neurogym" in refused(capsys, "run", "a.job")
+    assert "do not train; sweep run needs rows of train or train-neurogym" in refused(capsys, "run", "a.job")
 
 
 def test_an_args_file_that_nothing_names_is_refused(capsys: pytest.CaptureFixture) -> None:
     Path("rows.txt").write_text("a, 0\n")
-    assert "no TOML or submit file beside it names it" in refused(capsys, "check", "rows.txt")
+    assert "no TOML or submit file in its folder names it" in refused(capsys, "check", "rows.txt")
     assert "nothing.txt: No such file or directory" in refused(capsys, "check", "nothing.txt")
     Path("rows.txt").write_bytes(b"\xff\xfe\x00")
     assert "is not text in UTF-8" in refused(capsys, "check", "rows.txt")
@@ -304,8 +312,8 @@ def test_a_toml_file_fills_the_columns_of_a_submit_file(capsys: pytest.CaptureFi
     Path("sub/s.toml").write_text('job = "a.job"\nseeds = 2\n[fixed]\neta = 0.5\n[grid]\nlambda = [0.8, 0.9]\n')
     assert "queue name, seed, eta, lambda from rows.txt" in said(capsys, "expand", "sub/s.toml")
     assert Path("sub/rows.txt").read_text().splitlines()[1] == "s-lambda0.8-s1, 1, 0.5, 0.8"
-    assert "4 rows, no mistake" in said(capsys, "check", "sub/a.job")
-    assert "4 rows, no mistake" in said(capsys, "check", "sub/s.toml")
+    assert "4 rows, no mistakes" in said(capsys, "check", "sub/a.job")
+    assert "4 rows, no mistakes" in said(capsys, "check", "sub/s.toml")
     Path("sub/s.toml").write_text('job = "a.job"\n[grid]\nlambd = [0.8, 0.9]\n')
     assert "sub/a.job has no column 'lambd'; did you mean 'lambda'" in refused(capsys, "expand", "sub/s.toml")
 
@@ -317,7 +325,7 @@ def test_the_sweeps_that_come_along_are_without_mistake(
     files = sorted(map(str, [*Path("configs").glob("*.toml"), *Path("condor").glob("*.toml")]))
     assert files
     for file in files:
-        assert "no mistake" in said(capsys, "check", file, "--experiments-dir", "/nowhere")
+        assert "no mistakes" in said(capsys, "check", file, "--experiments-dir", "/nowhere")
 
 
 @pytest.mark.parametrize("action", ["expand", "check", "run", "status", "summary"])
@@ -458,8 +466,8 @@ def test_what_cannot_be_summed_up_is_one_line(capsys: pytest.CaptureFixture) -> 
     assert "no row is complete yet" in refused(capsys, "summary", "grid.toml")
     fabricate(found, {found.planned[0].name: [0.5]})
     err = refused(capsys, "summary", "grid.toml", "--heatmap", "eta", "lambda")
-    assert "--heatmap: no column 'lambda'; there is eta, lambda_decay" in err
-    assert "--output nowhere: there is no such folder" in refused(capsys, "summary", "grid.toml", "--output", "nowhere")
+    assert "--heatmap: no column 'lambda'; the columns are eta, lambda_decay" in err
+    assert "--output nowhere: no such folder" in refused(capsys, "summary", "grid.toml", "--output", "nowhere")
 
 
 # --- running ------------------------------------------------------------------------------------------------
@@ -597,7 +605,7 @@ def test_ctrl_c_lets_the_rows_save_and_leaves_no_process_behind(processes: list[
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 130 and "Traceback" not in err, err
-    assert "stopping: the rows save and leave" in err
+    assert "stopping: the rows save their checkpoints" in err
     for planned in found.planned:
         assert planned.experiment.checkpoint("last").is_file() and planned.experiment.holder() is None
         assert state_of(planned.experiment, planned.args).state == "interrupted"
