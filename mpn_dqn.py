@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -201,7 +202,7 @@ def main() -> None:
         state0=dqn.init_state(8),
         burn_in=0,
         weight=torch.ones(8),
-        index=None,  # type: ignore[arg-type]
+        places=np.arange(8),
     )
     losses = [float(learner.update(batch)["loss"]) for _ in range(100)]
     print(f"TD loss on one batch: {losses[0]:.3f} before, {losses[-1]:.3f} after 100 updates")

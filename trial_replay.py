@@ -185,7 +185,7 @@ class ReplayBuffer:
             state0=self._states_before(row, anew),
             burn_in=self.burn_in,
             weight=torch.from_numpy(weight),
-            index=places,
+            places=places,
         )
 
     def _batch_steps(self, used: np.ndarray) -> int:
@@ -213,7 +213,7 @@ class ReplayBuffer:
         return places, (weight / weight.max()).astype(np.float32)
 
     def update_priorities(self, places: np.ndarray, priorities: np.ndarray) -> None:
-        """New priorities of the segments in `Batch.index`; R2D2 mixes the largest and the mean |TD error|."""
+        """New priorities of the segments in `Batch.places`; R2D2 mixes the largest and the mean |TD error|."""
         self.priorities[places] = priorities + 1e-6
         self.max_priority = max(self.max_priority, float(priorities.max()))
 

@@ -57,7 +57,7 @@ def update_at(steps: int, chunk: int | None) -> dict[str, float]:
             state0=learner.online.init_state(TRIALS),
             burn_in=0,
             weight=torch.ones(TRIALS),
-            index=None,  # type: ignore[arg-type]
+            places=torch.arange(TRIALS).numpy(),
         )
 
     learner.update(batch_of(100))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -132,7 +133,7 @@ def evaluate(
         if over.any():
             keep = np.flatnonzero(~over)
             index = torch.from_numpy(keep).to(device)
-            state, obs = map_state(lambda part, index=index: part[index], state), obs[keep]
+            state, obs = map_state(operator.itemgetter(index), state), obs[keep]
             envs, episode, since = [envs[i] for i in keep], [episode[i] for i in keep], since[keep]
     return tally.result()
 

@@ -64,7 +64,7 @@ def make_batch(obs: torch.Tensor, **given) -> Batch:
         "state0": torch.zeros(rows, 1),
         "burn_in": 0,
         "weight": torch.ones(rows),
-        "index": np.arange(rows),
+        "places": np.arange(rows),
     }
     return Batch(**(fields | given))
 

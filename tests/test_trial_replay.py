@@ -173,7 +173,7 @@ def assert_same_contents(buffer: ReplayBuffer, slow: ListReplay, rng: np.random.
     wanted = {tuple(segment.steps[slow.burn_in - segment.padding]["obs"]): segment for segment in slow.segments}
     assert len(wanted) == len(slow.segments)
     batch = buffer.sample(30 * len(buffer), rng)
-    for b in np.unique(batch.index, return_index=True)[1]:
+    for b in np.unique(batch.places, return_index=True)[1]:
         segment = wanted.pop(tuple(batch.obs[b, slow.burn_in].tolist()))
         check_row(batch, b, segment, slow.burn_in, slow.reset_on_trial)
     assert not wanted  # everything that should be there was drawn
@@ -268,7 +268,7 @@ def sequences(capacity: int, length: int, stride: int, **options) -> SequenceRep
 def rows_of(buffer: ReplayBuffer) -> tuple[Batch, list[int]]:
     """A batch in which every segment occurs, and the rows of one occurrence each."""
     batch = buffer.sample(40 * len(buffer), np.random.default_rng(0))
-    rows = np.unique(batch.index, return_index=True)[1].tolist()
+    rows = np.unique(batch.places, return_index=True)[1].tolist()
     assert len(rows) == len(buffer)
     return batch, rows
 
@@ -488,7 +488,7 @@ def test_sampling_is_uniform_and_repeats_with_its_seed() -> None:
     play(buffer, [10])
     batch = buffer.sample(20_000, np.random.default_rng(0))
     # Binomial: 2,000 +- 42 each.
-    assert np.abs(np.bincount(batch.index, minlength=10) - 2_000).max() < 4 * 42
+    assert np.abs(np.bincount(batch.places, minlength=10) - 2_000).max() < 4 * 42
     assert torch.equal(batch.weight, torch.ones(20_000))
     assert torch.equal(batch.obs, buffer.sample(20_000, np.random.default_rng(0)).obs)
     assert not torch.equal(batch.obs, buffer.sample(20_000, np.random.default_rng(1)).obs)
@@ -523,7 +523,7 @@ def prioritised(exponent: float, importance: float) -> SequenceReplayBuffer:
 def test_prioritised_sampling_frequencies(exponent: float) -> None:
     batch = prioritised(exponent, 0.4).sample(40_000, np.random.default_rng(0))
     share = np.arange(1, 5) ** exponent / (np.arange(1, 5) ** exponent).sum()
-    counts = np.bincount(batch.index, minlength=4)
+    counts = np.bincount(batch.places, minlength=4)
     assert np.abs(counts - 40_000 * share).max() < 4 * np.sqrt(40_000 * 0.25)
 
 
@@ -531,7 +531,7 @@ def test_importance_weights_by_hand() -> None:
     """P = 0.1, 0.2, 0.3, 0.4, so (N P)^-1 = 2.5, 1.25, 0.8333, 0.625, over the largest; with b = 1/2 their roots."""
     for importance in (1.0, 0.5, 0.0):
         batch = prioritised(1.0, importance).sample(1_000, np.random.default_rng(0))
-        weights = dict(zip(batch.index.tolist(), batch.weight.tolist(), strict=True))
+        weights = dict(zip(batch.places.tolist(), batch.weight.tolist(), strict=True))
         expected = np.array([1.0, 1 / 2, 1 / 3, 1 / 4]) ** importance
         assert [weights[place] for place in range(4)] == pytest.approx(expected.tolist(), rel=1e-5)
 
@@ -540,7 +540,7 @@ def test_new_segments_get_the_largest_priority_so_far() -> None:
     """Priorities 1, 2, 3, 4; a fifth transition replaces the first, so two of four have priority 4."""
     buffer = prioritised(1.0, 0.4)
     play(buffer, [1])
-    counts = np.bincount(buffer.sample(40_000, np.random.default_rng(0)).index, minlength=4)
+    counts = np.bincount(buffer.sample(40_000, np.random.default_rng(0)).places, minlength=4)
     expected = 40_000 * np.array([4, 2, 3, 4]) / 13
     assert np.abs(counts - expected).max() < 4 * np.sqrt(40_000 * 0.25)
 
@@ -548,7 +548,7 @@ def test_new_segments_get_the_largest_priority_so_far() -> None:
 def test_prioritised_sampling_leaves_out_what_is_gone() -> None:
     buffer = sequences(8, length=2, stride=2, priority_exponent=1.0)
     play(buffer, [3] * 30)
-    alive = set(buffer.sample(2_000, np.random.default_rng(0)).index.tolist())
+    alive = set(buffer.sample(2_000, np.random.default_rng(0)).places.tolist())
     assert len(alive) == len(buffer)
 
 
@@ -570,7 +570,7 @@ def test_a_saved_buffer_goes_on_as_if_nothing_had_been(kind: str, priority_expon
         world.step(buffer)
     assert any(lane.t > 0 for lane in world.lanes)
     if priority_exponent:
-        buffer.update_priorities(buffer.sample(9, np.random.default_rng(1)).index, np.linspace(0.1, 3.0, 9))
+        buffer.update_priorities(buffer.sample(9, np.random.default_rng(1)).places, np.linspace(0.1, 3.0, 9))
     resumed.load_state_dict(copy.deepcopy(buffer.state_dict()))
     for seed in range(157):
         world.step(buffer, resumed)

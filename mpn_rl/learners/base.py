@@ -170,7 +170,7 @@ class Learner:
         batch = replay.sample(config.trial_batch_size if config.replay == "trial" else config.batch_size, rng)
         values = self.update(batch)
         if self.priorities is not None:
-            replay.update_priorities(batch.index, self.priorities.cpu().numpy())
+            replay.update_priorities(batch.places, self.priorities.cpu().numpy())
         return values
 
     def probe(self, replay: Any, rng: np.random.Generator) -> Batch | None:

@@ -126,7 +126,7 @@ class RolloutBuffer:
             state0=state0 if len(state0) > 1 else state0[0],
             burn_in=0,
             weight=torch.ones(self.num_lanes),
-            index=np.arange(self.num_lanes),
+            places=np.arange(self.num_lanes),
         )
 
     # --- saving -----------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ class TransitionReplay:
 
 
 def transition_batch(
-    obs: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, index: np.ndarray | None = None
+    obs: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, places: np.ndarray | None = None
 ) -> Batch:
     """Single transitions, for a learner without a memory: obs (B, 2, D), action (B, 1, A), the others (B, 1)."""
     rows = len(obs)
@@ -151,5 +151,5 @@ def transition_batch(
         state0=torch.zeros(rows, 0),
         burn_in=0,
         weight=torch.ones(rows),
-        index=np.arange(rows) if index is None else index,
+        places=np.arange(rows) if places is None else places,
     )

@@ -86,7 +86,7 @@ def batch(network: Any, continuous: bool = False, steps: int = T) -> Batch:
         state0=network.init_state(B),
         burn_in=0,
         weight=torch.ones(B),
-        index=np.arange(B),
+        places=np.arange(B),
     )
 
 

@@ -838,7 +838,7 @@ def practise(learner: TD3Learner, first: int, last: int) -> None:
             "reward": torch.tensor(draw.standard_normal((16, 1)), dtype=torch.float32),
         }
         still = {"terminated": torch.zeros(16, 1), "mask": torch.ones(16, 1), "state0": torch.zeros(16, 0)}
-        learner.update(Batch(**fields, **still, burn_in=0, weight=torch.ones(16), index=np.arange(16)))
+        learner.update(Batch(**fields, **still, burn_in=0, weight=torch.ones(16), places=np.arange(16)))
         learner.topology.advance(step + 1)
 
 

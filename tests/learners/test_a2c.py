@@ -61,7 +61,7 @@ def make_rollout(obs: torch.Tensor, ended=None, final_value=None, **given) -> Ro
         "state0": obs.new_zeros(rows, 1),
         "burn_in": 0,
         "weight": obs.new_ones(rows),
-        "index": np.arange(rows),
+        "places": np.arange(rows),
     }
     ended = torch.zeros(rows, steps, dtype=torch.bool) if ended is None else torch.tensor(ended).bool()
     final_value = obs.new_zeros(rows, steps) if final_value is None else obs.new_tensor(final_value)

@@ -371,7 +371,7 @@ def sequence_batch(rows: int = 4, steps: int = 9, burn_in: int = 2, seed: int = 
         state0=torch.randn(rows, 1, 8, generator=random),
         burn_in=burn_in,
         weight=torch.ones(rows),
-        index=np.arange(rows),
+        places=np.arange(rows),
     )
 
 

@@ -164,4 +164,4 @@ def test_only_what_was_written_is_saved() -> None:
 
 def test_transitions_without_an_index_are_numbered() -> None:
     batch = transition_batch(torch.zeros(4, 2, 3), torch.zeros(4, 1, 1), torch.zeros(4, 1), torch.zeros(4, 1))
-    assert batch.index.tolist() == [0, 1, 2, 3] and batch.state0.shape == (4, 0)
+    assert batch.places.tolist() == [0, 1, 2, 3] and batch.state0.shape == (4, 0)

@@ -257,7 +257,7 @@ def batch_for(network: MPNDQN) -> Batch:
         state0=map_state(torch.detach, network.init_state(B)),
         burn_in=2,
         weight=torch.ones(B),
-        index=torch.arange(B).numpy(),
+        places=torch.arange(B).numpy(),
     )
 
 

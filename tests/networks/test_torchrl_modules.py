@@ -173,7 +173,7 @@ def test_dqn_loss_of_torchrl_is_ours_and_so_is_its_gradient() -> None:
     full = torch.zeros(rows, steps + 1, dtype=torch.bool)
     ours, _ = compute_td_loss_trial(network, network, Batch(
         obs=obs, reset=full, action=action, reward=reward, terminated=ended.float(), mask=torch.ones(rows, steps),
-        state0=network.init_state(rows), burn_in=0, weight=torch.ones(rows), index=None,
+        state0=network.init_state(rows), burn_in=0, weight=torch.ones(rows), places=torch.arange(rows).numpy(),
     ), DQNConfig(gamma=0.9))  # fmt: skip
     torch.testing.assert_close(loss.detach(), ours, rtol=1e-5, atol=1e-6)
     for mine, other in zip((p.grad for p in network.parameters() if p.grad is not None), theirs, strict=True):
