@@ -32,19 +32,15 @@ copies, several at each step, under autograd. The reference is autograd's own, c
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mpn_rl.options import ConfigError
+from mpn_rl.kernels.launcher import fused_device
 
-KERNELS = ("auto", "reference", "fused")
 MODULATOR_ACTIVATIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "linear": lambda u: u}
 
 
@@ -97,10 +93,17 @@ def plastic_scan(
     Raises: ConfigError if kernel="fused" cannot be had; ValueError for shapes that do not fit together.
     """
     _check(drive, state, weights, variant, reset)
-    fused = None if kernel == "reference" else _fused_scan((drive, *state, *weights), variant, kernel)
-    if fused is None or drive.shape[0] * drive.shape[1] == 0:
+    problem = None
+    if variant.cell != "rnn":
+        problem = f"exists for --cell rnn, not for {variant.cell}"
+    elif variant.lesion:
+        problem = "does not support --lesion"
+    device = fused_device(kernel, (drive, *state, *weights), {"cpu": "numba"}, problem)
+    if device is None or drive.shape[0] * drive.shape[1] == 0:
         return plastic_scan_reference(drive, state, weights, variant, reset)
-    return fused(drive, state, weights, variant, reset)
+    from mpn_rl.kernels.backpropamine_cpu import scan
+
+    return scan(drive, state, weights, variant, reset)
 
 
 def plastic_scan_reference(
@@ -199,31 +202,3 @@ def _check(drive: Tensor, state: State, weights: Weights, variant: Variant, rese
             f"drive {(B, T, width)} and w {tuple(weights.w.shape)} need the state {', '.join(variant.state_names)} of "
             f"(B, N), (B, N, N) or (B, 1) and a boolean reset (B, T), got {got}"
         )
-
-
-@functools.cache
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
-def _fused_scan(tensors: tuple[Tensor | None, ...], variant: Variant, kernel: str) -> Callable | None:
-    """The fused scan for these tensors, or None where there is none and kernel="auto" allows that."""
-    if kernel not in KERNELS:
-        raise ConfigError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    problem = None
-    for a in tensors:
-        if a is not None and (a.dtype is not torch.float32 or not a.is_cpu):
-            problem = f"needs float32 on the cpu, got {a.dtype} on {a.device.type}"
-    if variant.cell != "rnn":
-        problem = f"exists for --cell rnn, not for {variant.cell}"
-    elif variant.lesion:
-        problem = "knows no lesion"
-    elif not _installed("numba"):
-        problem = "needs numba on cpu: pip install numba"
-    if problem is None:
-        from mpn_rl.kernels import backpropamine_cpu
-
-        return backpropamine_cpu.scan
-    if kernel == "fused":
-        raise ConfigError(f"kernel 'fused' {problem}; use kernel 'auto' or 'reference'")
-    return None

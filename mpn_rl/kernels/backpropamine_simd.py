@@ -1,4 +1,4 @@
-"""Passes over a plastic layer's matrices, for the kernels in `backpropamine_scan.py`.
+"""Passes over a plastic layer's matrices, for the kernels in `backpropamine_cpu.py`.
 
 A matrix (N, N) lies in blocks of 32 or 16 postsynaptic units, each (N, L): a pass takes the presynaptic unit i as one
 number and L postsynaptic units as one vector, in the forward product as in the adjoint. A pass over one block is

@@ -25,19 +25,16 @@ M_{t-1} back would cost less, but its error grows as lambda^-T. Memory: O(B T (D
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from mpn_rl.options import ConfigError
+from mpn_rl.kernels.launcher import fused_device
 
 FORMS = ("multiplicative", "additive")
 RULES = ("associative", "presynaptic", "postsynaptic", "oja")
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "linear": lambda u: u}
-KERNELS = ("auto", "reference", "fused")
+PACKAGES = {"cpu": "numba", "cuda": "triton"}  # what the fused kernels need, by the type of device
+MAX_CUDA_INPUTS = 1024  # a larger D does not fit into the tile of M that a GPU's program keeps in registers
 
 
 def mpn_scan(
@@ -75,13 +72,20 @@ def mpn_scan(
     """
     tensors = (xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0)
     _check(*tensors)
-    fused = None if kernel == "reference" else _fused_scan(tensors, kernel)
-    options = {"form": form, "rule": rule, "activation": activation}
-    if fused is None or xs.shape[0] * xs.shape[1] == 0:
+    problem, width = None, xs.shape[2]
+    if xs.is_cuda and width > MAX_CUDA_INPUTS:
+        problem = f"takes at most {MAX_CUDA_INPUTS} inputs on cuda, got {width}"
+    device = fused_device(kernel, tensors, PACKAGES, problem)
+    if device is None or xs.shape[0] * xs.shape[1] == 0:
         return mpn_scan_reference(
-            xs, weight, bias, modulation, eta, lambda_decay, reset=reset, modulation0=modulation0, **options
-        )
-    return fused(*tensors, **options)
+            xs, weight, bias, modulation, eta, lambda_decay, reset=reset, modulation0=modulation0,
+            form=form, rule=rule, activation=activation,
+        )  # fmt: skip
+    if device == "cpu":
+        from mpn_rl.kernels.mpn_cpu import scan
+    else:
+        from mpn_rl.kernels.mpn_cuda import scan
+    return scan(*tensors, form, rule, activation)
 
 
 def mpn_scan_reference(
@@ -140,37 +144,3 @@ def _check(xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0) 
             f"xs {(B, T, D)} needs weight (H, D), bias (H,), modulation (B, H, D), a boolean reset (B, T) and "
             f"modulation0 (H, D), got {shapes}"
         )
-
-
-@functools.cache
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
-def _fused_scan(tensors: tuple[Tensor | None, ...], kernel: str) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """The fused scan for these tensors, or None where there is none and kernel="auto" allows that."""
-    if kernel not in KERNELS:
-        raise ConfigError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    xs, *others = (a for a in tensors if a is not None)
-    package = {"cpu": "numba", "cuda": "triton"}.get(xs.device.type)
-    if package is None:
-        problem = f"exists for cpu and cuda, not for {xs.device.type}"
-    elif any(a.device != xs.device for a in others):
-        problem = "needs all tensors on one device"
-    elif any(a.dtype not in (torch.float32, torch.bool) for a in (xs, *others)):
-        problem = f"needs float32, got {xs.dtype} and {others[0].dtype}"
-    elif not _installed(package):
-        problem = f"needs {package} on {xs.device.type}: pip install {package}"
-    elif package == "numba":
-        from mpn_rl.kernels import mpn_cpu
-
-        return mpn_cpu.scan
-    else:
-        from mpn_rl.kernels import mpn_cuda
-
-        if xs.shape[2] <= mpn_cuda.MAX_INPUTS:
-            return mpn_cuda.scan
-        problem = f"takes at most {mpn_cuda.MAX_INPUTS} inputs on cuda, got {xs.shape[2]}"
-    if kernel == "fused":
-        raise ConfigError(f"kernel 'fused' {problem}; use kernel 'auto' or 'reference'")
-    return None

@@ -13,12 +13,9 @@ results do not depend on the number of threads.
 
 from __future__ import annotations
 
-import array
 import functools
 import math
-import threading
 from collections import namedtuple
-from collections.abc import Callable
 
 import numba
 import numpy as np
@@ -26,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mpn_rl.kernels.launcher import HEADER
+from mpn_rl.kernels.launcher import SEGMENT_BYTES, Header, Kernel, launch
 from mpn_rl.kernels.simd import (
     ACTIVATIONS,
     activate,
@@ -37,7 +34,6 @@ from mpn_rl.kernels.simd import (
     load_part,
     prefetch,
     read,
-    run,
     shift,
     splat,
     store,
@@ -57,7 +53,7 @@ RULES = {"associative": ASSOCIATIVE, "presynaptic": PRESYNAPTIC, "postsynaptic":
 SIZES = ("B_", "T_", "D_", "H_")
 TENSORS = ("xs", "bias", "reset", "hs", "m_out", "g_hs", "dxs", "dm_in", "dw", "db", "deta", "dlam", "dm0")
 MATRICES = ("weight", "eta", "lam", "m0", "m_in", "kept", "g_m")
-SLOTS = {name: slot for slot, name in enumerate((*HEADER, *SIZES, *TENSORS))}
+SLOTS = {name: slot for slot, name in enumerate((*Header._fields, *SIZES, *TENSORS))}
 SLOTS |= {name: len(SLOTS) + 4 * k for k, name in enumerate(MATRICES)}
 (SLOT, TICKET, DONE, PIECES, SCRATCH, SIZE, SUMS, SUM_SIZE, EVERY, B_, T_, D_, H_,
  XS, BIAS, RESET, HS, M_OUT, G_HS, DXS, DM_IN, DW, DB, DETA, DLAM, DM0,
@@ -65,9 +61,6 @@ SLOTS |= {name: len(SLOTS) + 4 * k for k, name in enumerate(MATRICES)}
 assert all(globals()[name.upper()] == slot for name, slot in SLOTS.items())
 
 AHEAD = 8  # steps: how early the cache is asked for h and its gradient
-MAX_PIECES = 16  # of the batch, at most, in the backward pass, each with weight gradients of its own
-SEGMENT_BYTES = 512 * 1024  # of M in one segment: a share of a core's second-level cache
-PARALLEL_WORK = 1_000_000  # B T D H from which a second thread pays for waking it up
 
 
 # --- one block of hidden units: matrices of (D, L) -------------------------------------------------------------------
@@ -139,7 +132,7 @@ def advance(M_next, M, h, x, eta, lam, E, F, D, L, rule, full):
 
 
 @functools.cache
-def forward_kernel(L: int, additive: bool, rule: int, activation: int, full: bool) -> Callable[[int], None]:
+def forward_kernel(L: int, additive: bool, rule: int, activation: int, full: bool) -> Kernel:
     """The scan with L lanes; `full`: eta and lambda are (H, D) matrices, not numbers."""
 
     def forward(table):
@@ -281,9 +274,7 @@ def walk_back(table, block, row, i0, L, additive, rule, activation, full, input_
 
 
 @functools.cache
-def backward_kernel(
-    L: int, additive: bool, rule: int, activation: int, full: bool, input_gradient: bool
-) -> Callable[[int], None]:
+def backward_kernel(L: int, additive: bool, rule: int, activation: int, full: bool, input_gradient: bool) -> Kernel:
     """The adjoint of `forward_kernel`; each piece of rows has weight gradients of its own."""
 
     def backward(table):
@@ -343,9 +334,6 @@ def finish(table, L, full):
 # --- the torch side ---------------------------------------------------------------------------------------------------
 
 
-_local = threading.local()
-
-
 def _layout(T: int, D: int, H: int) -> tuple[int, int, int]:
     """Lanes, H rounded up to them, and steps between checkpoints: sqrt(T), or more if their M fit into the cache."""
     L = 16 if H <= 16 else 32 if H <= 32 or D > 64 else 64  # W, A and dW of a block share the first-level cache
@@ -354,30 +342,22 @@ def _layout(T: int, D: int, H: int) -> tuple[int, int, int]:
     return L, -(-H // L) * L, -(-T // segments)
 
 
-def _launch(kernel, every: int, size: int, sum_size: int, xs: Tensor, weight: Tensor, **tensors: Tensor | None) -> None:
-    """Run the kernel on a table of these tensors, with threads if the work is worth it.
-
-    `size`: floats of scratch for each thread; `sum_size`: for each piece of the batch.
-    """
+def _launch(
+    kernel: Kernel, every: int, size: int, sum_size: int, xs: Tensor, weight: Tensor, **tensors: Tensor | None
+) -> None:
+    """`launch` the kernel on these tensors."""
     (B, T, D), H = xs.shape, weight.shape[0]
     tensors |= {"xs": xs, "weight": weight}
-    pieces = min(B, MAX_PIECES)
-    threads = min(torch.get_num_threads(), pieces) if B * T * D * H >= PARALLEL_WORK else 1
-    scratch = getattr(_local, "scratch", None)
-    if scratch is None or scratch.numel() < threads * size + pieces * sum_size:
-        scratch = _local.scratch = torch.empty(threads * size + pieces * sum_size)  # on a cache line's boundary
-    start = scratch.data_ptr()
-    table = array.array("q", [0, 0, 0, pieces, start, size, start + 4 * threads * size, sum_size, every])
-    table.extend((B, T, D, H))
+    rest = [B, T, D, H]
     given = [tensors.get(name) for name in TENSORS]
-    table.extend([0 if a is None else a.data_ptr() for a in given])
+    rest.extend([0 if a is None else a.data_ptr() for a in given])
     for name in MATRICES:
         a = tensors.get(name)
         if a is None:
-            table.extend((0, 0, 0, 0))
+            rest.extend((0, 0, 0, 0))
         else:
-            table.extend((a.data_ptr(), *((0,) * (3 - a.dim())), *a.stride()))
-    run(kernel, table.buffer_info()[0], threads)
+            rest.extend((a.data_ptr(), *((0,) * (3 - a.dim())), *a.stride()))
+    launch(kernel, B, B * T * D * H, every, size, sum_size, rest)
 
 
 def _forward(variant, xs, weight, bias, eta, lam, m_in, m0, reset, keep):

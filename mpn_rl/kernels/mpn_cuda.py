@@ -21,7 +21,6 @@ from torch.autograd.function import once_differentiable
 
 TILE = 1024  # numbers of M in one program: 8 registers a thread for each of M, W, A and the gradients
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
-MAX_INPUTS = 1024  # D beyond this does not fit into a tile
 
 RULES = {"associative": 0, "presynaptic": 1, "postsynaptic": 2, "oja": 3}
 ACTIVATIONS = {"tanh": 0, "relu": 1, "sigmoid": 2, "linear": 3}
@@ -263,7 +262,7 @@ def scan(
     rule: str,
     activation: str,
 ) -> tuple[Tensor, Tensor]:
-    """`mpn.mpn_scan` for float32 on CUDA, D up to MAX_INPUTS."""
+    """`mpn.mpn_scan` for float32 on CUDA, D up to `mpn.MAX_CUDA_INPUTS`."""
     H, D = weight.shape
     if eta.numel() > 1 or lambda_decay.numel() > 1:
         eta, lambda_decay = eta.expand(H, D).contiguous(), lambda_decay.expand(H, D).contiguous()

@@ -1,4 +1,4 @@
-"""SIMD for Numba: `Lanes`, a fixed number of float32 that add, multiply and move as one value, and `compiled` kernels.
+"""SIMD for Numba: `Simd`, a fixed number of float32 that add, multiply and move as one value, and `compiled` kernels.
 
 LLVM maps them onto whatever the processor has (64 lanes are 4 AVX-512 registers, 8 AVX2, 16 NEON or SSE ones), so the
 kernels say what is done to a block of hidden units and leave the instructions to the compiler. A product that feeds
@@ -8,7 +8,6 @@ a sum becomes one fused multiply-add. Memory is a pointer to float32 and an offs
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import operator
 import sys
@@ -18,7 +17,6 @@ from typing import Any
 
 import numba
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, event
@@ -32,16 +30,16 @@ TANH, RELU, SIGMOID, LINEAR = range(4)
 ACTIVATIONS = {"tanh": TANH, "relu": RELU, "sigmoid": SIGMOID, "linear": LINEAR}
 
 
-class Lanes(types.Type):
+class Simd(types.Type):
     """`width` float32 in a row."""
 
     def __init__(self, width: int):
         self.width = width
-        super().__init__(name=f"Lanes({width})")
+        super().__init__(name=f"Simd({width})")
 
 
-@register_model(Lanes)
-class _LanesModel(models.PrimitiveModel):
+@register_model(Simd)
+class _SimdModel(models.PrimitiveModel):
     def __init__(self, manager, fe_type):
         super().__init__(manager, fe_type, ir.VectorType(ir.FloatType(), fe_type.width))
 
@@ -54,22 +52,22 @@ def _splat(builder, value, width):
 
 
 def _operator(op, method):
-    """Make `op` work between Lanes, and between Lanes and a number on either side."""
+    """Make `op` work between Simd, and between Simd and a number on either side."""
 
     @infer_global(op)
     class _Template(AbstractTemplate):
         def generic(self, args, kws):
-            lanes = [a for a in args if isinstance(a, Lanes)]
+            lanes = [a for a in args if isinstance(a, Simd)]
             if lanes and len(args) == 2:
-                return signature(lanes[0], *(a if isinstance(a, Lanes) else types.float32 for a in args))
+                return signature(lanes[0], *(a if isinstance(a, Simd) else types.float32 for a in args))
             return None
 
     def lower(context, builder, sig, args):
         width = sig.return_type.width
-        wide = [v if isinstance(t, Lanes) else _splat(builder, v, width) for t, v in zip(sig.args, args, strict=True)]
+        wide = [v if isinstance(t, Simd) else _splat(builder, v, width) for t, v in zip(sig.args, args, strict=True)]
         return getattr(builder, method)(*wide, flags=FLAGS)
 
-    for pair in ((Lanes, Lanes), (Lanes, types.Float), (types.Float, Lanes)):
+    for pair in ((Simd, Simd), (Simd, types.Float), (types.Float, Simd)):
         lower_builtin(op, *pair)(lower)
 
 
@@ -158,8 +156,8 @@ def take_ticket(typingctx, table, k):
 
 @intrinsic(prefer_literal=True)
 def splat(typingctx, value, width):
-    """Lanes that all hold `value`."""
-    lanes = Lanes(width.literal_value)
+    """Simd that all hold `value`."""
+    lanes = Simd(width.literal_value)
 
     def codegen(context, builder, sig, args):
         return _splat(builder, args[0], lanes.width)
@@ -170,7 +168,7 @@ def splat(typingctx, value, width):
 @intrinsic(prefer_literal=True)
 def load(typingctx, p, offset, width):
     """p[offset : offset + width]."""
-    lanes = Lanes(width.literal_value)
+    lanes = Simd(width.literal_value)
 
     def codegen(context, builder, sig, args):
         vector = ir.VectorType(ir.FloatType(), lanes.width)
@@ -194,7 +192,7 @@ def store(typingctx, p, offset, value):
 @intrinsic(prefer_literal=True)
 def load_part(typingctx, p, offset, count, width):
     """The first `count` lanes from p[offset:], zeros in the rest; reads nothing beyond."""
-    lanes = Lanes(width.literal_value)
+    lanes = Simd(width.literal_value)
 
     def codegen(context, builder, sig, args):
         vector = ir.VectorType(ir.FloatType(), lanes.width)
@@ -393,23 +391,3 @@ def compiled(function: Callable[..., None]) -> Callable[[int], None]:
             kernel = numba.cfunc(kernel_type)(function)
     _compiled.append(kernel)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel.address)
-
-
-@functools.cache
-def _openmp() -> Any:
-    """GOMP_parallel(function, data, threads, flags) of the very OpenMP runtime that torch uses, or None without one."""
-    try:
-        parallel = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
-    except (OSError, AttributeError):
-        return None
-    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    parallel.restype = None
-    return parallel
-
-
-def run(kernel: Callable[[int], None], table: int, threads: int) -> None:
-    """kernel(table) on every one of `threads` threads at once; on this one alone where torch has no GNU OpenMP."""
-    if threads > 1 and _openmp():
-        _openmp()(kernel, table, threads, 0)
-    else:
-        kernel(table)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpn_rl.kernels import mpn
+from mpn_rl.kernels import launcher
 from mpn_rl.kernels.mpn import ACTIVATIONS, FORMS, RULES, mpn_scan, mpn_scan_reference
 from mpn_rl.options import ConfigError
 
@@ -189,9 +189,7 @@ def test_a_trained_start_without_resets_has_no_gradient_here():
 
 @needs_numba
 def test_results_repeat_bit_for_bit_on_any_number_of_threads(monkeypatch):
-    from mpn_rl.kernels import mpn_cpu
-
-    monkeypatch.setattr(mpn_cpu, "PARALLEL_WORK", 0)
+    monkeypatch.setattr(launcher, "PARALLEL_WORK", 0)
     tensors, reset = case(19, 20)
     before = torch.get_num_threads()
     runs = []
@@ -267,7 +265,7 @@ def test_float64_falls_back_to_the_reference():
 
 
 def test_without_numba_auto_still_runs(monkeypatch):
-    monkeypatch.setattr(mpn, "_installed", lambda package: False)
+    monkeypatch.setattr(launcher, "installed", lambda package: False)
     tensors, reset = case(2, 5)
     auto, loop = (run(scan, tensors, reset, torch.float32) for scan in (mpn_scan, mpn_scan_reference))
     assert all(torch.equal(auto[name], a) for name, a in loop.items())

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mpn_rl import config as cfg
-from mpn_rl.kernels import backpropamine
+from mpn_rl.kernels import backpropamine, launcher
 from mpn_rl.networks.backpropamine import Backpropamine
 from mpn_rl.options import ConfigError
 
@@ -456,9 +456,7 @@ def test_a_lesion_of_what_is_not_there_is_refused(modulation: str, part: str, kn
 
 @needs_numba
 def test_results_repeat_bit_for_bit_on_any_number_of_threads(monkeypatch) -> None:
-    from mpn_rl.kernels import backpropamine_cpu
-
-    monkeypatch.setattr(backpropamine_cpu, "PARALLEL_WORK", 0)
+    monkeypatch.setattr(launcher, "PARALLEL_WORK", 0)
     core = make("hard-clip", "fanout", N=20, kernel="fused")
     (_, state, reset), before, runs = case(core, 19, 12), torch.get_num_threads(), []
     core.input = nn.Identity()  # torch's product of the input may depend on the threads
@@ -550,13 +548,11 @@ def test_no_steps_leave_the_state_alone() -> None:
 
 def test_what_the_fused_kernels_cannot_do_is_refused_or_left_to_the_reference(monkeypatch) -> None:
     core = make("hard-clip", "simple", kernel="fused").double()
-    with pytest.raises(
-        ConfigError, match=r"kernel 'fused' needs float32 on the cpu, got torch.float64.*use kernel 'auto'"
-    ):
+    with pytest.raises(ConfigError, match=r"kernel 'fused' needs float32, got torch.float64.*use kernel 'auto'"):
         core.unroll(torch.zeros(1, 2, D, dtype=torch.float64), core.init_state(1))
     core = make("hard-clip", "simple")
     xs = torch.randn(2, 5, D)
-    monkeypatch.setattr(backpropamine, "_installed", lambda package: False)
+    monkeypatch.setattr(launcher, "installed", lambda package: False)
     with torch.no_grad():
         auto = core.unroll(xs, core.init_state(2))[0]
         core.kernel = "reference"
