@@ -1,6 +1,6 @@
-r"""The scan of a plastic recurrent layer over time: the plain reference, and the fused kernel behind it.
+r"""The scan of a plastic recurrent layer over time: the plain reference, and the choice of a fused kernel.
 
-For every batch row, with w, alpha, H and E of shape (N, N), presynaptic unit i first, and h_{-1}, H_0, E_0 given
+For every batch row, with w, alpha, H and E of shape (N, N), presynaptic unit i first, from given h_{-1}, H_0 and E_0
 (Miconi et al. 2018, arXiv 1804.02464; Miconi et al. 2019, arXiv 2002.10585):
 
     h_t = tanh( drive_t + h_{t-1} (w + alpha * H_t) )          M_t = f( u h_t + c )
@@ -14,20 +14,21 @@ For every batch row, with w, alpha, H and E of shape (N, N), presynaptic unit i 
     decay      H_{t+1} = (1 - gain) H + D
     oja        H_{t+1} = H + gain h_t (h_{t-1} - h_t H)
 
-M reads the new h_t; retroactive modulation the old E. An LSTM's plastic connections are those from h_{t-1} to the
-cell's candidate g_t, which stands for h_t in S; its three gates are not plastic, and M reads h_t.
+M reads the new h_t; retroactive modulation uses the old E. An LSTM's plastic connections are those from h_{t-1} to the
+cell's candidate g_t, which replaces h_t in S; its three gates are not plastic, and M reads h_t.
 
 The adjoint of the kernel runs from T to 1 with A = dL/dH_{t+1}. For the hard clip, which passes no gradient where H is
-saturated (A = 0 there), and for simple modulation:
+saturated (A = 0 there), with simple modulation:
 
     q_j    = sum_i A_ij h_{t-1,i}              dM = sum_j q_j h_j          g_c = f' (dM + dL/dM_t)
     g_h    = dL/dh_t + gain q + g_c u + (from step t+1)                    g_u = g_h (1 - h_t^2) = dL/ddrive_t
     to step t-1:   sum_j ( A_ij gain_j h_j + (w + alpha H_t)_ij g_u,j )
     dalpha += h_{t-1} g_u^T * H_t              dw += h_{t-1} g_u^T         A <- A + h_{t-1} g_u^T * alpha
 
-The others follow by D = gain * S. H is kept every ~sqrt(T) steps and computed again in between, from the stored h and
-M: an elementwise update, no product. Memory: O(B T N) and O(sqrt(T)) copies of the (B, N, N) traces, against O(T)
-copies, several at each step, under autograd. The reference is autograd's own, checkpointed in stretches of sqrt(T).
+The other variants follow from D = gain * S. The H of every ~sqrt(T)-th step is stored; the others are computed again
+from the stored h and M: an elementwise update, without a product. Memory: O(B T N) and O(sqrt(T)) copies of the
+(B, N, N) traces; autograd keeps O(T) copies, several per step. The reference uses autograd, with a checkpoint every
+sqrt(T) steps.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ MODULATOR_ACTIVATIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "linear":
 
 
 class Weights(NamedTuple):
-    """What a plastic layer learns, besides what makes `drive`; None where the variant has no such thing."""
+    """The trained parameters of a plastic layer, but for those that make `drive`; None if the variant has none."""
 
     w: Tensor  # (N, N), presynaptic unit first
     alpha: Tensor  # (N, N), (1, N) or (1, 1)
@@ -58,39 +59,44 @@ class Weights(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """Which plastic layer; the names are those of `config.BackpropamineConfig`."""
+    """The variant of a plastic layer; the names are those of `config.BackpropamineConfig`."""
 
     cell: str = "rnn"
     trace_rule: str = "hard-clip"
     modulation: str = "simple"
     trace_clip: float = 1.0
     modulator_activation: str = "tanh"
-    lesion: str | None = None  # a part of the state that is held at zero: modulator, H or E
+    lesion: str | None = None  # a part of the state that stays at zero: modulator, H or E
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """What the parts of the state are: h (B, N), an LSTM's c (B, N), H and E (B, N, N), modulator (B, 1)."""
+        """The names of the state's parts: h (B, N), an LSTM's c (B, N), H and E (B, N, N), modulator (B, 1)."""
         cell = ("h", "c") if self.cell == "lstm" else ("h",)
         eligibility = ("E",) if self.modulation == "retroactive" else ()
         return (*cell, "H", *eligibility, *(() if self.modulation == "none" else ("modulator",)))
 
 
-State = tuple[Tensor, ...]
-
-
 def plastic_scan(
-    drive: Tensor, state: State, weights: Weights, variant: Variant, reset: Tensor | None = None, kernel: str = "auto"
-) -> tuple[Tensor, State]:
-    """Run a plastic layer over a sequence; the equations stand at the top of this module.
+    drive: Tensor,
+    state: tuple[Tensor, ...],
+    weights: Weights,
+    variant: Variant,
+    reset: Tensor | None = None,
+    kernel: str = "auto",
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run a plastic layer over a sequence; the top of this module has the equations.
 
     Args:
-        drive: b + U x_t for every step, (B, T, N); of an LSTM (B, T, 4N), for its gates i, f, o and the candidate g.
-        state: tensors in the order of `variant.state_names`.
+        drive: b + U x_t for every step, (B, T, N); for an LSTM (B, T, 4N): its gates i, f, o and the candidate g.
+        state: before the first step, tensors in the order of `variant.state_names`.
+        weights: the trained parameters.
+        variant: of the layer.
         reset: (B, T) bool; where true, the row's state is set to zero before that step.
         kernel: "fused" covers every variant of the RNN in float32 on the CPU (Numba), without lesion; "reference" is
-            the plain loop, with checkpoints where a gradient is wanted; "auto" takes the fused one where it exists.
+            the plain loop, with checkpoints if a gradient is needed; "auto" takes the fused kernel if it can run this
+            scan, else the reference.
     Returns: hs (B, T, N) and the last state. The fused kernel has first derivatives only.
-    Raises: ConfigError if kernel="fused" cannot be had; ValueError for shapes that do not fit together.
+    Raises: ConfigError if kernel="fused" cannot run this scan; ValueError for shapes that do not fit together.
     """
     _check(drive, state, weights, variant, reset)
     problem = None
@@ -107,21 +113,22 @@ def plastic_scan(
 
 
 def plastic_scan_reference(
-    drive: Tensor, state: State, weights: Weights, variant: Variant, reset: Tensor | None = None
-) -> tuple[Tensor, State]:
-    """`plastic_scan` as a loop over PyTorch operations: any device, any dtype, autograd's own gradients.
+    drive: Tensor, state: tuple[Tensor, ...], weights: Weights, variant: Variant, reset: Tensor | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`plastic_scan` as a loop over PyTorch operations, for any device and dtype; its gradients are autograd's.
 
-    Where a gradient is wanted, only the state of every sqrt(T)-th step is kept, and the steps between are run twice.
+    If a gradient is needed, only the state of every sqrt(T)-th step is stored, and the backward pass runs the steps
+    between again.
     """
     T = drive.shape[1]
     stretch = math.isqrt(max(T - 1, 0)) + 1
     needed = (drive, *state, *(a for a in weights if a is not None))
-    lean = torch.is_grad_enabled() and any(a.requires_grad for a in needed)
+    checkpointed = torch.is_grad_enabled() and any(a.requires_grad for a in needed)
     hs: list[Tensor] = []
     for start in range(0, T, stretch):
         part = slice(start, start + stretch)
         inputs = (drive[:, part], state, weights, variant, None if reset is None else reset[:, part])
-        if lean:
+        if checkpointed:
             h, state = checkpoint(_stretch, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
             h, state = _stretch(*inputs)
@@ -129,19 +136,22 @@ def plastic_scan_reference(
     return torch.cat(hs, 1) if hs else drive.new_zeros(drive.shape[0], 0, weights.w.shape[0]), state
 
 
-def _stretch(drive: Tensor, state: State, weights: Weights, variant: Variant, reset: Tensor | None):
+def _stretch(
+    drive: Tensor, state: tuple[Tensor, ...], weights: Weights, variant: Variant, reset: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`plastic_scan_reference` over the steps between two checkpoints."""
     hs = []
     for t in range(drive.shape[1]):
         if reset is not None:
-            again = reset[:, t]
-            state = tuple(part.masked_fill(again.view(-1, *(1,) * (part.dim() - 1)), 0.0) for part in state)
+            rows = reset[:, t]
+            state = tuple(part.masked_fill(rows.view(-1, *(1,) * (part.dim() - 1)), 0.0) for part in state)
         state = plastic_step(drive[:, t], state, weights, variant)
         hs.append(state[0])
     return torch.stack(hs, 1), state
 
 
-def plastic_step(drive: Tensor, state: State, weights: Any, variant: Variant) -> State:
-    """One step: drive (B, N) or (B, 4N) -> the next state, whose first part is h."""
+def plastic_step(drive: Tensor, state: tuple[Tensor, ...], weights: Any, variant: Variant) -> tuple[Tensor, ...]:
+    """One step: drive (B, N) or (B, 4N) and `Weights` that fit the variant -> the next state, whose first part is h."""
     parts = dict(zip(variant.state_names, state, strict=True))
     if variant.lesion:
         parts[variant.lesion] = torch.zeros_like(parts[variant.lesion])
@@ -166,13 +176,13 @@ def plastic_step(drive: Tensor, state: State, weights: Any, variant: Variant) ->
     if variant.modulation == "retroactive":
         signal = parts["E"]
         parts["E"] = (1.0 - weights.eta) * signal + weights.eta * hebbian
-    parts["H"] = changed(trace, gain, signal, post[:, None], variant)
+    parts["H"] = updated_trace(trace, gain, signal, post[:, None], variant)
     if variant.lesion in ("H", "E"):
         parts[variant.lesion] = torch.zeros_like(trace)
     return tuple(parts[name] for name in variant.state_names)
 
 
-def changed(trace: Tensor, gain: Tensor, signal: Tensor, post: Tensor, variant: Variant) -> Tensor:
+def updated_trace(trace: Tensor, gain: Tensor, signal: Tensor, post: Tensor, variant: Variant) -> Tensor:
     """H after one step of the variant's rule; gain and post broadcast to the (B, N, N) of trace and signal."""
     change, bound = gain * signal, variant.trace_clip
     if variant.trace_rule == "hard-clip":
@@ -184,8 +194,8 @@ def changed(trace: Tensor, gain: Tensor, signal: Tensor, post: Tensor, variant: 
     return trace + change - gain * post**2 * trace
 
 
-def _check(drive: Tensor, state: State, weights: Weights, variant: Variant, reset: Tensor | None) -> None:
-    """The fused kernel works on addresses: a wrong shape must never get that far."""
+def _check(drive: Tensor, state: tuple[Tensor, ...], weights: Weights, variant: Variant, reset: Tensor | None) -> None:
+    """Refuse wrong shapes: the fused kernel reads memory by its address, and checks nothing."""
     (B, T, width), N = drive.shape, weights.w.shape[0]
     shapes = {"h": (B, N), "c": (B, N), "H": (B, N, N), "E": (B, N, N), "modulator": (B, 1)}
     if (

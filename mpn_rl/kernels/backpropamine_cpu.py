@@ -1,11 +1,10 @@
-"""The Numba kernels of the plastic scan, forwards, back, and for one step; equations: `backpropamine.py`.
+"""The plastic scan on the CPU: Numba kernels (equations: `backpropamine.py`) and the torch function around them.
 
-All units of a row talk to each other at every step, so a kernel takes one batch row and walks through time with the
-row's whole trace in the cache. One pass over the matrices changes H by step t-1 and reads the pre-activations of step
-t; on the way back one pass ends the adjoint of step t and begins that of step t-1.
+Every unit of a row reads all others at every step, so a kernel takes one batch row and runs through all time steps with
+the row's whole trace in the cache. One pass over the matrices updates H after step t-1 and computes the pre-activations
+of step t; in the backward pass, one pass finishes the adjoint of step t and starts that of step t-1.
 
-As in `mpn_cpu.py`, a kernel is a C function of one table of integers, several threads may run it on one table, and
-results do not depend on their number.
+`launcher.py` describes the table that a kernel works on, and its threads.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ SLOTS = {name: slot for slot, name in enumerate((*Header._fields, *SIZES, *TENSO
 assert all(globals()[name.upper()] == slot for name, slot in SLOTS.items())
 KINDS = {"hard-clip": CLIP, "decay": LINEAR, "oja": LINEAR, "soft-clip": SOFT}
 
-# In `numbers`: the modulator's bias c, E's rate eta, the trace's bound, and a and d where they are alike for all units.
+# In `numbers`: the modulator's bias c, E's rate eta, the trace's bound, and a and d if all units have the same.
 BIAS_, ETA_, BOUND_, ALL_A, ALL_D = range(5)
 
 
@@ -91,20 +90,20 @@ def matrix_of(table, name, row):
 
 @inner
 def fetch(blocks, table, name, row):
-    """A matrix into blocks; zeros if it is absent."""
+    """Copy a matrix of the table to blocks; zeros if it is absent."""
     all_into_blocks(Copy(table[N_], blocks, matrix_of(table, name, row), table[name] != 0), 0, 0)
 
 
 @inner
-def hand_out(blocks, table, name, row):
-    """The inverse, only where the table has the tensor."""
+def write_matrix(blocks, table, name, row):
+    """Copy blocks to a matrix of the table, if it is there."""
     if table[name] != 0:
         all_out_of_blocks(Copy(table[N_], blocks, matrix_of(table, name, row), True), 0, 0)
 
 
 @inner
 def fetch_vector(target, table, name, at, instead=0.0):
-    """N numbers of a tensor from `at` on, padded with zeros; all `instead` if it is absent."""
+    """Copy N numbers of a tensor from `at` on, padded with zeros; all are `instead` if it is absent."""
     N = table[N_]
     for j in range(0, N, 16):
         n = min(16, N - j)
@@ -113,7 +112,7 @@ def fetch_vector(target, table, name, at, instead=0.0):
 
 @inner
 def fetch_units(table, u, fan_a, fan_d):
-    """The modulator's u, and a and d, one per unit."""
+    """Copy the modulator's u, and a and d, one per unit, to the scratch."""
     fetch_vector(u, table, U, 0)
     fetch_vector(fan_a, table, FAN_A, 0, floats(table[NUMBERS])[ALL_A])
     fetch_vector(fan_d, table, FAN_D, 0, floats(table[NUMBERS])[ALL_D])
@@ -129,7 +128,7 @@ def is_reset(table, k):
 
 @inner
 def rates(step, fan_a, fan_d, modulator, N, oja, kind, retro):
-    """gain_j = a_j M + d_j, and what it makes of the step's h."""
+    """Set the step's gain_j = a_j M + d_j, its product gp with the step's h (retroactive: gain alone), and `keep`."""
     numba.literally(kind)
     numba.literally(retro)
     for j in range(0, N, 16):
@@ -143,7 +142,7 @@ def rates(step, fan_a, fan_d, modulator, N, oja, kind, retro):
 
 @inner
 def new_h(table, here, acc, post, u):
-    """h = tanh(drive + acc), also into `post`; returns the modulator M."""
+    """Write h = tanh(drive + acc) to hs and `post`; returns the modulator M."""
     N = table[N_]
     m = splat(0.0, 16)
     for j in range(0, N, 16):
@@ -165,7 +164,7 @@ def new_h(table, here, acc, post, u):
 
 @functools.cache
 def forward_kernel(kind: int, retro: bool) -> Kernel:
-    """The scan; every variant of the modulator is one kernel, with its own a and d."""
+    """The scan; one kernel serves every modulation of this kind of rule, with other values of a and d."""
 
     def forward(table):
         T, N, oja = table[T_], table[N_], table[IS_OJA] != 0
@@ -190,7 +189,7 @@ def forward_kernel(kind: int, retro: bool) -> Kernel:
                     fetch(E, table, ELIG_IN, row)
                 fetch_vector(h, table, H_IN, row * N)
                 for t in range(T):
-                    # h before step t stands in slot t % 3, the one before it in (t + 2) % 3
+                    # h before step t is in slot t % 3, the h before that in (t + 2) % 3
                     old, pre, post = shift(h, (t + 2) % 3 * P), shift(h, t % 3 * P), shift(h, (t + 1) % 3 * P)
                     s = Forward(N, W, alpha, H, E, H, E, old, pre, gp, keep, pre, acc, eta, bound)
                     if is_reset(table, row * T + t):
@@ -205,15 +204,15 @@ def forward_kernel(kind: int, retro: bool) -> Kernel:
                     rates(Step(pre, post, gain, gp, keep), fan_a, fan_d, m, N, oja, kind, retro)
                 pre, post = shift(h, (T + 2) % 3 * P), shift(h, T % 3 * P)
                 all_advance(Forward(N, W, alpha, H, E, H, E, pre, post, gp, keep, post, acc, eta, bound), kind, retro)
-                hand_out(H, table, TRACE_OUT, row)
-                hand_out(E, table, ELIG_OUT, row)
+                write_matrix(H, table, TRACE_OUT, row)
+                write_matrix(E, table, ELIG_OUT, row)
 
     return compiled(forward)
 
 
 @functools.cache
 def step_kernel(kind: int, retro: bool) -> Kernel:
-    """`forward_kernel` for T = 1, which acting calls at every step: it copies nothing, but reads and writes tensors."""
+    """`forward_kernel` for T = 1, which acting runs at every step: it reads and writes the tensors without a copy."""
 
     def step(table):
         B, N, oja = table[B_], table[N_], table[IS_OJA] != 0
@@ -225,7 +224,7 @@ def step_kernel(kind: int, retro: bool) -> Kernel:
         W, alpha, h = floats(table[WEIGHT]), floats(table[ALPHA]), floats(table[H_IN])
         fetch_units(table, u, fan_a, fan_d)
         for first in range(0, B, 4):
-            b, c, d = min(first + 1, B - 1), min(first + 2, B - 1), min(first + 3, B - 1)  # the last row fills up
+            b, c, d = min(first + 1, B - 1), min(first + 2, B - 1), min(first + 3, B - 1)  # repeats the last row
             H = (matrix_of(table, TRACE_IN, first), matrix_of(table, TRACE_IN, b),
                  matrix_of(table, TRACE_IN, c), matrix_of(table, TRACE_IN, d))  # fmt: skip
             pre = (shift(h, first * N), shift(h, b * N), shift(h, c * N), shift(h, d * N))
@@ -242,8 +241,8 @@ def step_kernel(kind: int, retro: bool) -> Kernel:
     return compiled(step)
 
 
-# Scratch of the backward pass: parameters, the adjoints A of H and Z of E, sums over rows, a segment's steps with H and
-# E before each of them, and the checkpoints of H and E.
+# Scratch of the backward pass: parameters, the adjoints A of H and Z of E, sums over presynaptic units, a segment's
+# steps with the H and E before each of them, and the checkpoints of H and E.
 Scratch = namedtuple("Scratch", "W alpha A Z u fan_a fan_d g_u R G K Q S g_h steps H E kept")
 Sums = namedtuple("Sums", "numbers du da dd dalpha")  # of one piece
 
@@ -257,7 +256,7 @@ def step_at(w, q, P):
 
 @inner
 def begin_step(table, w, b, H, E, row, t, kind, retro):
-    """The vectors of step t, and H, E and h before it set to zero where the row is reset."""
+    """Set the vectors of step t; a reset sets H, E and h before the step to zero."""
     numba.literally(kind)
     numba.literally(retro)
     N, P, here = table[N_], (table[N_] + 15) // 16 * 16, row * table[T_] + t
@@ -277,7 +276,7 @@ def begin_step(table, w, b, H, E, row, t, kind, retro):
 
 @inner
 def advanced(table, w, b, H, E, H_new, E_new, kind, retro):
-    """One step of H and E, by the vectors of the step."""
+    """One step of H and E with the vectors of the step."""
     numba.literally(kind)
     numba.literally(retro)
     eta, bound = floats(table[NUMBERS])[ETA_], floats(table[NUMBERS])[BOUND_]
@@ -287,7 +286,7 @@ def advanced(table, w, b, H, E, H_new, E_new, kind, retro):
 
 @inner
 def keep_checkpoints(table, w, row, kind, retro):
-    """H (and E) before steps 0, every, 2 every, ... of a row, into w.kept."""
+    """Write H (and E) before the steps 0, every, 2 every, ... of a row to w.kept."""
     numba.literally(kind)
     numba.literally(retro)
     T, N, every, copies = table[T_], table[N_], table[EVERY], 2 if retro else 1
@@ -309,7 +308,7 @@ def keep_checkpoints(table, w, row, kind, retro):
 
 @inner
 def recompute(table, w, row, t0, t1, kind, retro):
-    """The vectors of every step of t0..t1, and H (and E) before each of them and after the last."""
+    """Compute the vectors of every step of t0..t1, and H (and E) before each of them and after the last."""
     numba.literally(kind)
     numba.literally(retro)
     N, P = table[N_], (table[N_] + 15) // 16 * 16
@@ -327,7 +326,7 @@ def recompute(table, w, row, t0, t1, kind, retro):
 
 @inner
 def through_units(table, w, sums, b, here, last, row, kind, retro):
-    """The adjoint of one step's vectors: from the sums G, K, Q, S and R, dL/dh by later steps, to g_u."""
+    """The adjoint of one step's vectors: g_u from the sums G, K, Q, S and from R, the dL/dh of later steps."""
     numba.literally(kind)
     numba.literally(retro)
     N, oja, eta = table[N_], table[IS_OJA] != 0, floats(table[NUMBERS])[ETA_]
@@ -359,7 +358,7 @@ def through_units(table, w, sums, b, here, last, row, kind, retro):
     if table[U] != 0:
         upstream = floats(table[G_M])[row] if last and table[G_M] != 0 else np.float32(0.0)
         g_pre = through(splat(total(g_m) + upstream, 16), splat(m, 16), table[ACTIVATION])
-        store(w.Q, 0, g_pre)  # Q has been read
+        store(w.Q, 0, g_pre)  # Q is not needed any more
         sums.numbers[BIAS_] += w.Q[0]
     for j in range(0, N, 16):
         n = min(16, N - j)
@@ -374,7 +373,7 @@ def through_units(table, w, sums, b, here, last, row, kind, retro):
 
 @inner
 def walk_back(table, w, sums, row, kind, retro):
-    """The whole adjoint of one batch row."""
+    """The adjoint of all steps of one batch row."""
     numba.literally(kind)
     numba.literally(retro)
     T, N, P, every = table[T_], table[N_], (table[N_] + 15) // 16 * 16, table[EVERY]
@@ -400,14 +399,14 @@ def walk_back(table, w, sums, row, kind, retro):
             through_units(table, w, sums, now, here, t == T - 1, row, kind, retro)
             clear(w.R, P)
             if is_reset(table, here):
-                clear(w.A, (2 if retro else 1) * size)  # Z stands behind A
+                clear(w.A, (2 if retro else 1) * size)  # Z follows A in memory
                 clear(w.G, 4 * P)
             else:
                 s = Backward(N, w.W, w.alpha, sums.dalpha, w.A, w.Z, H, E, H, H0, E0, now, before, w.g_u,
                              w.R, w.G, w.K, w.Q, w.S, eta, bound, more)  # fmt: skip
                 all_spread(s, kind, retro)
-    hand_out(w.A, table, DTRACE_IN, row)
-    hand_out(w.Z, table, DELIG_IN, row)
+    write_matrix(w.A, table, DTRACE_IN, row)
+    write_matrix(w.Z, table, DELIG_IN, row)
     if table[DH_IN] != 0:
         for j in range(0, N, 16):
             store_part(floats(table[DH_IN]), row * N + j, load(w.R, j, 16), min(16, N - j))
@@ -415,7 +414,7 @@ def walk_back(table, w, sums, row, kind, retro):
 
 @functools.cache
 def backward_kernel(kind: int, retro: bool) -> Kernel:
-    """The adjoint of `forward_kernel`; each piece of rows has parameter gradients of its own."""
+    """The adjoint of `forward_kernel`; each piece of the batch has weight gradients of its own."""
 
     def backward(table):
         N, pieces = table[N_], table[PIECES]
@@ -449,7 +448,7 @@ def backward_kernel(kind: int, retro: bool) -> Kernel:
 
 @inner
 def finish(table):
-    """Add up what the pieces have gathered, in their order, and hand it out; whoever ends last does it."""
+    """Add up the gradients of the pieces, in their order, and write them to the tensors; the last thread calls it."""
     N, P, size, sums = table[N_], (table[N_] + 15) // 16 * 16, table[SUM_SIZE], floats(table[SUMS])
     for k in range(0, size, 16):
         s = load(sums, k, 16)
@@ -460,16 +459,18 @@ def finish(table):
     dnumbers[BIAS_], dnumbers[ETA_] = sums[BIAS_], sums[ETA_]
     for i in range(N):
         du[i], da[i], dd[i] = sums[16 + i], sums[16 + P + i], sums[16 + 2 * P + i]
-    hand_out(shift(sums, 16 + 3 * P), table, DALPHA, 0)
+    write_matrix(shift(sums, 16 + 3 * P), table, DALPHA, 0)
 
 
 # --- the torch side ---------------------------------------------------------------------------------------------------
 
 
 def _segments(T: int, size: int) -> tuple[int, int]:
-    """Steps between checkpoints, and segments: sqrt(T), or shorter ones where a segment's traces would leave the cache.
+    """Steps between checkpoints, and the number of segments: sqrt(T) steps, or fewer if their traces exceed the cache.
 
-    `size`: floats of one row's traces.
+    Args:
+        T: time steps.
+        size: floats of one row's traces.
     """
     steps = min(math.isqrt(T - 1) + 1, max(4, SEGMENT_BYTES // (4 * size)))
     segments = -(-T // steps)
@@ -548,7 +549,7 @@ class _Scan(torch.autograd.Function):
 
 
 def scan(drive: Tensor, state, weights, variant, reset: Tensor | None):
-    """`backpropamine.plastic_scan` for an RNN in float32 on the CPU."""
+    """`backpropamine.plastic_scan` for an RNN in float32 on the CPU; the arguments are the same."""
     parts = dict(zip(variant.state_names, state, strict=True))
     h, trace, elig = parts["h"].contiguous(), parts["H"].contiguous(), parts.get("E")
     inputs = (

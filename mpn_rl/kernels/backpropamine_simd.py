@@ -1,8 +1,8 @@
 """Passes over a plastic layer's matrices, for the kernels in `backpropamine_cpu.py`.
 
-A matrix (N, N) lies in blocks of 32 or 16 postsynaptic units, each (N, L): a pass takes the presynaptic unit i as one
-number and L postsynaptic units as one vector, in the forward product as in the adjoint. A pass over one block is
-compiled for its L, its kind of rule and with or without an eligibility trace; `over_blocks` makes it one over the row.
+A matrix (N, N) is stored in blocks of 32 or 16 postsynaptic units, each (N, L). Forward and backward, a pass takes the
+presynaptic unit i as one number and L postsynaptic units as one vector. A pass over one block is compiled for its L,
+its kind of rule, and with or without an eligibility trace (`retro`); `over_blocks` makes it a pass over the matrix.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mpn_rl.kernels.simd import (
     where_positive,
 )
 
-CLIP, LINEAR, SOFT = range(3)  # how a trace changes; decay and Oja are both H' = keep_j H + gain_j h_j pre_i
+CLIP, LINEAR, SOFT = range(3)  # kinds of rules; decay and Oja are both H' = keep_j H + gain_j h_j pre_i
 
-# For functions that only kernels call: without the wrappers that Python would need, which take time to compile.
+# For functions that only kernels call: no wrappers for calls from Python, which take time to compile.
 inner = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
-# What a pass over the matrices reads and writes: matrices in blocks, vectors of N or P = N rounded up to 16.
+# The arguments of the passes: matrices in blocks, vectors of N or P = N rounded up to a multiple of 16.
 Forward = namedtuple("Forward", "N W alpha H E H_new E_new pre pre_next gp keep post acc eta bound")
 Four = namedtuple("Four", "N W alpha H pre acc")  # H and pre: a tuple of four rows of the batch
 Backward = namedtuple(
@@ -111,7 +111,7 @@ def read_only(s, j0, L, kind, retro):
     store(s.acc, j0, acc)
 
 
-# Acting takes single steps, on tensors as they are: (N, N) row by row, `part` of a block where N ends.
+# Acting takes single steps on the tensors themselves, (N, N) row by row; the last block may be a `part` of one.
 
 
 @numba.njit(inline="always")
@@ -121,7 +121,7 @@ def part(p, k, n, L):
 
 @inner
 def read_four(s, j0, L, kind, retro):
-    """`read_only` for four rows of the batch at once, which share the reading of w and alpha."""
+    """`read_only` for four batch rows at once, so that w and alpha are loaded once for the four."""
     numba.literally(L)
     n, P = min(L, s.N - j0), (s.N + 15) // 16 * 16
     zero = splat(0.0, L)
@@ -141,7 +141,7 @@ def read_four(s, j0, L, kind, retro):
 
 @inner
 def advance_tensor(s, j0, L, kind, retro):
-    """`advance` from tensor to tensor."""
+    """`advance` on tensors instead of blocks."""
     numba.literally(L)
     numba.literally(kind)
     numba.literally(retro)
@@ -161,7 +161,7 @@ def advance_tensor(s, j0, L, kind, retro):
 
 @numba.njit(inline="always")
 def gather_row(s, k, i, a, z, step, h_after, sums, L, kind, retro):
-    """The adjoint of a step's gain: adds row i to the sums G, K, Q, S. Returns A, zero where H is clipped."""
+    """The adjoint of a step's gain: adds row i to the sums G, K, Q, S. Returns A, which is zero where H is clipped."""
     G, K, Q, S = sums
     pre = step.pre[i]
     if kind == CLIP:
@@ -194,7 +194,7 @@ def soft(a, h, change, bound, L):
 
 @numba.njit(inline="always")
 def block_of(step, j0, L):
-    """The vectors of a step that a block needs, loaded."""
+    """Load the vectors of a step for the block from j0 on."""
     return Step(step.pre, load(step.post, j0, L), load(step.gain, j0, L), load(step.gp, j0, L), load(step.keep, j0, L))
 
 
@@ -227,7 +227,7 @@ def gather(s, j0, L, kind, retro):
 
 @inner
 def spread(s, j0, L, kind, retro):
-    """dL/dpre and dL/dH of one step; if there is `more` of the segment, also `gather_row` of the step before."""
+    """dL/dpre and dL/dH of one step; and `gather_row` of the step before, if the segment has `more` steps."""
     numba.literally(L)
     numba.literally(kind)
     numba.literally(retro)
@@ -264,7 +264,7 @@ def spread(s, j0, L, kind, retro):
 
 
 def over_blocks(one_block):
-    """The pass over all blocks of a row: of 32 units, then at most two of 16."""
+    """The pass over all blocks of a matrix: blocks of 32 units, then at most two of 16."""
 
     @inner
     def all_blocks(s, kind, retro):

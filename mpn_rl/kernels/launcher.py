@@ -27,7 +27,7 @@ KERNELS = ("auto", "reference", "fused")
 
 MAX_PIECES = 16  # of the batch in the backward pass; each piece has weight gradients of its own
 SEGMENT_BYTES = 512 * 1024  # of M or H between two checkpoints: a share of a processor core's second-level cache
-PARALLEL_WORK = 1_000_000  # multiply-adds from which starting a second thread is worth its cost
+PARALLEL_WORK = 1_000_000  # updates of a single synapse from which starting a second thread is worth its cost
 
 Kernel = Callable[[int], None]  # takes the address of its table
 
@@ -72,16 +72,15 @@ def fused_device(
     first, *others = (a for a in tensors if a is not None)
     device = first.device.type
     wrong = [a.dtype for a in (first, *others) if a.dtype is not torch.float32 and a.dtype is not torch.bool]
-    if problem is not None:
-        pass
-    elif device not in packages:
-        problem = f"exists for {' and '.join(packages)}, not for {device}"
-    elif any(a.device != first.device for a in others):
-        problem = "needs all tensors on one device"
-    elif wrong:
-        problem = f"needs float32, got {wrong[0]}"
-    elif not installed(packages[device]):
-        problem = f"needs {packages[device]} on {device}: pip install {packages[device]}"
+    if problem is None:
+        if device not in packages:
+            problem = f"exists for {' and '.join(packages)}, not for {device}"
+        elif any(a.device != first.device for a in others):
+            problem = "needs all tensors on one device"
+        elif wrong:
+            problem = f"needs float32, got {wrong[0]}"
+        elif not installed(packages[device]):
+            problem = f"needs {packages[device]} on {device}: pip install {packages[device]}"
     if problem is None:
         return device
     if kernel == "fused":
@@ -98,8 +97,10 @@ def launch(kernel: Kernel, batch: int, work: int, every: int, size: int, sum_siz
     Args:
         kernel: the compiled kernel.
         batch: B, the rows of the batch.
-        work: multiply-adds of the whole scan; 0 for a kernel that runs on one thread only.
-        every, size, sum_size: see `Header`.
+        work: updates of a single synapse in the whole scan; 0 for a kernel that runs on one thread only.
+        every: steps between two checkpoints.
+        size: floats of scratch for each thread.
+        sum_size: floats of weight gradients for each piece of the batch.
         rest: the kernel's table after the header.
     """
     pieces = min(batch, MAX_PIECES)

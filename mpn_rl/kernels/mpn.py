@@ -1,4 +1,4 @@
-r"""The scan of a multi-plasticity network (MPN) over time: the plain reference, and the fused kernels behind it.
+r"""The scan of a multi-plasticity network (MPN) over time: the plain reference, and the choice of a fused kernel.
 
 With W, M of shape (H, D), x_t of size D, h_t of size H, for every batch row (Aitken & Mihalas 2023, eLife 12:e83035):
 
@@ -13,14 +13,15 @@ The adjoint runs from T to 1 with A_t = dL/dM_t, starting at A_T = dL/dM_T. For 
     dx_j = sum_i g_u E_ij + sum_i eta A_ij h_i      deta += A * S_t          dlambda += A * M_{t-1}
     A_{t-1} = lambda A_t + (g_u x^T) * W
 
-Additive: dW += g_u x^T and A_{t-1} = lambda A_t + g_u x^T. The other rules put their own S_t for h x^T; Oja's adds
--2 h_i sum_j eta A_ij M_ij to g_h and -eta h_i^2 A_ij to A_{t-1}. A reset before step t makes M_{t-1} = M(0): what
-A_{t-1} has gathered goes to dM(0), and A starts again from zero. eta and lambda may be numbers, one per input, one per
-hidden unit or full matrices; their gradients are summed accordingly.
+Additive: dW += g_u x^T and A_{t-1} = lambda A_t + g_u x^T. The other rules use their own S_t in place of h x^T; Oja's
+rule adds -2 h_i sum_j eta A_ij M_ij to g_h and -eta h_i^2 A_ij to A_{t-1}. A reset before step t sets M_{t-1} = M(0):
+A_{t-1} is added to dM(0), and A continues from zero. eta and lambda are numbers, one per input, one per hidden unit or
+full matrices; their gradients are summed accordingly.
 
-Row i of M needs only h_i and x, so every (batch row, hidden unit) runs through time alone, with its M in cache or
-registers. M is kept every ~sqrt(T) steps only and computed again in the backward pass; inverting the update to get
-M_{t-1} back would cost less, but its error grows as lambda^-T. Memory: O(B T (D + H)) and O(sqrt(T)) copies of M.
+Row i of M needs only h_i and x, so each hidden unit of each batch row runs through time alone, with its M in the cache
+or in registers. Only the M of every ~sqrt(T)-th step is stored; the backward pass computes the others again. Inverting
+the update to get M_{t-1} would cost less, but its error grows as lambda^-T. Memory: O(B T (D + H)) and O(sqrt(T))
+copies of M.
 """
 
 from __future__ import annotations
@@ -52,23 +53,27 @@ def mpn_scan(
     activation: str = "tanh",
     kernel: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Run an MPN layer over a sequence; the equations stand at the top of this module.
+    """Run an MPN layer over a sequence; the top of this module has the equations.
 
     Args:
         xs: inputs, (B, T, D).
-        weight, bias: W (H, D) and b (H,) or None.
+        weight: W, (H, D).
+        bias: b, (H,); None for a layer without bias.
         modulation: M before the first step, (B, H, D).
-        eta, lambda_decay: broadcastable to (H, D).
+        eta: the Hebbian learning rate, broadcastable to (H, D).
+        lambda_decay: the decay of M per step, broadcastable to (H, D).
         reset: (B, T) bool; where true, the row's M is set to M(0) before that step.
         modulation0: M(0), (H, D); None means zeros.
-        form, rule, activation: one of FORMS, RULES, ACTIVATIONS.
+        form: one of FORMS.
+        rule: one of RULES.
+        activation: f, one of ACTIVATIONS.
         kernel: "fused" covers every form, rule and activation in float32 on the CPU (Numba) and on CUDA (Triton);
-            "reference" is the plain loop; "auto" takes the fused one where it exists and else the reference:
-            other dtypes and devices, a missing Numba or Triton, or inputs too wide for a GPU's registers.
-    Returns: hs (B, T, H) and the final M (B, H, D). On the CPU, fused, M is a transposed view of
-        (B, D, H) memory; handed to the next call as it is, it costs no copy. Gradients flow to every tensor
-        but `reset`; the fused kernels have first derivatives only.
-    Raises: ConfigError if kernel="fused" cannot be had; ValueError for shapes that do not fit together.
+            "reference" is the plain loop; "auto" takes the fused kernel if it can run this scan, else the reference:
+            for other dtypes and devices, without Numba or Triton, or for inputs too wide for a GPU's registers.
+    Returns: hs (B, T, H) and the final M (B, H, D). The fused kernel on the CPU returns M as a transposed view of
+        (B, D, H) memory, which the next call reads without a copy. Gradients flow to every tensor but `reset`;
+        the fused kernels have first derivatives only.
+    Raises: ConfigError if kernel="fused" cannot run this scan; ValueError for shapes that do not fit together.
     """
     tensors = (xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0)
     _check(*tensors)
@@ -102,7 +107,7 @@ def mpn_scan_reference(
     rule: str = "associative",
     activation: str = "tanh",
 ) -> tuple[Tensor, Tensor]:
-    """`mpn_scan` as a loop over PyTorch operations: any device, any dtype, autograd's own gradients."""
+    """`mpn_scan` as a loop over PyTorch operations, for any device and dtype; its gradients are autograd's."""
     f = ACTIVATIONS[activation]
     m = modulation
     m0 = weight.new_zeros(()) if modulation0 is None else modulation0
@@ -128,8 +133,17 @@ def mpn_scan_reference(
     return torch.stack(hs, dim=1) if hs else xs.new_zeros(xs.shape[0], 0, weight.shape[0]), m
 
 
-def _check(xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0) -> None:
-    """The fused kernels work on addresses: a wrong shape must never get that far."""
+def _check(
+    xs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    modulation: Tensor,
+    eta: Tensor,
+    lambda_decay: Tensor,
+    reset: Tensor | None,
+    modulation0: Tensor | None,
+) -> None:
+    """Refuse wrong shapes: the fused kernels read memory by its address, and check nothing."""
     (B, T, D), H = xs.shape, weight.shape[0]
     if (
         weight.shape != (H, D)

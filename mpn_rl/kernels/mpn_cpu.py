@@ -1,14 +1,11 @@
 """The MPN scan on the CPU: Numba kernels (the equations are in `mpn.py`) and the torch function around them.
 
-Hidden units never exchange anything within a layer, so a kernel takes one batch row and one block of L hidden units at
-a time, lays their M out as (D, L) in a scratch buffer that stays in the cache, and walks through all of time. The
-backward pass walks segments of time from the last to the first: each segment's M are computed again from its
-checkpoint, then the adjoint runs back through them.
+The hidden units of a layer are independent of each other, so a kernel takes one batch row and one block of L hidden
+units at a time, keeps their M as (D, L) in a scratch buffer that stays in the cache, and runs through all time steps.
+The backward pass takes segments of time from the last to the first: it computes each segment's M again from a
+checkpoint, then runs the adjoint back through them.
 
-A kernel is a C function of one table of integers: sizes, and addresses of tensors. Several threads may run it on one
-table: each takes pieces (ranges of rows) until none is left. They are torch's own OpenMP threads, so no second pool
-fights for the cores. Rows are cut into a fixed number of pieces, whose weight gradients are added in a fixed order:
-results do not depend on the number of threads.
+`launcher.py` describes the table that a kernel works on, and its threads.
 """
 
 from __future__ import annotations
@@ -49,7 +46,7 @@ ASSOCIATIVE, PRESYNAPTIC, POSTSYNAPTIC, OJA = range(4)
 RULES = {"associative": ASSOCIATIVE, "presynaptic": PRESYNAPTIC, "postsynaptic": POSTSYNAPTIC, "oja": OJA}
 
 # A kernel's table: the launcher's header, sizes, addresses of tensors (0: absent), then for each matrix its address and
-# the strides of the row, the hidden unit and the input. Numba compiles a slot as a constant, so each one is a global.
+# its strides over batch rows, hidden units and inputs. Numba compiles a slot as a constant, so each one is a global.
 SIZES = ("B_", "T_", "D_", "H_")
 TENSORS = ("xs", "bias", "reset", "hs", "m_out", "g_hs", "dxs", "dm_in", "dw", "db", "deta", "dlam", "dm0")
 MATRICES = ("weight", "eta", "lam", "m0", "m_in", "kept", "g_m")
@@ -60,7 +57,7 @@ SLOTS |= {name: len(SLOTS) + 4 * k for k, name in enumerate(MATRICES)}
  WEIGHT, ETA, LAM, M0, M_IN, KEPT, G_M) = SLOTS.values()  # fmt: skip
 assert all(globals()[name.upper()] == slot for name, slot in SLOTS.items())
 
-AHEAD = 8  # steps: how early the cache is asked for h and its gradient
+AHEAD = 8  # steps: how early h and its gradient are prefetched into the cache
 
 
 # --- one block of hidden units: matrices of (D, L) -------------------------------------------------------------------
@@ -73,8 +70,8 @@ def is_reset(table, k):
 
 @numba.njit
 def fetch(block, table, matrix, row, i0, L):
-    """Hidden units i0.. of a row of one of the table's matrices; zeros if it is absent."""
-    numba.literally(L)  # a constant, though this is compiled as a function of its own
+    """Copy a batch row of a matrix, for the hidden units from i0 on, to `block`; zeros if it is absent."""
+    numba.literally(L)  # makes L a constant although this function is not inlined
     given, si, sj = table[matrix] != 0, table[matrix + 2], table[matrix + 3]
     source = floats(table[matrix] + 4 * (row * table[matrix + 1] + i0 * si) if given else 0)
     read(block, source, si, sj, min(L, table[H_] - i0), table[D_], L)
@@ -82,7 +79,7 @@ def fetch(block, table, matrix, row, i0, L):
 
 @numba.njit(inline="always")
 def fetch_weights(W, E, F, table, L, full):
-    """W and, if they are matrices, eta and lambda, as blocks one behind the other."""
+    """Copy W and, if they are matrices, eta and lambda to the scratch: one block after the other."""
     for i0 in range(0, table[H_], L):
         at = i0 * table[D_]
         fetch(shift(W, at), table, WEIGHT, 0, i0, L)
@@ -93,7 +90,7 @@ def fetch_weights(W, E, F, table, L, full):
 
 @numba.njit(inline="always")
 def readout(W, M, x, D, L, additive):
-    """[W * (M + 1)] x or [W + M] x, in two chains of additions: one alone would wait for each sum to finish."""
+    """[W * (M + 1)] x or [W + M] x, in two chains of additions: in a single one, each sum waits for the last."""
     u, v = splat(0.0, L), splat(0.0, L)
     for j in range(0, D - 1, 2):
         w, m = load(W, j * L, L), load(M, j * L, L)
@@ -108,7 +105,7 @@ def readout(W, M, x, D, L, additive):
 
 @numba.njit(inline="always")
 def rates(h, eta, lam, rule, L):
-    """M_t = decay M_{t-1} + gain pre: Oja's h^2 M_{t-1} is part of the decay."""
+    """post, gain and decay of M_t = decay M_{t-1} + gain pre; Oja's h^2 M_{t-1} is part of the decay."""
     post = splat(1.0, L) if rule == PRESYNAPTIC else h
     gain = post * eta
     decay = splat(lam, L)
@@ -119,7 +116,7 @@ def rates(h, eta, lam, rule, L):
 
 @numba.njit(inline="always")
 def advance(M_next, M, h, x, eta, lam, E, F, D, L, rule, full):
-    """One step of M; E and F are the blocks of eta and lambda if `full`, else the numbers count."""
+    """One step of M; if `full`, eta and lambda are the blocks E and F instead of the numbers."""
     post, gain, decay = rates(h, eta, lam, rule, L)
     for j in range(D):
         pre = np.float32(1.0) if rule == POSTSYNAPTIC else x[j]
@@ -133,7 +130,7 @@ def advance(M_next, M, h, x, eta, lam, E, F, D, L, rule, full):
 
 @functools.cache
 def forward_kernel(L: int, additive: bool, rule: int, activation: int, full: bool) -> Kernel:
-    """The scan with L lanes; `full`: eta and lambda are (H, D) matrices, not numbers."""
+    """The scan with blocks of L hidden units; `full`: eta and lambda are (H, D) matrices, not numbers."""
 
     def forward(table):
         T, D, H, every, keep = table[T_], table[D_], table[H_], table[EVERY], table[KEPT] != 0
@@ -170,12 +167,12 @@ def forward_kernel(L: int, additive: bool, rule: int, activation: int, full: boo
     return compiled(forward)
 
 
-Block = namedtuple("Block", "A W E F dW dM0 dE dF db segment")  # scratch of one block of hidden units: (D, L) each
+Block = namedtuple("Block", "A W E F dW dM0 dE dF db segment")  # scratch of one block: (D, L) each, but db (L,)
 
 
 @numba.njit(inline="always")
 def recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full):
-    """M before every step of t0..t1, from the checkpoint at t0, into block.segment."""
+    """Write M before every step of t0..t1 to block.segment, from the checkpoint at t0."""
     T, D, H, every = table[T_], table[D_], table[H_], table[EVERY]
     xs, hs = floats(table[XS]), floats(table[HS])
     n = min(L, H - i0)
@@ -197,9 +194,9 @@ def recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full):
 
 @numba.njit(inline="always")
 def adjoint(block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation, full, input_gradient, first):
-    """One step of the adjoint: A_t becomes A_{t-1}. Returns the step's terms of deta and dlambda, a lane each."""
+    """One step of the adjoint: A_t becomes A_{t-1}. Returns the step's terms of deta and dlambda, per hidden unit."""
     post, gain, decay = rates(h, eta, lam, rule, L)
-    ax, am = splat(0.0, L), splat(0.0, L)  # sum_j A pre and sum_j A M_{t-1}, for Oja weighted with eta if a matrix
+    ax, am = splat(0.0, L), splat(0.0, L)  # sum_j A pre and sum_j A M_{t-1}; Oja's with eta, if it is a matrix
     for j in range(D):
         pre = np.float32(1.0) if rule == POSTSYNAPTIC else x[j]
         a = load(block.A, j * L, L)
@@ -244,7 +241,7 @@ def adjoint(block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation,
 
 @numba.njit(inline="always")
 def walk_back(table, block, row, i0, L, additive, rule, activation, full, input_gradient):
-    """The whole adjoint of one row and block; returns its deta and dlambda."""
+    """The adjoint of all steps, of one batch row and block; returns its deta and dlambda."""
     T, D, H, every = table[T_], table[D_], table[H_], table[EVERY]
     xs, dxs, hs, g_hs = floats(table[XS]), floats(table[DXS]), floats(table[HS]), floats(table[G_HS])
     eta, lam = floats(table[ETA])[0], floats(table[LAM])[0]
@@ -275,7 +272,7 @@ def walk_back(table, block, row, i0, L, additive, rule, activation, full, input_
 
 @functools.cache
 def backward_kernel(L: int, additive: bool, rule: int, activation: int, full: bool, input_gradient: bool) -> Kernel:
-    """The adjoint of `forward_kernel`; each piece of rows has weight gradients of its own."""
+    """The adjoint of `forward_kernel`; each piece of the batch has weight gradients of its own."""
 
     def backward(table):
         D, H, pieces = table[D_], table[H_], table[PIECES]
@@ -312,7 +309,7 @@ def backward_kernel(L: int, additive: bool, rule: int, activation: int, full: bo
 
 @numba.njit(inline="always")
 def finish(table, L, full):
-    """Add up what the pieces have gathered, in their order, and hand it out; whoever ends last does it."""
+    """Add up the gradients of the pieces, in their order, and write them to the tensors; the last thread calls it."""
     D, H, size, sums = table[D_], table[H_], table[SUM_SIZE], floats(table[SUMS])
     width = (H + L - 1) // L * L * D
     for k in range(0, size, L):
@@ -335,8 +332,8 @@ def finish(table, L, full):
 
 
 def _layout(T: int, D: int, H: int) -> tuple[int, int, int]:
-    """Lanes, H rounded up to them, and steps between checkpoints: sqrt(T), or more if their M fit into the cache."""
-    L = 16 if H <= 16 else 32 if H <= 32 or D > 64 else 64  # W, A and dW of a block share the first-level cache
+    """L, H rounded up to a multiple of L, and the steps between checkpoints: sqrt(T), or more if they fit the cache."""
+    L = 16 if H <= 16 else 32 if H <= 32 or D > 64 else 64  # W, A and dW of a block fit the first-level cache
     steps = max(math.isqrt(T - 1) + 1, SEGMENT_BYTES // (4 * D * L))
     segments = -(-T // steps)
     return L, -(-H // L) * L, -(-T // segments)
@@ -361,7 +358,7 @@ def _launch(
 
 
 def _forward(variant, xs, weight, bias, eta, lam, m_in, m0, reset, keep):
-    """hs, M_T and, if `keep`, the checkpoints of M; in memory an M is (D, H)."""
+    """hs, M_T and, if `keep`, the checkpoints of M; each M is (D, H) in memory."""
     (B, T, D), H = xs.shape, weight.shape[0]
     L, padded, every = _layout(T, D, H)
     hs, m_out = xs.new_empty(B, T, H), xs.new_empty(B, D, H)
@@ -419,7 +416,7 @@ def scan(
     rule: str,
     activation: str,
 ) -> tuple[Tensor, Tensor]:
-    """`mpn.mpn_scan` for float32 on the CPU."""
+    """`mpn.mpn_scan` for float32 on the CPU; the arguments are the same."""
     if eta.numel() > 1 or lambda_decay.numel() > 1 or eta.dim() != 2 or lambda_decay.dim() != 2:
         shape = weight.shape if eta.numel() > 1 or lambda_decay.numel() > 1 else (1, 1)
         eta, lambda_decay = eta.expand(shape), lambda_decay.expand(shape)

@@ -1,12 +1,12 @@
-"""The MPN scan on a GPU: Triton kernels, forward and adjoint (the equations are in `mpn.py`), and the torch side.
+"""The MPN scan on a GPU: Triton kernels (the equations are in `mpn.py`) and the torch function around them.
 
-One program takes one batch row and one block of hidden units, with its tile of M (and, going back, of A and the weight
-gradients) in registers from the first step to the last; sums are in float32. The backward pass walks segments of time
-from the last to the first: it computes each segment's M again from a checkpoint into a buffer that stays in the
-second-level cache, then runs the adjoint back through them. Weight gradients of the rows, and input gradients of the
-blocks, go to buffers of their own that torch adds up, so results repeat bit for bit.
+One program takes one batch row and one block of hidden units. Its tile of M (and, in the backward pass, of A and the
+weight gradients) stays in registers from the first step to the last; sums are in float32. The backward pass takes
+segments of time from the last to the first: it computes each segment's M again from a checkpoint, into a buffer that
+stays in the second-level cache, then runs the adjoint back through them. Each row's weight gradients, and each block's
+input gradients, go to buffers of their own, which torch adds up, so results repeat bit for bit.
 
-With TRITON_INTERPRET=1 set before this module is imported, the kernels run on the CPU: slow, but testable.
+If TRITON_INTERPRET=1 is set before this module is imported, the kernels run on the CPU, slowly, for tests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TILE = 1024  # numbers of M in one program: 8 registers a thread for each of M, W, A and the gradients
+TILE = 1024  # numbers of M in one program: 8 registers per thread for each of M, W, A and the gradients
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 
 RULES = {"associative": 0, "presynaptic": 1, "postsynaptic": 2, "oja": 3}
@@ -98,7 +98,7 @@ def _forward_kernel(
     lam = tl.load(lams + tile, inside, 0.0) if FULL else tl.load(lams)
     m = tl.load(m_in + row * H * D + tile, inside, 0.0)
     for t in range(T):
-        if RESET:  # noqa: SIM102  (known when compiling; the next line is not)
+        if RESET:  # noqa: SIM102  (known at compile time; the next condition is not)
             if tl.load(reset + row * T + t) != 0:
                 m = tl.load(m0 + tile, inside, 0.0)
         if (t > 0) & (t % every == 0) & (slots > 0):
@@ -147,7 +147,7 @@ def _backward_kernel(
             h = tl.load(hs + at * H + i, i < H, 0.0)
             x = tl.load(xs + at * D + j, j < D, 0.0)
             m = lam * m + eta * _change(m, h, x, RULE)
-        tl.debug_barrier()  # what one thread has stored another may load
+        tl.debug_barrier()  # a thread may load what another has stored
         for s in range(steps):
             at = row * T + t0 + steps - 1 - s
             m = tl.load(own + (steps - 1 - s) * H * D, inside, 0.0)
@@ -182,7 +182,7 @@ def _backward_kernel(
                 if tl.load(reset + at) != 0:
                     sum_m0 += a
                     a = tl.zeros_like(a)
-        tl.debug_barrier()  # before the next segment overwrites this one
+        tl.debug_barrier()  # finish loading before the next segment overwrites this one
     out = row * H * D + tile
     tl.store(dw + out, sum_w, inside)
     tl.store(db + row * H + i, sum_b, i < H)
@@ -262,7 +262,7 @@ def scan(
     rule: str,
     activation: str,
 ) -> tuple[Tensor, Tensor]:
-    """`mpn.mpn_scan` for float32 on CUDA, D up to `mpn.MAX_CUDA_INPUTS`."""
+    """`mpn.mpn_scan` for float32 on CUDA with D up to `mpn.MAX_CUDA_INPUTS`; the arguments are the same."""
     H, D = weight.shape
     if eta.numel() > 1 or lambda_decay.numel() > 1:
         eta, lambda_decay = eta.expand(H, D).contiguous(), lambda_decay.expand(H, D).contiguous()

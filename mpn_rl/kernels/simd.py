@@ -1,8 +1,9 @@
-"""SIMD for Numba: `Simd`, a fixed number of float32 that add, multiply and move as one value, and `compiled` kernels.
+"""SIMD for Numba: `Simd`, a vector of float32 that is loaded, added and multiplied as one value; `compiled` kernels.
 
-LLVM maps them onto whatever the processor has (64 lanes are 4 AVX-512 registers, 8 AVX2, 16 NEON or SSE ones), so the
-kernels say what is done to a block of hidden units and leave the instructions to the compiler. A product that feeds
-a sum becomes one fused multiply-add. Memory is a pointer to float32 and an offset; nothing is bounds-checked.
+LLVM maps a vector onto the registers of the processor (64 numbers are 4 AVX-512 registers, 8 AVX2, 16 NEON or SSE
+ones), so the kernels describe the operations on a block of hidden units and leave the instructions to the compiler. A
+product that is added to a sum becomes one fused multiply-add. Memory is a pointer to float32 and an offset, without
+bounds checks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import operator
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numba
 import numpy as np
@@ -23,7 +23,9 @@ from numba.core import cgutils, event
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-FLAGS = ("contract", "nsz")  # NaN and infinity stay themselves, so a diverged network still shows
+from mpn_rl.kernels.launcher import Kernel
+
+FLAGS = ("contract", "nsz")  # NaN and infinity are kept, so a diverged network is visible
 _INT32 = ir.IntType(32)
 
 TANH, RELU, SIGMOID, LINEAR = range(4)
@@ -31,7 +33,7 @@ ACTIVATIONS = {"tanh": TANH, "relu": RELU, "sigmoid": SIGMOID, "linear": LINEAR}
 
 
 class Simd(types.Type):
-    """`width` float32 in a row."""
+    """A vector of `width` float32."""
 
     def __init__(self, width: int):
         self.width = width
@@ -57,9 +59,9 @@ def _operator(op, method):
     @infer_global(op)
     class _Template(AbstractTemplate):
         def generic(self, args, kws):
-            lanes = [a for a in args if isinstance(a, Simd)]
-            if lanes and len(args) == 2:
-                return signature(lanes[0], *(a if isinstance(a, Simd) else types.float32 for a in args))
+            vectors = [a for a in args if isinstance(a, Simd)]
+            if vectors and len(args) == 2:
+                return signature(vectors[0], *(a if isinstance(a, Simd) else types.float32 for a in args))
             return None
 
     def lower(context, builder, sig, args):
@@ -85,7 +87,7 @@ def _pointer(builder, pointer, offset, kind):
 
 
 def _mask(builder, count, width):
-    """True in the first `count` lanes."""
+    """True in the first `count` elements."""
     index = ir.Constant(ir.VectorType(_INT32, width), list(range(width)))
     count = builder.trunc(count, _INT32)
     vector = ir.VectorType(_INT32, width)
@@ -156,25 +158,25 @@ def take_ticket(typingctx, table, k):
 
 @intrinsic(prefer_literal=True)
 def splat(typingctx, value, width):
-    """Simd that all hold `value`."""
-    lanes = Simd(width.literal_value)
+    """A vector whose elements are all `value`."""
+    vector_type = Simd(width.literal_value)
 
     def codegen(context, builder, sig, args):
-        return _splat(builder, args[0], lanes.width)
+        return _splat(builder, args[0], vector_type.width)
 
-    return signature(lanes, types.float32, width), codegen
+    return signature(vector_type, types.float32, width), codegen
 
 
 @intrinsic(prefer_literal=True)
 def load(typingctx, p, offset, width):
     """p[offset : offset + width]."""
-    lanes = Simd(width.literal_value)
+    vector_type = Simd(width.literal_value)
 
     def codegen(context, builder, sig, args):
-        vector = ir.VectorType(ir.FloatType(), lanes.width)
+        vector = ir.VectorType(ir.FloatType(), vector_type.width)
         return builder.load(_pointer(builder, args[0], args[1], vector), align=4)
 
-    return signature(lanes, p, types.intp, width), codegen
+    return signature(vector_type, p, types.intp, width), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -191,16 +193,21 @@ def store(typingctx, p, offset, value):
 
 @intrinsic(prefer_literal=True)
 def load_part(typingctx, p, offset, count, width):
-    """The first `count` lanes from p[offset:], zeros in the rest; reads nothing beyond."""
-    lanes = Simd(width.literal_value)
+    """p[offset : offset + count], followed by zeros; reads nothing beyond."""
+    vector_type = Simd(width.literal_value)
 
     def codegen(context, builder, sig, args):
-        vector = ir.VectorType(ir.FloatType(), lanes.width)
+        vector = ir.VectorType(ir.FloatType(), vector_type.width)
         pointer = _pointer(builder, args[0], args[1], vector)
-        arguments = [pointer, ir.Constant(_INT32, 4), _mask(builder, args[2], lanes.width), ir.Constant(vector, None)]
-        return _masked(builder, f"llvm.masked.load.v{lanes.width}f32.p0", vector, arguments)
+        arguments = [
+            pointer,
+            ir.Constant(_INT32, 4),
+            _mask(builder, args[2], vector_type.width),
+            ir.Constant(vector, None),
+        ]
+        return _masked(builder, f"llvm.masked.load.v{vector_type.width}f32.p0", vector, arguments)
 
-    return signature(lanes, p, types.intp, types.intp, width), codegen
+    return signature(vector_type, p, types.intp, types.intp, width), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -219,11 +226,11 @@ def store_part(typingctx, p, offset, value, count):
 
 @intrinsic(prefer_literal=True)
 def total(typingctx, value):
-    """The sum over the lanes, as a float32, added in a fixed tree."""
+    """The sum of the elements, a float32, added in a fixed tree."""
 
     def codegen(context, builder, sig, args):
         vector, width = args[0], value.width
-        while width > 1:  # halves: the upper lanes onto the lower
+        while width > 1:  # adds the upper half to the lower
             width //= 2
             half = ir.VectorType(_INT32, width)
             low = builder.shuffle_vector(vector, vector, ir.Constant(half, list(range(width))))
@@ -236,7 +243,7 @@ def total(typingctx, value):
 
 @intrinsic(prefer_literal=True)
 def at_most(typingctx, value, bound):
-    """min(value, bound) lane by lane; NaN stays NaN."""
+    """min(value, bound) of each element; NaN stays NaN."""
 
     def codegen(context, builder, sig, args):
         wide = _splat(builder, args[1], value.width)
@@ -247,7 +254,7 @@ def at_most(typingctx, value, bound):
 
 @intrinsic(prefer_literal=True)
 def at_least(typingctx, value, bound):
-    """max(value, bound) lane by lane; NaN stays NaN."""
+    """max(value, bound) of each element; NaN stays NaN."""
 
     def codegen(context, builder, sig, args):
         wide = _splat(builder, args[1], value.width)
@@ -269,7 +276,7 @@ def where_positive(typingctx, condition, value):
 
 @intrinsic(prefer_literal=True)
 def prefetch(typingctx, p, offset, write, width):
-    """Ask the cache for p[offset : offset + width], to be written or read soon; never faults."""
+    """Prefetch p[offset : offset + width] into the cache, to be written or read soon; any address is allowed."""
     count = width.literal_value
 
     def codegen(context, builder, sig, args):
@@ -332,7 +339,7 @@ def through(g, h, activation):
 
 @numba.njit(inline="always")
 def read(block, source, si, sj, n, D, L):
-    """source[i si + j sj] for n hidden units i and D inputs j, as a (D, L) block; zeros beyond n or without source."""
+    """Copy source[i si + j sj] of n hidden units i and D inputs j to a (D, L) block; zeros beyond n or if absent."""
     if address(source) == 0:
         for k in range(0, D * L, L):
             store(block, k, splat(0.0, L))
@@ -347,14 +354,14 @@ def read(block, source, si, sj, n, D, L):
 
 @numba.njit(inline="always")
 def write(block, target, sj, n, D, L):
-    """The inverse for si = 1: target[i + j sj] of n hidden units from a (D, L) block."""
+    """The inverse of `read` for si = 1: copy n hidden units of a (D, L) block to target[i + j sj]."""
     for j in range(D):
         store_part(target, j * sj, load(block, j * L, L), n)
 
 
 @numba.njit
 def unpack(blocks, target, H, D, L):
-    """Blocks of (D, L) into an (H, D) matrix, if there is one."""
+    """Copy blocks of (D, L) to an (H, D) matrix, if there is one."""
     if address(target) != 0:
         for i in range(H):
             for j in range(D):
@@ -362,32 +369,32 @@ def unpack(blocks, target, H, D, L):
 
 
 class _Announce(event.Listener):
-    """Say once that kernels are being compiled, which takes seconds."""
+    """Print once that kernels are being compiled, which takes seconds."""
 
-    said = False
+    printed = False
 
-    def on_start(self, happening: event.Event) -> None:
-        if not _Announce.said:
-            _Announce.said = True
+    def on_start(self, event: event.Event) -> None:
+        if not _Announce.printed:
+            _Announce.printed = True
             print("Compiling the fused kernels: a few seconds, once per machine.", file=sys.stderr, flush=True)
 
-    def on_end(self, happening: event.Event) -> None:
+    def on_end(self, event: event.Event) -> None:
         pass
 
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 _VERSION = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:8]
-_compiled: list[Any] = []  # keeps the machine code alive
+_compiled: list[object] = []  # keeps the machine code alive
 
 
-def compiled(function: Callable[..., None]) -> Callable[[int], None]:
-    """A kernel as a C function of its table's address; from Numba's disk cache if a directory can be written to."""
-    function.__qualname__ += f"_{_VERSION}"  # Numba's cache watches the file of `function` only
+def compiled(function: Callable[..., None]) -> Kernel:
+    """The kernel as a C function of its table's address; uses Numba's disk cache if a directory is writable."""
+    function.__qualname__ += f"_{_VERSION}"  # Numba's cache checks the file of `function`, not those that it imports
     kernel_type = types.void(types.CPointer(types.int64))
     with event.install_listener("numba:run_pass", _Announce()):
         try:
             kernel = numba.cfunc(kernel_type, cache=True)(function)
-        except RuntimeError:
+        except RuntimeError:  # no writable directory for the cache
             kernel = numba.cfunc(kernel_type)(function)
     _compiled.append(kernel)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel.address)

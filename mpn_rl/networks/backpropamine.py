@@ -3,38 +3,36 @@
     h_t = tanh( b + U x_t + h_{t-1} (w + alpha * H_t) )      M_t = tanh( u h_t + c )
     H_{t+1} = clip( H_t + M_t h_{t-1} h_t^T, -c, c )
 
-w, alpha, U, b and the modulator are learned by backpropagation; H changes at every step, as strongly as the network
-itself asks for by M. Source: Miconi et al. 2019 (ICLR, arXiv 2002.10585); without M: Miconi et al. 2018 (ICML, arXiv
+w, alpha, U, b and the modulator are learned by backpropagation. H changes at every step; the network's own output M
+sets how strongly. Source: Miconi et al. 2019 (ICLR, arXiv 2002.10585); without M: Miconi et al. 2018 (ICML, arXiv
 1804.02464).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mpn_rl.config import BackpropamineConfig
-from mpn_rl.kernels.backpropamine import State, Variant, Weights, plastic_scan
+from mpn_rl.kernels.backpropamine import Variant, Weights, plastic_scan
 from mpn_rl.options import ConfigError
 
 ALPHA_SHAPES = {"connection": lambda N: (N, N), "neuron": lambda N: (1, N), "scalar": lambda N: (1, 1)}
 # The parameters in the order of `Weights`; those that a variant lacks are None.
 WEIGHTS = ("weight", "alpha", "eta", "modulator_weight", "modulator_bias", "fanout_weight", "fanout_bias", "gates")
-LESIONS = {"modulator": "modulator", "trace": "H", "eligibility": "E"}  # the part of the state that each holds at zero
+LESIONS = {"modulator": "modulator", "trace": "H", "eligibility": "E"}  # the part of the state that stays at zero
 
 
 class Backpropamine(nn.Module):
     """A plastic, neuromodulated recurrent layer behind the core contract.
 
     The state is a tuple: h (B, N); for an LSTM its c (B, N); the trace H (B, N, N), presynaptic unit first; with
-    retroactive modulation the eligibility trace E (B, N, N); and, where there is one, the modulator M (B, 1) of the
-    last step, which nothing reads: it is there to be recorded. All start at zero. With S = h_{t-1} h_t^T and per
-    postsynaptic unit j
+    retroactive modulation the eligibility trace E (B, N, N); and, if there is a modulator, its last output M (B, 1),
+    which is kept for recordings only. All start at zero. With S = h_{t-1} h_t^T and per postsynaptic unit j
 
-        none         gain_j = eta                    retroactive  gain_j = M_t, and the trace E_t stands for S, then
+        none         gain_j = eta                    retroactive  gain_j = M_t, and the trace E_t replaces S, then
         simple       gain_j = M_t                                 E_{t+1} = (1 - eta) E_t + eta S
         fanout       gain_j = a_j M_t + d_j
 
@@ -43,30 +41,32 @@ class Backpropamine(nn.Module):
         decay        (1 - gain) H + gain S
         oja          H + gain h_j (h_i - h_j H)
 
-    fanout is not the paper's equation 3 but what its public simplemaze trains: d_j keeps connections plastic at M = 0,
-    and no bound holds for gain_j. Every rule takes none, simple and fanout; retroactive modulation takes the two clips.
+    fanout is not the paper's equation 3 but the form of its public simplemaze code: d_j keeps connections plastic at
+    M = 0, and gain_j is not bounded. none, simple and fanout go with every rule, retroactive with the two clips only.
 
     An LSTM's plastic connections are those to its candidate, g_t = tanh( U_g x_t + h_{t-1} (w + alpha * H_t) ), and
-    S = h_{t-1} g_t^T; it has the hard clip, and no retroactive form. Differs from the public code in that.
+    S = h_{t-1} g_t^T; it has only the hard clip, and no retroactive modulation. Differs from the public code in that.
 
     Args:
-        input_dim, hidden_dim: D and N.
-        cell: rnn or lstm.
-        trace_rule, modulation: as above.
-        alpha_shape: connection (N, N), neuron (one per postsynaptic unit) or scalar.
-        trace_clip: c, of hard-clip and soft-clip.
-        eta: where the learned, unconstrained eta starts; only none and retroactive have one.
-        modulator_activation: tanh, sigmoid or linear, for M.
-        init_scale: alpha, and an RNN's w, start at this times U(0, 1), so alpha at least is positive at first. U, b,
-            the modulator and a, d start as torch.nn.Linear's, an LSTM's w as torch.nn.LSTM's.
-        kernel: auto, reference (plain PyTorch, run twice where a gradient is wanted, so that it fits) or fused, which
-            is there for every RNN in float32 on the CPU; see `kernels/backpropamine.py`.
-    Defaults and ranges are those of `config.BackpropamineConfig`.
+        input_dim: D.
+        hidden_dim: N.
+        options: those of `config.BackpropamineConfig`, which has the defaults and ranges:
+            cell: rnn or lstm.
+            trace_rule: hard-clip, soft-clip, decay or oja.
+            modulation: none, simple, fanout or retroactive.
+            alpha_shape: connection (N, N), neuron (one per postsynaptic unit) or scalar.
+            trace_clip: c, of hard-clip and soft-clip.
+            eta: initial value of the trained, unconstrained eta, which only none and retroactive have.
+            modulator_activation: tanh, sigmoid or linear, for M.
+            init_scale: alpha, and an RNN's w, start at init_scale times U(0, 1), so alpha is positive at first. U, b,
+                the modulator and a, d start like those of torch.nn.Linear, an LSTM's w like that of torch.nn.LSTM.
+            kernel: auto, reference (plain PyTorch, which needs less memory and more time for gradients than a loop
+                under autograd) or fused (every RNN in float32 on the CPU); see `kernels/backpropamine.py`.
 
     Raises: ConfigError (a ValueError) for a value out of range, an unknown name or a combination that does not exist.
     """
 
-    def __init__(self, input_dim: int, hidden_dim: int, **options: Any) -> None:
+    def __init__(self, input_dim: int, hidden_dim: int, **options) -> None:
         super().__init__()
         checked = BackpropamineConfig(hidden_dim=hidden_dim, **options)
         N, scale = hidden_dim, checked.init_scale
@@ -91,9 +91,9 @@ class Backpropamine(nn.Module):
 
     @property
     def lesion(self) -> str | None:
-        """The part that is held at zero: None, "modulator", "trace" or "eligibility".
+        """The part of the state that stays at zero: None, "modulator", "trace" or "eligibility".
 
-        With fanout, a lesioned modulator leaves the plasticity of d_j.
+        With fanout, the plasticity of d_j remains if the modulator is lesioned.
 
         Raises: ConfigError for a part that this network does not have.
         """
@@ -111,12 +111,12 @@ class Backpropamine(nn.Module):
     feedforward = False
 
     def maskable_weights(self) -> tuple[str, ...]:
-        """w, an LSTM's recurrent gates, and alpha where each connection has its own."""
+        """w, an LSTM's recurrent gates, and alpha if each connection has its own."""
         own = {"weight": self.weight, "gates": self.gates, "alpha": self.alpha}
         return tuple(name for name, part in own.items() if part is not None and (name != "alpha" or len(part) > 1))
 
-    def init_state(self, batch_size: int, device: torch.device | str | None = None) -> State:
-        """Zeros, in the parameters' dtype, and on their device unless another is named."""
+    def init_state(self, batch_size: int, device: torch.device | str | None = None) -> tuple[Tensor, ...]:
+        """Zeros in the parameters' dtype, on their device or on `device`."""
         N = self.hidden_dim
         shapes = {"H": (N, N), "E": (N, N), "modulator": (1,)}
         return tuple(
@@ -124,12 +124,14 @@ class Backpropamine(nn.Module):
             for name in self.variant.state_names
         )
 
-    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One step: x (B, D) -> h (B, N) and the next state."""
         hs, state = self.unroll(x.unsqueeze(1), state)
         return hs.squeeze(1), state
 
-    def unroll(self, xs: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
+    def unroll(
+        self, xs: Tensor, state: tuple[Tensor, ...], reset: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """A sequence: xs (B, T, D) -> hs (B, T, N) and the last state.
 
         Where reset (B, T) is true, the row's state is set back to zero before that step.
@@ -137,12 +139,17 @@ class Backpropamine(nn.Module):
         variant, kernel = self.variant, self.kernel
         if self._lesion:
             variant, kernel = variant._replace(lesion=LESIONS[self._lesion]), "reference"
-        own: Any = self._parameters  # acting comes here at every step, and getattr on a module is slow
-        weights = Weights(*map(own.get, WEIGHTS))
+        own = self._parameters  # acting runs this at every step, and getattr on a module is slow
+        weights = Weights._make(map(own.get, WEIGHTS))
         return plastic_scan(self.input(xs), state, weights, variant, reset, kernel)
 
-    def forget(self, state, changed: dict[str, Tensor]):
-        """The state with H = E = 0 at connections that are new or gone: `changed` has masks (N, N) by weight."""
+    def forget(self, state: tuple[Tensor, ...], changed: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The state with H = E = 0 at connections that have appeared or disappeared.
+
+        Args:
+            state: the core's state.
+            changed: masks (N, N) of these connections, by the name of the weight.
+        """
         mask = changed.get("alpha")
         if mask is None:
             return state
@@ -151,6 +158,6 @@ class Backpropamine(nn.Module):
             part.masked_fill(mask, 0.0) if name in ("H", "E") else part for name, part in zip(names, state, strict=True)
         )
 
-    def state_arrays(self, state: State) -> dict[str, Tensor]:
-        """{"h": (B, N), "H": (B, N, N)}, and "c" (B, N), "E" (B, N, N) and "modulator" (B, 1) where there is one."""
+    def state_arrays(self, state: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """{"h": (B, N), "H": (B, N, N)}, and "c" (B, N), "E" (B, N, N), "modulator" (B, 1) if the variant has them."""
         return dict(zip(self.variant.state_names, state, strict=True))

@@ -165,15 +165,15 @@ def test_a_sequence_equals_its_steps(kernel):
 
 
 @pytest.mark.parametrize("kernel", ["reference", pytest.param("fused", marks=needs_numba)])
-def test_a_reset_starts_the_row_anew_before_its_step(kernel):
+def test_a_reset_sets_the_row_to_its_start_before_the_step(kernel):
     tensors, _ = case(2, 8, 5, 40)
     xs, weight, bias, modulation, eta, lam, m0 = (a.float() for a in tensors.values())
     reset = torch.zeros(2, 8, dtype=torch.bool)
     reset[0, 5] = True
     hs, _ = mpn_scan(xs, weight, bias, modulation, eta, lam, reset=reset, modulation0=m0, kernel=kernel)
     untouched, _ = mpn_scan(xs, weight, bias, modulation, eta, lam, kernel=kernel)
-    anew, _ = mpn_scan(xs[:1, 5:], weight, bias, m0[None], eta, lam, kernel=kernel)
-    torch.testing.assert_close(hs[0, 5:], anew[0])
+    restarted, _ = mpn_scan(xs[:1, 5:], weight, bias, m0[None], eta, lam, kernel=kernel)
+    torch.testing.assert_close(hs[0, 5:], restarted[0])
     torch.testing.assert_close(hs[1], untouched[1])
     torch.testing.assert_close(hs[0, :5], untouched[0, :5])
 

@@ -127,13 +127,13 @@ def results(core: Backpropamine, run, xs, state, reset, dtype=torch.float64) -> 
 def test_unroll_has_the_gradients_of_the_equations(cell: str, rule: str, modulation: str, shape: str) -> None:
     core = make(rule, modulation, cell=cell, alpha_shape=shape)
     xs, state, reset = case(core, 3, 17)
-    found = results(core, core.unroll, xs, state, reset)
+    actual = results(core, core.unroll, xs, state, reset)
     expected = results(core, lambda *a: the_loop(core, *a), xs, state, reset)
-    assert reset.any() and found.keys() == expected.keys()
+    assert reset.any() and actual.keys() == expected.keys()
     if rule == "hard-clip":
         assert (expected["H"].abs() == CLIP).any()  # the clip is at work
     for name, truth in expected.items():
-        torch.testing.assert_close(found[name], truth, rtol=1e-8, atol=1e-8, msg=f"{name} differs")
+        torch.testing.assert_close(actual[name], truth, rtol=1e-8, atol=1e-8, msg=f"{name} differs")
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "linear"])
@@ -141,9 +141,9 @@ def test_unroll_has_the_gradients_of_the_equations(cell: str, rule: str, modulat
 def test_every_modulator_activation_has_the_gradients_of_the_equations(modulation: str, activation: str) -> None:
     core = make("hard-clip", modulation, modulator_activation=activation)
     xs, state, reset = case(core, 2, 9)
-    found = results(core, core.unroll, xs, state, reset)
+    actual = results(core, core.unroll, xs, state, reset)
     for name, truth in results(core, lambda *a: the_loop(core, *a), xs, state, reset).items():
-        torch.testing.assert_close(found[name], truth, rtol=1e-8, atol=1e-8, msg=f"{name} differs")
+        torch.testing.assert_close(actual[name], truth, rtol=1e-8, atol=1e-8, msg=f"{name} differs")
 
 
 def assert_as_exact_as_the_loop(core: Backpropamine, xs, state, reset) -> None:
