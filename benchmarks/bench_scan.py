@@ -2,12 +2,13 @@
 
     python benchmarks/bench_scan.py [--threads 1 2] [--seconds 20]
 
-Contenders take turns in one process, so that noise hits all alike; a turn is one pass to warm up and then as many as
-fill 20 ms, and ratios are medians over the rounds. Gradients are asked for x, W, b, eta and lambda, or for x and all
-weights. Peak memory above idle is measured in a process of its own for each contender, on one thread.
+The contenders take turns in one process, so that noise affects all of them. A turn is one pass to warm up, then as
+many passes as fit into 20 ms; ratios are medians over the rounds. Gradients are those of x, W, b, eta and lambda, or of
+x and all weights. Peak memory above idle is measured on one thread, in a process of its own for each contender.
 
-The roofline: the multiply-adds that the maths needs (4 forward, 11 backward for each of B T D H: 2 of them to compute M
-again, 3 for the input's gradient) over the rate at which a core does them from registers, measured in the same run.
+The roofline: the multiply-adds that the equations need (4 forward, 11 backward for each of B T D H: 2 of them to
+compute M again, 3 for the input's gradient) over the rate of one core with all numbers in registers, measured in the
+same run.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from torch import Tensor  # noqa: E402
 from mpn_rl.kernels.mpn import mpn_scan  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "scan.json"
-# (B, T, D, H): what is asked of fused against the loop and against the LSTM.
+# (B, T, D, H): the required ratios of the loop to fused and of the LSTM to fused.
 SHAPES = {
     (4, 100, 4, 128): (15, 6),
     (16, 300, 8, 128): (15, 6),
@@ -48,7 +49,7 @@ TURN = 0.02  # seconds
 
 
 def the_loop(xs: Tensor, weight: Tensor, bias: Tensor, modulation: Tensor, eta: Tensor, lam: Tensor) -> Tensor:
-    """The plain loop under autograd that the fused scan is compared with."""
+    """The baseline: the plain loop under autograd."""
     hs = []
     for x in xs.unsqueeze(-1).unbind(1):  # (B, D, 1)
         h = torch.tanh(bias[:, None] + torch.bmm(weight * (modulation + 1), x))
@@ -77,11 +78,11 @@ def contender(name: str, shape: tuple[int, int, int, int]) -> Callable[[], Any]:
 
 
 def take_turns(shape: tuple[int, int, int, int], seconds: float) -> dict[str, list[float]]:
-    """Seconds per pass, one number per contender and round: 3 to 30 rounds, as the time allows."""
+    """Seconds per pass, one number per contender and round: 3 to 30 rounds, depending on the time."""
     passes = {name: contender(name, shape) for name in CONTENDERS}
     taken: dict[str, list[float]] = {name: [] for name in passes}
-    began = time.perf_counter()
-    while len(taken["fused"]) < 3 or (len(taken["fused"]) < 30 and time.perf_counter() - began < seconds):
+    first = time.perf_counter()
+    while len(taken["fused"]) < 3 or (len(taken["fused"]) < 30 and time.perf_counter() - first < seconds):
         for name, one_pass in passes.items():
             one_pass()
             count, start = 0, time.perf_counter()
@@ -140,7 +141,7 @@ def measure_memory() -> dict[str, int]:
 def row(
     shape: tuple[int, int, int, int], threads: int, taken: dict[str, list[float]], peak_rate: float
 ) -> dict[str, Any]:
-    """What goes into the JSON for one shape: medians, quartiles, ratios round by round."""
+    """One shape's row of the JSON file: medians, quartiles, and ratios computed round by round."""
     quartiles = {name: statistics.quantiles(times, n=4) for name, times in taken.items()}
     ratios = {
         name: statistics.median(other / fused for other, fused in zip(taken[name], taken["fused"], strict=True))

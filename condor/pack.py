@@ -1,10 +1,10 @@
-"""This Python and the toolkit's packages as one file, for pools whose machines do not share your disk.
+"""Pack this Python and the toolkit's packages into one file, for pools whose machines do not share your disk.
 
-    .venv/bin/python condor/pack.py        writes condor/python.tar.gz and tries it from an empty folder
+    .venv/bin/python condor/pack.py        writes condor/python.tar.gz and tests it in an empty folder
 
-The interpreter, its standard library and the packages that mpn-rl requires are copied as they are installed here,
-so a job runs with the very versions that were tried on this machine, and needs none of its own. A machine that runs
-it needs the same kind of processor and a glibc at least as new as this one's; the last line says which.
+The file holds the interpreter, its standard library and the packages that mpn-rl requires, as they are installed here.
+A job runs with exactly these versions and uses none of its machine's. That machine needs the same kind of processor and
+a glibc at least as new as this one's; the last line of the output names both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from importlib.metadata import Distribution
 from pathlib import Path
 
 TARGET = Path(__file__).resolve().parent / "python.tar.gz"
-# Libraries that every Linux has, and that must be its own: of the C library, half a set does not run.
+# Libraries that every Linux has. They are not packed: the parts of the C library work only with each other.
 SYSTEM = re.compile(r"(ld-linux|linux-vdso|lib(c|m|dl|rt|pthread|util|resolv|nsl|crypt|gcc_s|stdc\+\+)\.so)")
 LAUNCHER = """\
 #!/bin/sh
@@ -37,46 +37,43 @@ TRIAL = "import torch, numba, gymnasium, neurogym, scipy, matplotlib; torch.ones
 
 
 def requirements(name: str) -> dict[str, Distribution]:
-    """The installed packages that `name` needs, and those that these need: by name, without `name` itself."""
+    """The installed packages that `name` requires, directly or not: by canonical name, without `name` itself."""
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
-    found: dict[str, Distribution] = {}
-    waiting = [Requirement(name)]
-    while waiting:
-        asked = waiting.pop()
-        package = importlib.metadata.distribution(asked.name)
-        if asked.name != name:
-            found[package.name] = package
+    packages: dict[str, Distribution] = {}
+    queue = [Requirement(name)]
+    while queue:
+        requirement = queue.pop()
+        package = importlib.metadata.distribution(requirement.name)
+        if requirement.name != name:
+            packages[canonicalize_name(package.name)] = package
         for text in package.requires or []:
             needed = Requirement(text)
-            wanted = needed.marker is None or any(
-                needed.marker.evaluate({"extra": extra}) for extra in ("", *asked.extras)
+            applies = needed.marker is None or any(
+                needed.marker.evaluate({"extra": extra}) for extra in ("", *requirement.extras)
             )
-            if wanted and needed.name not in found and normal(needed.name) not in map(normal, found):
-                waiting.append(needed)
-    return found
-
-
-def normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+            if applies and canonicalize_name(needed.name) not in packages:
+                queue.append(needed)
+    return packages
 
 
 def files_of(package: Distribution) -> Iterator[tuple[Path, str]]:
-    """(file, its place under packages/); scripts, which carry this machine's paths, caches and headers stay behind."""
+    """Each file and its path under packages/; without caches, headers and scripts, which contain local paths."""
     for file in package.files or []:
         if ".." not in file.parts and file.suffix not in (".pyc", ".h", ".hpp", ".cuh", ".a"):
             yield Path(str(file.locate())), str(file)
 
 
 def shared_libraries(*binaries: Path) -> set[Path]:
-    """What these binaries are linked to, beyond what every Linux has."""
-    listed = subprocess.run(["ldd", *binaries], capture_output=True, text=True).stdout
-    found = re.findall(r"^\s*(\S+) => (/\S+)", listed, re.MULTILINE)
-    return {Path(path) for name, path in found if not SYSTEM.match(name)}
+    """The libraries that these binaries are linked to, without those that every Linux has."""
+    printed = subprocess.run(["ldd", *binaries], capture_output=True, text=True).stdout
+    linked = re.findall(r"^\s*(\S+) => (/\S+)", printed, re.MULTILINE)
+    return {Path(path) for name, path in linked if not SYSTEM.match(name)}
 
 
 def pack(target: Path) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file; an interrupted call leaves no partial one."""
     interpreter = Path(os.path.realpath(sys.executable))
     standard = Path(sysconfig.get_path("stdlib"))
     modules = sorted((standard / "lib-dynload").glob("*.so"))
@@ -110,8 +107,8 @@ def pack(target: Path) -> None:
         os.replace(partial, target)
 
 
-def tried(target: Path) -> str:
-    """Unpack into an empty folder and import what training needs, with nothing of this environment in sight."""
+def test(target: Path) -> str:
+    """Import what training needs from the unpacked file, in an empty environment; returns PyTorch's version."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["tar", "-xzf", target], cwd=folder, check=True)
         command = ["env", "-i", "PATH=/usr/bin:/bin", "python/bin/python", "-c", TRIAL]
@@ -123,6 +120,6 @@ if __name__ == "__main__":
         sys.exit("pack.py needs Linux")
     pack(TARGET)
     print(f"{TARGET}: {TARGET.stat().st_size / 2**20:.0f} MiB")
-    torch = tried(TARGET)
+    torch = test(TARGET)
     needed = f"{platform.machine()}, glibc {platform.libc_ver()[1]} or newer"
-    print(f"tried from an empty folder: PyTorch {torch}; machines need {needed}")
+    print(f"tested in an empty folder: PyTorch {torch}; machines need {needed}")

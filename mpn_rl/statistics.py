@@ -1,4 +1,4 @@
-"""Bootstrap intervals, and the common grid of several learning curves."""
+"""Bootstrap confidence intervals, and a common grid for several learning curves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-LARGEST_BATCH = 1_000_000  # values that are resampled at a time
+LARGEST_BATCH = 1_000_000  # values per batch of resamples, which limits the memory
 
 
 def bootstrap(
@@ -16,10 +16,10 @@ def bootstrap(
     """95 % percentile bootstrap interval of a statistic over the first axis.
 
     Args:
-        samples: arrays (n, ...). Several samples are resampled each for itself: a stratified bootstrap.
-        statistic: called as statistic(*samples, axis=-1) with one axis of resamples in front.
+        samples: arrays (n, ...). Each is resampled on its own: several samples make a stratified bootstrap.
+        statistic: called as statistic(*samples, axis=-1), on arrays with a first axis of resamples.
         resamples: number of bootstrap resamples.
-    Returns: the lower and the upper end, (...); nan where a sample holds a single value.
+    Returns: the lower and the upper end, (...); nan if a sample has a single value.
     """
     from scipy import stats  # slow to import
 
@@ -36,9 +36,10 @@ def bootstrap(
 def common_grid(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> tuple[np.ndarray, np.ndarray]:
     """Learning curves of several seeds, interpolated to the steps that all of them cover.
 
-    Args: curves: (steps, values) of each seed, with increasing steps.
-    Returns: the steps (T,) at which any seed has a value, from the last first step to the first last one, and the
-        values there, (n, T). T is 0 where the curves do not overlap.
+    Args:
+        curves: (steps, values) of each of n seeds, with increasing steps.
+    Returns: all T steps at which any seed has a value, within the range that all seeds cover, and the values at these
+        steps, (n, T). T is 0 if the curves do not overlap.
     """
     known = [(np.asarray(steps, float), np.asarray(values, float)) for steps, values in curves]
     grid = np.unique(np.concatenate([steps for steps, _ in known]))
