@@ -18,7 +18,7 @@ from torch import nn
 from mpn_dqn import MPNDQN, DQNLearner
 from mpn_module import MPN
 from mpn_rl import config as cfg
-from mpn_rl.contracts import Core, state_parts
+from mpn_rl.contracts import Core, Task, state_parts
 from mpn_rl.expansion.topology import Topology
 from mpn_rl.learners.a2c import A2CLearner, ActorCritic
 from mpn_rl.learners.base import Learner, ReplaySizes
@@ -51,7 +51,7 @@ CORES: dict[type, Callable[[int, Any], Core]] = {
 }
 
 # environment options -> constructor of (options, render_mode)
-ENVS: dict[type, Callable[[Any, str | None], gymnasium.Env]] = {
+ENVS: dict[type, Callable[[Any, str | None], Task]] = {
     cfg.GymnasiumConfig: lambda env, render_mode: make_gymnasium(**options(env), render_mode=render_mode),
     cfg.NeuroGymConfig: lambda env, render_mode: make_neurogym(**options(env)),
 }
@@ -73,7 +73,7 @@ class Spaces(NamedTuple):
     high: np.ndarray | None = None
 
 
-def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> gymnasium.Env:
+def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> Task:
     """An environment with a flat float32 observation, and discrete actions or a vector of bounded ones.
 
     Raises: ConfigError for a task that no learner can act in.
@@ -110,7 +110,7 @@ def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> 
     return Lanes([first, *(make_env(config.env) for _ in range(count - 1))], next_seed)
 
 
-def _check_actions(config: cfg.Config, env: gymnasium.Env) -> None:
+def _check_actions(config: cfg.Config, env: Task) -> None:
     name, algo, space = config.env.env_name, config.learner.name, env.action_space
     continuous = isinstance(space, gymnasium.spaces.Box)
     if continuous == LEARNERS[type(config.learner)][0].continuous:
@@ -130,13 +130,12 @@ def _refuse_neurogym(name: str) -> None:
         raise ConfigError(f"--env-name {name} is a NeuroGym task: use python main.py train-neurogym --env-name {name}")
 
 
-def spaces(env: gymnasium.Env) -> Spaces:
+def spaces(env: Task) -> Spaces:
     """The sizes, and the bounds of continuous actions."""
     space: Any = env.action_space
-    obs_dim = int(env.observation_space.shape[0])
     if isinstance(space, gymnasium.spaces.Box):
-        return Spaces(obs_dim, int(space.shape[0]), space.low.astype(np.float32), space.high.astype(np.float32))
-    return Spaces(obs_dim, int(space.n))
+        return Spaces(env.obs_dim, int(space.shape[0]), space.low.astype(np.float32), space.high.astype(np.float32))
+    return Spaces(env.obs_dim, int(space.n))
 
 
 def make_network(config: cfg.Config, spaces: Spaces) -> Any:

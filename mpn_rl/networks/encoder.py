@@ -55,6 +55,7 @@ class AgentNetwork(nn.Module):
     encoder: Encoder
     core: Core
     head: Any
+    sample_policy: bool | None = None  # draw from the policy instead of its best action; None: it cannot be drawn from
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None):
         """The core's state at an episode's start."""
