@@ -1,4 +1,4 @@
-"""One function per subcommand."""
+"""The subcommands train, train-neurogym, eval and render."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import numpy as np
 
@@ -20,30 +20,31 @@ from model_utils import Experiment, versions, write_json
 from mpn_rl import arguments, event_logs, registry
 from mpn_rl import config as cfg
 from mpn_rl.analysis import stages
-from mpn_rl.evaluation import how, load_policy, measure, stored_config
+from mpn_rl.evaluation import acting, load_policy, measure, stored_config
 from mpn_rl.options import ConfigError
 from mpn_rl.reporting import Reporter, draw_training_curves, print_scores, print_tasks, stderr, stdout
 from mpn_rl.rollout import record_episodes
 from mpn_rl.tasks.lanes import EpisodeSeeds
 from mpn_rl.training import DivergedError, Run
+from neurogym_wrapper import NeuroGymWrapper
 
 # --- train ----------------------------------------------------------------------------------------------
 
 
 def train(args: argparse.Namespace) -> int:
-    """train and train-neurogym: one handler, two sets of defaults."""
-    if getattr(args, "list_envs", False):
+    """train and train-neurogym, which differ in their defaults only."""
+    if "list_envs" in args and args.list_envs:
         print_tasks()
         return 0
     _check_exit_options(args)
     resuming = args.resume == "yes" or (args.resume == "auto" and _has_run(args))
     if resuming:
         return _resume(args)
-    # A run that died before its first checkpoint has nothing to continue: --resume auto starts it anew.
+    # A run that failed before its first checkpoint has nothing to continue: --resume auto restarts it.
     overwrite = args.overwrite or (args.resume == "auto" and _is_unfinished(args))
     name = Experiment.check_new(args.experiment_name, args.experiments_dir, overwrite)
     config = arguments.config_of(args)
-    run = Run(config)  # every mistake shows here, before anything is written
+    run = Run(config)  # finds every mistake in the options, before anything is written
     event_logs.check(config)
     record = {**config.to_dict(), "versions": versions()}
     experiment = Experiment.create(name, args.experiments_dir, record, overwrite=overwrite)
@@ -56,8 +57,8 @@ def _resume(args: argparse.Namespace) -> int:
     experiment = Experiment.open(_needed_name(args), args.experiments_dir)
     if not experiment.checkpoint("last").is_file():
         raise ConfigError(
-            f"--resume needs {experiment.checkpoint('last')}, which is not there; --resume auto starts anew where "
-            "there is nothing to continue"
+            f"--resume needs {experiment.checkpoint('last')}, which does not exist; --resume auto starts a new "
+            "run if there is nothing to continue"
         )
     with experiment.lock():
         stored = stored_config(experiment)
@@ -68,10 +69,10 @@ def _resume(args: argparse.Namespace) -> int:
             if run.finished:
                 stdout.print(
                     f"{experiment.path} is complete: {run.step:,} steps, {run.episodes:,} episodes; nothing was "
-                    "changed. Train on with more --num-episodes or --total-steps"
+                    "changed. To train longer, raise --num-episodes or --total-steps"
                 )
                 return 0
-            if config != stored:  # where the run is going now, so that the next --resume goes there too
+            if config != stored:  # the next --resume continues with the new options
                 write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
             return _drive(run, args)
 
@@ -79,13 +80,13 @@ def _resume(args: argparse.Namespace) -> int:
 def _check_exit_options(args: argparse.Namespace) -> None:
     if args.checkpoint_exit_every is not None and args.checkpoint_exit_code is None:
         raise ConfigError(
-            "--checkpoint-exit-every needs --checkpoint-exit-code: the status that says 'saved, start me again', "
-            "checkpoint_exit_code = 85 in a submit file"
+            "--checkpoint-exit-every needs --checkpoint-exit-code, the exit status that asks for a restart "
+            "(checkpoint_exit_code = 85 in a submit file)"
         )
     if args.checkpoint_exit_code is not None and args.resume != "auto":
         stderr.print(
-            "note: without --resume auto the command line that --checkpoint-exit-code asks to start again will not "
-            "go on from what was saved"
+            "note: --checkpoint-exit-code asks for a restart with the same command line, which continues the run only "
+            "with --resume auto"
         )
 
 
@@ -110,17 +111,20 @@ def _needed_name(args: argparse.Namespace) -> str:
 
 
 def _drive(run: Run, args: argparse.Namespace) -> int:
-    """Advance a run to its end; print, draw, and leave cleanly when told to, or when its time is up."""
+    """Train to the end of the run, or until a signal or --checkpoint-exit-every stops it.
+
+    Returns: the exit status.
+    """
     assert run.experiment is not None
     experiment, reporter = run.experiment, Reporter(run)
-    leave_at = time.monotonic() + 60.0 * (args.checkpoint_exit_every or math.inf)
+    stop_at = time.monotonic() + 60.0 * (args.checkpoint_exit_every or math.inf)
     reporter.opening()
     status = 0
     with _signals() as received, reporter:
         try:
             while not run.done and not received:
                 reporter.rows(run.advance())
-                if time.monotonic() >= leave_at and not run.done:
+                if time.monotonic() >= stop_at and not run.done:
                     received.append(signal.SIGTERM)
             if received:
                 run.save()
@@ -132,12 +136,12 @@ def _drive(run: Run, args: argparse.Namespace) -> int:
             stderr.print(f"training stopped: {error}")
             experiment.note_failure(str(error))
             status = 1
-    # Who sends SIGTERM kills soon after: there is no time for pictures.
+    # SIGTERM is usually followed by SIGKILL, so skip the plots.
     if run.config.run.plot_training and experiment.metrics_size() and status != 128 + signal.SIGTERM:
         draw_training_curves(experiment, run.config)
     if status >= 128:
-        again = f"--experiment-name {experiment.name} --resume"
-        stderr.print(f"stopped at step {run.step:,}; everything is in {experiment.path}: continue with {again}")
+        options = f"--experiment-name {experiment.name} --resume"
+        stderr.print(f"stopped at step {run.step:,}; the run is saved in {experiment.path}: continue with {options}")
     elif status == 0:
         reporter.closing()
     return args.checkpoint_exit_code or status if status == 128 + signal.SIGTERM else status
@@ -145,13 +149,13 @@ def _drive(run: Run, args: argparse.Namespace) -> int:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying, so that the run can finish its step and save."""
+    """Collect SIGINT and SIGTERM in a list, so that the run can finish its step and save."""
     received: list[int] = []
 
-    def note(number: int, _frame: Any) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C leaves at once
-        os.write(2, b"\nfinishing the step and saving; Ctrl-C again leaves without\n")  # print is not safe here
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+        os.write(2, b"\nfinishing the step and saving; press Ctrl-C again to stop without saving\n")  # signal-safe
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -165,32 +169,34 @@ def _signals() -> Iterator[list[int]]:
 
 
 def evaluate_command(args: argparse.Namespace) -> int:
+    """eval: scores of the agent and of the reference policies."""
     experiment, config, network = load_policy(args)
     scores, file = measure(args, experiment, config, network)
     if isinstance(config.env, cfg.NeuroGymConfig) and scores["trials"] == 0:
         trial_steps = registry.make_env(config.env).trial_steps
         stderr.print(
-            f"note: no trial was completed: one takes {trial_steps} steps, and an episode ends after "
+            f"note: no trial was completed: a trial takes {trial_steps} steps, and an episode ends after "
             f"{config.env.max_episode_steps} (--max-episode-steps of the training)"
         )
     if args.json:
         stdout.print(json.dumps(scores, allow_nan=False))
     else:
-        print_scores(config, scores, how(network))
+        print_scores(config, scores, acting(network))
         stdout.print(f"written to {file}")
     return 0
 
 
 def render(args: argparse.Namespace) -> int:
+    """render: a video of one episode."""
     from mpn_rl.analysis.figures import video
 
     _checked_output(args)
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory, but looks for a screen
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # without it pygame looks for a screen
     experiment, config, network = load_policy(args)
-    neurogym = isinstance(config.env, cfg.NeuroGymConfig)
     output = _checked_output(args) or experiment.videos_dir / f"episode_{args.seed}.gif"
     env = registry.make_env(config.env, render_mode="rgb_array")
+    neurogym = isinstance(env, NeuroGymWrapper)
     seed = EpisodeSeeds("eval", args.seed)()
     options = {
         "frames": not neurogym,
@@ -198,26 +204,26 @@ def render(args: argparse.Namespace) -> int:
         "reset_state_on_trial": config.run.reset_state_on_trial,
     }
     episode = next(record_episodes(network, env, [seed], **options))
-    if neurogym:
+    if isinstance(env, NeuroGymWrapper):
         episode["dt_ms"] = np.array(float(env.dt_ms))
         frames = video.neurogym_frames(episode, env.channel_names)
     else:
-        names = getattr(env.unwrapped, "action_names", None)
         shown = (episode[name] for name in ("frames", "q_values", "actions", "rewards"))
-        frames = video.gym_frames(*shown, action_names=names)
+        frames = video.gym_frames(*shown, action_names=env.action_names)
     video.write_video(output, frames, args.fps or (10 if neurogym else 30))
     stdout.print(f"{len(episode['actions'])} steps, return {episode['rewards'].sum():.2f}: {output}")
     return 0
 
 
 def _checked_output(args: argparse.Namespace) -> Path | None:
+    """--output as a path, None where it is not given. Raises: ConfigError where it cannot be written."""
     if args.output is None:
         return None
     output = Path(args.output)
     if output.suffix not in (".gif", ".mp4"):
         raise ConfigError(f"--output must end in .gif or .mp4, got {args.output!r}")
     if not output.parent.is_dir():
-        raise ConfigError(f"--output {output}: there is no folder {output.parent}; make it or choose another")
+        raise ConfigError(f"--output {output}: there is no folder {output.parent}; create it or choose another")
     if output.suffix == ".mp4":
         try:
             import imageio_ffmpeg  # noqa: F401

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 State: TypeAlias = Tensor | tuple[Tensor, ...]  # of a core: tensors with one row per batch row
 StateDict: TypeAlias = dict[str, Any]  # what `state_dict` returns: tensors, arrays and numbers, nested
 MetricsRow: TypeAlias = dict[str, Any]  # a line of metrics.jsonl: "kind", "step" and numbers by name
+Action: TypeAlias = int | np.ndarray  # a choice, or a vector (A,) where actions are continuous
+Info: TypeAlias = dict[str, Any]  # what a step reports besides, under the names that `Task` lists
+Conditions: TypeAlias = Mapping[str, bool | int | float | str]  # of one trial, by name
 
 
 class Batch(NamedTuple):
@@ -219,3 +222,83 @@ class Steps(NamedTuple):
     truncated: np.ndarray  # bool
     next_obs: np.ndarray  # (N, D) the true next observation, also at an episode's end
     new_trial: np.ndarray  # bool: this step ended a trial
+
+
+@runtime_checkable
+class Lesionable(Protocol):
+    """A core that can hold one part of its state at zero (`--lesion`)."""
+
+    lesion: str | None  # the part's name; None: the core is intact
+
+
+@runtime_checkable
+class HasConditions(Protocol):
+    """A Gymnasium task with trials, which names the conditions of the current one."""
+
+    conditions: Conditions
+
+
+class Task(Protocol):
+    """A Gymnasium environment with flat float32 observations, as `registry.make_env` builds it.
+
+    An episode is a function of its seed and the actions. The toolkit reads these entries of the info of a step:
+        hit            bool, the step earned what the task is about; counted per quarter of the episode
+        new_trial      bool, the step ended a trial; a task without this entry has no trials
+        trial_number, gt, period, decision, performance, aborted   as in `NeuroGymWrapper`
+    """
+
+    obs_dim: int  # D
+    action_names: Sequence[str] | None  # one per choice; None: numbers
+
+    @property
+    def observation_space(self) -> object: ...  # gymnasium.spaces.Box of shape (D,)
+
+    @property
+    def action_space(self) -> object: ...  # gymnasium.spaces.Discrete from 0, or a bounded Box of shape (A,)
+
+    @property
+    def dt_ms(self) -> float: ...  # duration of a step in ms; 0 where the task has no clock
+
+    @property
+    def trial_steps(self) -> int: ...  # full length of the current trial in steps; 0 where the task has no trials
+
+    @property
+    def conditions(self) -> Conditions: ...  # of the current trial; empty where the task has none
+
+    @property
+    def scripted(self) -> Mapping[str, Callable[..., Action]]: ...  # reference policies (env, rng) -> action, by name
+
+    def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, Info]:
+        """Start an episode. Returns: observation (D,), info."""
+        ...
+
+    def step(self, action: Action) -> tuple[np.ndarray, float, bool, bool, Info]:
+        """Returns: observation (D,), reward, terminated, truncated, info."""
+        ...
+
+    def render(self) -> object: ...  # (height, width, 3) uint8, or something else where the task has no pictures
+
+    def close(self) -> None: ...
+
+
+class VectorEnv(Protocol):
+    """N rows of one task that step together. A row behaves as a single environment with its seed does.
+
+    A row whose episode has ended waits for `reset_rows`; it does not restart by itself.
+    """
+
+    num_envs: int  # N
+
+    def reset_rows(self, rows: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """Start an episode in each of `rows` (n,), with the seeds (n,). Returns: their observations, (n, D)."""
+        ...
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Returns: observations (N, D); rewards, terminated, truncated and each entry of the info, (N,)."""
+        ...
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Everything that the rows need to go on."""
+        ...
+
+    def load_state_dict(self, saved: dict[str, np.ndarray]) -> None: ...

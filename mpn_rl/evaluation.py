@@ -1,10 +1,10 @@
-"""A trained agent loaded from its folder, and its greedy scores beside those of scripted policies on the same seeds."""
+"""Load a trained agent from its folder, and compare its scores with those of scripted policies on the same seeds."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from model_utils import Experiment, load_checkpoint, write_json
 from mpn_rl import config as cfg
 from mpn_rl import registry
 from mpn_rl.config import Config
+from mpn_rl.contracts import Lesionable
+from mpn_rl.networks.encoder import AgentNetwork
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import Evaluation, evaluate, run_batched, run_scripted
 from mpn_rl.statistics import bootstrap
@@ -20,47 +22,57 @@ from mpn_rl.tasks.lanes import EpisodeSeeds
 from neurogym_wrapper import REFERENCE_POLICIES, REFERENCES, normalised_score
 
 EVAL_LANES = 64
+Scores: TypeAlias = dict[str, Any]  # JSON: numbers, None, and lists of these, by name
 
 
 def score(
-    config: Config, network: Any, seed: int, episodes: int, trials: int | None = None
+    config: Config, network: AgentNetwork, seed: int, episodes: int, trials: int | None = None
 ) -> tuple[Evaluation, dict[str, Evaluation], list[int]]:
-    """The agent's greedy episodes, and those of the reference policies on the same seeds.
+    """Play episodes with the agent, without exploration, and with the reference policies on the same seeds.
 
     Args:
-        seed: of the episode seeds, which neither training nor the choice of best_model.pt ever uses.
-        episodes: how many; with `trials`, as many as give so many completed NeuroGym trials instead.
-    Returns: the agent's evaluation, the policies' by name, the episode seeds.
+        config: of the experiment.
+        network: the agent.
+        seed: of the episode seeds, which neither training nor the choice of best_model.pt uses.
+        episodes: number of episodes, if `trials` is None.
+        trials: number of NeuroGym trials to complete; as many episodes are played as this takes.
+    Returns: the agent's evaluation, those of the policies by name, the episode seeds.
+    Raises: ConfigError for `trials` where the task has none, or where no trial is completed.
     """
     source = EpisodeSeeds("eval", seed)
     neurogym = isinstance(config.env, cfg.NeuroGymConfig)
     if trials and not neurogym:
-        raise ConfigError("--num-eval-trials counts NeuroGym trials; this task has none: take --num-eval-episodes")
+        raise ConfigError("--num-eval-trials counts NeuroGym trials; this task has none: use --num-eval-episodes")
     envs = [registry.make_env(config.env) for _ in range(min(EVAL_LANES, trials or episodes))]
     seeds = [source() for _ in range(len(envs) if trials else episodes)]
     reset = config.run.reset_state_on_trial
     result = evaluate(network, envs, seeds, reset)
     while trials and len(result.performance) < trials:
         if len(result.performance) == 0:
-            raise ConfigError("--num-eval-trials: no trial is completed in an episode; take --num-eval-episodes")
+            raise ConfigError("--num-eval-trials: no trial is completed in an episode; use --num-eval-episodes")
         missing = trials - len(result.performance)
         more = [source() for _ in range(int(np.ceil(missing * len(seeds) / len(result.performance))))]
         seeds += more
         result = Evaluation(*map(np.concatenate, zip(result, evaluate(network, envs, more, reset), strict=True)))
-    if not neurogym and getattr(envs[0].unwrapped, "scripted", None):
-        batch: Any = registry.make_vector_env(len(seeds), **registry.options(config.env))
-        return result, {name: run_batched(policy, batch, seeds) for name, policy in batch.scripted.items()}, seeds
-    policies = REFERENCE_POLICIES if neurogym else {"random": _random}
-    scripted = {name: run_scripted(policy, envs[0], seeds) for name, policy in policies.items()}
-    if neurogym and not envs[0].has_ground_truth:
-        del scripted["ground_truth"]
+    batch = None if neurogym else registry.make_vector_env(len(seeds), **registry.options(config.env))
+    if batch is not None and batch.scripted:
+        scripted = {name: run_batched(policy, batch, seeds) for name, policy in batch.scripted.items()}
+    else:
+        scripted = {name: run_scripted(policy, envs[0], seeds) for name, policy in envs[0].scripted.items()}
     return result, scripted, seeds
 
 
-def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation]) -> dict[str, Any]:
-    """The numbers of an evaluation, for JSON and the table."""
+def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation]) -> Scores:
+    """The numbers of an evaluation, for the JSON file and the table.
+
+    Args:
+        config: of the experiment.
+        result: the agent's evaluation.
+        scripted: those of the reference policies, by name.
+    Returns: means, 95 % bootstrap intervals and counts by name; None where a number is not defined.
+    """
     low, high = bootstrap_interval(result.returns)
-    scores: dict[str, Any] = {
+    scores: Scores = {
         "return_mean": float(result.returns.mean()),
         "return_std": float(result.returns.std()),
         "return_ci95": [low, high],
@@ -72,7 +84,7 @@ def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation
     for name, other in scripted.items():
         scores[f"{name}_return_mean"] = float(other.returns.mean())
     if len(result.quarters):
-        scores |= _within_episode(result, scripted)
+        scores |= _quarters(result, scripted)
     if not isinstance(config.env, cfg.NeuroGymConfig):
         return scores
     per_trial = {name: _mean(other.trial_returns) for name, other in scripted.items()}
@@ -88,20 +100,20 @@ def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation
         "trial_return_mean": _json_number(_mean(result.trial_returns)),
         "normalised_score": _json_number(score),
     }
-    for name in REFERENCE_POLICIES:  # null where a task knows no right actions
-        known = scripted.get(name)
-        scores[f"{name}_return_mean"] = float(known.returns.mean()) if known else None
-        scores[f"{name}_accuracy"] = _json_number(_mean(known.performance)) if known else None
-        scores[f"{name}_trial_return_mean"] = _json_number(per_trial[name]) if known else None
+    for name in REFERENCE_POLICIES:  # null where the task has no ground truth
+        policy = scripted.get(name)
+        scores[f"{name}_return_mean"] = float(policy.returns.mean()) if policy else None
+        scores[f"{name}_accuracy"] = _json_number(_mean(policy.performance)) if policy else None
+        scores[f"{name}_trial_return_mean"] = _json_number(per_trial[name]) if policy else None
     for name, value in REFERENCES.get(config.env.env_name, {}).items():
         scores[f"{name}_accuracy"] = value
     return scores
 
 
-def _within_episode(result: Evaluation, scripted: dict[str, Evaluation]) -> dict[str, Any]:
-    """Hits per quarter of the episode; their growth from the first to the last is learning within it (paired)."""
+def _quarters(result: Evaluation, scripted: dict[str, Evaluation]) -> Scores:
+    """Hits per quarter of the episode, and their growth from the first to the last quarter of the same episode."""
     growth = result.quarters[:, 3] - result.quarters[:, 0]
-    scores: dict[str, Any] = {
+    scores: Scores = {
         "quarter_hits": result.quarters.mean(axis=0).tolist(),
         "quarter_hits_ci95": [list(bootstrap_interval(column)) for column in result.quarters.T],
         "growth_hits": float(growth.mean()),
@@ -115,12 +127,6 @@ def _within_episode(result: Evaluation, scripted: dict[str, Evaluation]) -> dict
     return scores
 
 
-def _random(env: Any, rng: np.random.Generator) -> Any:
-    """Any action, each as likely."""
-    space = env.action_space
-    return int(rng.integers(space.n)) if hasattr(space, "n") else rng.uniform(space.low, space.high)
-
-
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
@@ -130,7 +136,7 @@ def _json_number(value: float) -> float | None:
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float | None, float | None]:
-    """95 % bootstrap interval of the mean; the mean itself where all values agree, None where there are none."""
+    """95 % bootstrap interval of the mean of values (n,); the mean twice where all are equal, None where n = 0."""
     if len(values) == 0:
         return None, None
     if len(values) < 2 or np.ptp(values.astype(float)) == 0.0:
@@ -140,7 +146,7 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def stored_config(experiment: Experiment) -> Config:
-    """The configuration in config.json. Raises: ConfigError that names the file."""
+    """The configuration in config.json. Raises: ConfigError that names the file, if it is not valid."""
     nested = experiment.read_config()
     try:
         return cfg.config_from_dict(nested)
@@ -148,10 +154,14 @@ def stored_config(experiment: Experiment) -> Config:
         raise ConfigError(f"{experiment.config_path}: {error}") from error
 
 
-def load_policy(args: argparse.Namespace, name: str | None = None) -> tuple[Experiment, Config, Any]:
-    """The experiment, its configuration and the trained network, from config.json and a checkpoint alone.
+def load_policy(args: argparse.Namespace, name: str | None = None) -> tuple[Experiment, Config, AgentNetwork]:
+    """Load a trained agent from config.json and a checkpoint.
 
-    Args: name: the experiment; None: args.experiment_name.
+    Args:
+        args: the command line: checkpoint, device, threads, policy and lesion.
+        name: of the experiment; None: args.experiment_name.
+    Returns: the experiment, its configuration, the network, without gradients.
+    Raises: ConfigError where the checkpoint does not fit, or the agent has no such policy or part.
     """
     experiment = Experiment.open(name or args.experiment_name, args.experiments_dir)
     config = stored_config(experiment)
@@ -160,50 +170,51 @@ def load_policy(args: argparse.Namespace, name: str | None = None) -> tuple[Expe
     path = experiment.checkpoint(args.checkpoint)
     saved = load_checkpoint(path, device)
     env = registry.make_env(config.env)
-    network = registry.make_network(config, registry.spaces(env)).to(device)
+    network: AgentNetwork = registry.make_network(config, registry.spaces(env)).to(device)
     env.close()
     try:
         network.load_state_dict(saved["network"])
     except (RuntimeError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"--checkpoint {path} does not fit {experiment.config_path}: that is a {config.core.name} of its own "
-            "sizes; take a checkpoint of this experiment"
+            f"--checkpoint {path} does not fit the {config.core.name} network of {experiment.config_path}; "
+            "use a checkpoint of this experiment"
         ) from error
     if args.policy is not None:
-        if not hasattr(network, "sample_policy"):
+        if network.sample_policy is None:
             raise ConfigError(
-                f"--policy {args.policy} is for agents of --algo a2c; {config.learner.name} has none to draw"
+                f"--policy {args.policy} needs an agent of --algo a2c; {config.learner.name} has no policy to sample"
             )
         network.sample_policy = args.policy == "sample"
     if args.lesion is not None:
-        _lesion(network.core, args.lesion, config)
+        if not isinstance(network.core, Lesionable):
+            raise ConfigError(
+                f"--lesion {args.lesion}: the core {config.core.name} has no part to remove; use --core backpropamine"
+            )
+        network.core.lesion = args.lesion
     return experiment, config, network.requires_grad_(False)
 
 
-def _lesion(core: Any, part: str, config: Config) -> None:
-    if not hasattr(core, "lesion"):
-        raise ConfigError(f"--lesion {part}: the core {config.core.name} has no such part; backpropamine has")
-    core.lesion = part
-
-
-def how(network: Any) -> str:
-    """How the agent acted, for a title."""
-    acted = "drawing from its policy" if getattr(network, "sample_policy", False) else "greedy"
-    lesion = getattr(network.core, "lesion", None)
-    return f"{acted}, without {lesion}" if lesion else acted
+def acting(network: AgentNetwork) -> str:
+    """How the agent acts, for a title: "greedy" or "sampled", and without which part."""
+    mode = "sampled" if network.sample_policy else "greedy"
+    lesion = network.core.lesion if isinstance(network.core, Lesionable) else None
+    return f"{mode}, without {lesion}" if lesion else mode
 
 
 def scores_file(args: argparse.Namespace, experiment: Experiment) -> Path:
-    """Where the scores of such an evaluation lie: eval/best_seed0.json, whether or not it has been made."""
+    """The file for the scores of an evaluation, such as eval/best_seed0.json; it need not exist."""
     lesion = f"_without_{args.lesion}" if args.lesion else ""
     policy = f"_{args.policy}" if args.policy else ""
     return experiment.path / "eval" / f"{Path(args.checkpoint).stem}_seed{args.seed}{policy}{lesion}.json"
 
 
 def measure(
-    args: argparse.Namespace, experiment: Experiment, config: Config, network: Any
-) -> tuple[dict[str, Any], Path]:
-    """The scores of greedy episodes and of the scripted policies on the same seeds, written to `scores_file`."""
+    args: argparse.Namespace, experiment: Experiment, config: Config, network: AgentNetwork
+) -> tuple[Scores, Path]:
+    """Evaluate the agent and the scripted policies on the same seeds, and write the scores to `scores_file`.
+
+    Returns: the scores, the file.
+    """
     result, scripted, seeds = score(config, network, args.seed, args.num_eval_episodes, args.num_eval_trials)
     scores = summarise(config, result, scripted)
     file = experiment.eval_dir / scores_file(args, experiment).name

@@ -17,7 +17,7 @@ import torch
 from mpn_dqn import MPNDQN, DQNLearner
 from mpn_module import MPN
 from mpn_rl import config as cfg
-from mpn_rl.contracts import Core, Learner, Memory, Network, state_parts
+from mpn_rl.contracts import Core, Learner, Memory, Network, Task, state_parts
 from mpn_rl.learners.a2c import A2CLearner, ActorCritic
 from mpn_rl.learners.base import ReplayLearner, ReplaySizes, RolloutLearner
 from mpn_rl.learners.td3 import Actor, TD3Learner
@@ -46,7 +46,7 @@ CORES: dict[type[cfg.CoreConfig], Callable[[int, cfg.CoreConfig], Core]] = {
 }
 
 # environment options -> constructor of (options, render_mode)
-ENVS: dict[type[cfg.EnvConfig], Callable[[cfg.EnvConfig, str | None], gymnasium.Env]] = {
+ENVS: dict[type[cfg.EnvConfig], Callable[[cfg.EnvConfig, str | None], Task]] = {
     cfg.GymnasiumConfig: lambda env, render_mode: make_gymnasium(**options(env), render_mode=render_mode),
     cfg.NeuroGymConfig: lambda env, render_mode: make_neurogym(**options(env)),
 }
@@ -68,7 +68,7 @@ class Spaces(NamedTuple):
     high: np.ndarray | None = None
 
 
-def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> gymnasium.Env:
+def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> Task:
     """An environment with a flat float32 observation, and discrete actions or a vector of bounded ones.
 
     Raises: ConfigError for a task whose actions no learner can give.
@@ -105,7 +105,7 @@ def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> 
     return Lanes([first, *(make_env(config.env) for _ in range(count - 1))], next_seed)
 
 
-def _check_actions(config: cfg.Config, env: gymnasium.Env) -> None:
+def _check_actions(config: cfg.Config, env: Task) -> None:
     name, algo, space = config.env.env_name, config.learner.name, env.action_space
     continuous = isinstance(space, gymnasium.spaces.Box)
     if continuous == LEARNERS[type(config.learner)][0].continuous:
@@ -125,13 +125,13 @@ def _refuse_neurogym(name: str) -> None:
         raise ConfigError(f"--env-name {name} is a NeuroGym task: use python main.py train-neurogym --env-name {name}")
 
 
-def spaces(env: gymnasium.Env) -> Spaces:
+def spaces(env: Task) -> Spaces:
     """The sizes of observations and actions, and the bounds of continuous actions."""
     space = env.action_space
-    obs_dim = int(env.observation_space.shape[0])
     if isinstance(space, gymnasium.spaces.Box):
-        return Spaces(obs_dim, int(space.shape[0]), space.low.astype(np.float32), space.high.astype(np.float32))
-    return Spaces(obs_dim, int(space.n))
+        return Spaces(env.obs_dim, int(space.shape[0]), space.low.astype(np.float32), space.high.astype(np.float32))
+    assert isinstance(space, gymnasium.spaces.Discrete)
+    return Spaces(env.obs_dim, int(space.n))
 
 
 def make_network(config: cfg.Config, spaces: Spaces) -> AgentNetwork:

@@ -208,7 +208,7 @@ def print_tasks() -> None:
     wide = max(len(task.name) for task in tasks)
     lines = [f"{'task':{wide}} {'obs':>4} {'actions':>7} {'dt (ms)':>7} {'trial':>5}  trainable"]
     for task in tasks:
-        sizes = f"{task.obs_dim:4} {task.n_actions:7} {task.dt_ms:7g} {task.trial_steps:5}"
+        sizes = f"{task.obs_dim:4} {task.n_actions:7} {task.dt_ms:7g} {task.mean_trial_steps:5}"
         lines.append(f"{task.name:{wide}} {sizes}  {'yes' if task.trainable else 'no'}")
     lines.append(f"{len(tasks)} tasks; 'trial' is the mean length of a trial in steps. Not trainable:")
     lines += [f"  {task.name}: {task.why_not}" for task in tasks if not task.trainable]

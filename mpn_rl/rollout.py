@@ -1,27 +1,37 @@
-"""An agent's episodes: evaluation and recording. With the lanes of training, the only code that steps a task."""
+"""Evaluation and recording of an agent's episodes. Only this module and the lanes of training step a task."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-import gymnasium
 import numpy as np
 import torch
+from torch import Tensor
 
-from mpn_rl.contracts import map_state, state_parts
+from mpn_rl.contracts import Action, Conditions, Info, Network, State, Task, map_state, state_parts
+from mpn_rl.networks.encoder import AgentNetwork
 from mpn_rl.options import ConfigError
-from mpn_rl.tasks.lanes import each
-from mpn_rl.tasks.vector_env import Policy, VectorEnv, play, quarters
+from mpn_rl.tasks.lanes import per_lane, task_name
+from mpn_rl.tasks.vector_env import BatchedTask, Policy, play, quarters
+
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 
-def reset_rows(network, state, rows: np.ndarray):
-    """The state with `rows` (N,) bool set back to an episode's start; the tensors are written in place."""
+def reset_rows(network: Network, state: State, rows: np.ndarray) -> State:
+    """Reset rows of a state to the start of an episode.
+
+    Args:
+        network: gives the initial state.
+        state: N rows; its tensors are written in place.
+        rows: which rows, (N,) bool.
+    Returns: the state.
+    """
     if not rows.any():
         return state
     index = torch.from_numpy(np.flatnonzero(rows))
-    with torch.no_grad():  # a trained M(0) must not tie acting to a graph
+    with torch.no_grad():  # a trained M(0) must not connect acting to a graph
         fresh = network.init_state(len(index))
         for part, new in zip(state_parts(state), state_parts(fresh), strict=True):
             part[index.to(part.device)] = new
@@ -29,7 +39,7 @@ def reset_rows(network, state, rows: np.ndarray):
 
 
 class Evaluation(NamedTuple):
-    """What E greedy episodes earned; the trial fields are empty where a task has no trials."""
+    """The results of E episodes; the fields of trials are empty where the task has none."""
 
     returns: np.ndarray  # (E,)
     lengths: np.ndarray  # (E,)
@@ -37,10 +47,11 @@ class Evaluation(NamedTuple):
     aborted: np.ndarray  # (trials,) bool
     trial_returns: np.ndarray  # (trials,)
     decision_correct: np.ndarray  # (decision steps with a ground truth,) bool
-    quarters: np.ndarray  # (E, 4) hits in each quarter of an episode; (0, 4) where the task tells of none
+    quarters: np.ndarray  # (E, 4) hits in each quarter of an episode; (0, 4) where the task reports no hits
 
     @property
     def accuracy(self) -> float | None:
+        """Mean performance of the trials; None where there are none."""
         return float(self.performance.mean()) if len(self.performance) else None
 
 
@@ -56,7 +67,7 @@ class _Tally:
         self.decision_correct: list[bool] = []
         self.hits: list[list[bool]] = [[] for _ in range(episodes)]
 
-    def add(self, episode: int, action: int, reward: float, info: dict[str, Any]) -> None:
+    def add(self, episode: int, action: Action, reward: float, info: Info) -> None:
         self.returns[episode] += reward
         self.lengths[episode] += 1
         if "hit" in info:
@@ -65,7 +76,7 @@ class _Tally:
             return
         self.trial_return[episode] += reward
         if info["decision"] and info["gt"] >= 0:
-            self.decision_correct.append(action == info["gt"])
+            self.decision_correct.append(bool(action == info["gt"]))
         if info["new_trial"]:
             self.performance.append(info["performance"])
             self.aborted.append(info["aborted"])
@@ -85,81 +96,98 @@ class _Tally:
 
 
 # (obs (n, D), state, step in the trial (n,), episode (n,)) -> the observation and state that the network gets instead.
-Intervention = Callable[[torch.Tensor, Any, np.ndarray, np.ndarray], tuple[torch.Tensor, Any]]
+Intervention = Callable[[Tensor, State, np.ndarray, np.ndarray], tuple[Tensor, State]]
 
 
 @torch.no_grad()
 def evaluate(
-    network,
-    envs: Sequence[gymnasium.Env],
+    network: Network,
+    envs: Sequence[Task],
     seeds: Sequence[int],
     reset_state_on_trial: bool = False,
     intervene: Intervention | None = None,
 ) -> Evaluation:
-    """Episodes of a policy without exploration, one per seed, in as many lanes as there are environments.
+    """Play episodes with an agent, without exploration.
 
-    Args: intervene: what an experimenter does to the agent before each of its steps; see `probes`.
+    Args:
+        network: the agent.
+        envs: environments of one task; so many episodes run side by side.
+        seeds: one for each episode.
+        reset_state_on_trial: whether the state is reset after each trial, as in training.
+        intervene: a change to observation and state before each step of the agent; None: no change.
     """
     tally = _Tally(len(seeds))
     lanes = min(len(envs), len(seeds))
     episode = list(range(lanes))  # the episode that each lane plays
-    coming = lanes
+    next_episode = lanes
     obs = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=False)])
     state = network.init_state(lanes)
     device = next(network.parameters()).device
-    generator = torch.Generator().manual_seed(seeds[0])  # for policies that are evaluated as they are, by drawing
+    generator = torch.Generator().manual_seed(seeds[0])  # for agents that sample their actions
     envs = list(envs[:lanes])
-    since: np.ndarray = np.zeros(lanes, int)  # steps since the trial began
+    trial_step: np.ndarray = np.zeros(lanes, int)  # steps since the trial started
     while envs:
         seen = torch.from_numpy(obs).to(device)
         if intervene is not None:
-            seen, state = intervene(seen, state, since, np.array(episode))
+            seen, state = intervene(seen, state, trial_step, np.array(episode))
         actions, state = network.select_action(seen, state, 0.0, generator)
-        fresh, over = np.zeros(len(envs), bool), np.zeros(len(envs), bool)
-        for lane, (env, action) in enumerate(zip(envs, each(actions.cpu().numpy()), strict=True)):
+        reset, finished = np.zeros(len(envs), bool), np.zeros(len(envs), bool)
+        for lane, (env, action) in enumerate(zip(envs, per_lane(actions.cpu().numpy()), strict=True)):
             obs[lane], reward, terminated, truncated, info = env.step(action)
             tally.add(episode[lane], action, float(reward), info)
-            fresh[lane] = reset_state_on_trial and info.get("new_trial", False)
-            since[lane] = 0 if terminated or truncated or info.get("new_trial") else since[lane] + 1
+            reset[lane] = reset_state_on_trial and info.get("new_trial", False)
+            trial_step[lane] = 0 if terminated or truncated or info.get("new_trial") else trial_step[lane] + 1
             if terminated or truncated:
-                fresh[lane] = True
-                if coming < len(seeds):
-                    obs[lane], _ = env.reset(seed=seeds[coming])
-                    episode[lane] = coming
-                    coming += 1
+                reset[lane] = True
+                if next_episode < len(seeds):
+                    obs[lane], _ = env.reset(seed=seeds[next_episode])
+                    episode[lane] = next_episode
+                    next_episode += 1
                 else:
-                    over[lane] = True
-        state = reset_rows(network, state, fresh)
-        if over.any():
-            keep = np.flatnonzero(~over)
+                    finished[lane] = True
+        state = reset_rows(network, state, reset)
+        if finished.any():
+            keep = np.flatnonzero(~finished)
             index = torch.from_numpy(keep).to(device)
             state, obs = map_state(operator.itemgetter(index), state), obs[keep]
-            envs, episode, since = [envs[i] for i in keep], [episode[i] for i in keep], since[keep]
+            envs, episode, trial_step = [envs[i] for i in keep], [episode[i] for i in keep], trial_step[keep]
     return tally.result()
 
 
 def run_scripted(
-    policy: Callable[[Any, np.random.Generator], int], env: gymnasium.Env, seeds: Sequence[int]
+    policy: Callable[[AnyTask, np.random.Generator], Action], env: AnyTask, seeds: Sequence[int]
 ) -> Evaluation:
-    """Episodes of a scripted policy(env, rng) -> action, on the same seeds as an agent's."""
+    """Play episodes with a scripted policy.
+
+    Args:
+        policy: (env, rng) -> action.
+        env: the task.
+        seeds: one for each episode.
+    """
     tally = _Tally(len(seeds))
     for episode, seed in enumerate(seeds):
         rng = np.random.default_rng(seed)
         env.reset(seed=seed)
-        over = False
-        while not over:
+        finished = False
+        while not finished:
             action = policy(env, rng)
             _, reward, terminated, truncated, info = env.step(action)
             tally.add(episode, action, float(reward), info)
-            over = terminated or truncated
+            finished = terminated or truncated
     return tally.result()
 
 
-def run_batched(policy: Policy, env: VectorEnv, seeds: Sequence[int]) -> Evaluation:
-    """`run_scripted` of a batch whose rows play all episodes side by side; one seed for each row."""
-    played = play(env, policy, seeds, np.random.default_rng(list(seeds)))
-    reward, hit = played["reward"].astype(float), played["hit"]
-    asked = played.get("decision", np.zeros(hit.shape, bool))
+def run_batched(policy: Policy, env: BatchedTask, seeds: Sequence[int]) -> Evaluation:
+    """Play episodes with a scripted policy side by side, one in each row.
+
+    Args:
+        policy: (env, rng) -> actions (N,).
+        env: N rows.
+        seeds: one for each row.
+    """
+    steps = play(env, policy, seeds, np.random.default_rng(list(seeds)))
+    reward, hit = steps["reward"].astype(float), steps["hit"]
+    asked = steps.get("decision", np.zeros(hit.shape, bool))
     right = hit[asked]
     return Evaluation(
         reward.sum(axis=1),
@@ -174,8 +202,8 @@ def run_batched(policy: Policy, env: VectorEnv, seeds: Sequence[int]) -> Evaluat
 
 @torch.no_grad()
 def record_episodes(
-    network,
-    env: gymnasium.Env,
+    network: AgentNetwork,
+    env: Task,
     seeds: Sequence[int],
     *,
     epsilon: float = 0.0,
@@ -184,10 +212,20 @@ def record_episodes(
     max_steps: int | None = None,
     frames: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Play one episode per seed and yield everything that happened in it, as arrays over its steps.
+    """Play episodes with an agent and record them.
 
-    The arrays are those of activity.npz (docs/experiments.md): the state is the one *after* the step's
-    observation was taken in, so M[t] holds h[t]. `frames` adds rendered RGB frames (T, height, width, 3).
+    Args:
+        network: the agent.
+        env: the task.
+        seeds: one for each episode.
+        epsilon: probability of a random action.
+        precision: dtype of the recorded state.
+        reset_state_on_trial: whether the state is reset after each trial, as in training.
+        max_steps: steps after which an episode is cut; None: no limit.
+        frames: whether to add rendered frames, (T, height, width, 3) uint8.
+    Yields: for each episode, arrays over its T steps under the names of activity.npz (docs/experiments.md). The state
+        at t is the one *after* observation t, so M[t] depends on h[t].
+    Raises: ConfigError for `frames` where the task cannot be rendered.
     """
     device = next(network.parameters()).device
     for episode, seed in enumerate(seeds):
@@ -195,13 +233,13 @@ def record_episodes(
         obs, _ = env.reset(seed=seed)
         state = network.init_state(1)
         log = _Log()
-        over = False
-        while not over:
+        finished = False
+        while not finished:
             if frames:
                 log.add(frames=_frame(env))
             h, state = network.features(torch.from_numpy(obs[None]).to(device), state)
             q_values = network.head(h)
-            (action,) = each(network.choose(q_values, epsilon, generator).cpu().numpy())
+            (action,) = per_lane(network.choose(q_values, epsilon, generator).cpu().numpy())
             arrays = network.core.state_arrays(state)
             log.add(observations=obs.copy(), actions=action, q_values=q_values[0].cpu().numpy())
             log.add(hidden=h[0].cpu().numpy())
@@ -210,27 +248,24 @@ def record_episodes(
             obs, reward, terminated, truncated, info = env.step(action)
             log.add(rewards=np.float32(reward), episode=episode, step=len(log))
             log.add_trial(info, conditions)
-            over = terminated or truncated or (max_steps is not None and len(log) >= max_steps)
+            finished = terminated or truncated or (max_steps is not None and len(log) >= max_steps)
             if reset_state_on_trial and info.get("new_trial"):
                 state = network.init_state(1)
         yield log.arrays()
 
 
-def _frame(env: gymnasium.Env) -> np.ndarray:
-    task: Any = env.unwrapped
-    if isinstance(getattr(task, "last_u", None), np.generic):
-        task.last_u = float(task.last_u)  # Pendulum-v1 draws its torque, and pygame refuses NumPy's numbers
+def _frame(env: Task) -> np.ndarray:
     try:
-        frame: Any = env.render()
+        frame = env.render()
     except NotImplementedError:
         frame = None
     if not isinstance(frame, np.ndarray):
-        raise ConfigError(f"--env-name {task.spec.id if task.spec else type(task).__name__} cannot be rendered")
+        raise ConfigError(f"--env-name {task_name(env)} cannot be rendered")
     return frame
 
 
 def join_episodes(episodes: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of `record_episodes` end to end; a condition that an episode never had is nan or "" there."""
+    """Concatenate the arrays of `record_episodes`; where an episode lacks a condition, it is nan or ""."""
     joined = {}
     for name in dict.fromkeys(name for episode in episodes for name in episode):
         parts = [episode.get(name) for episode in episodes]
@@ -245,7 +280,7 @@ def join_episodes(episodes: Sequence[dict[str, np.ndarray]]) -> dict[str, np.nda
     return joined
 
 
-# What a recording has under a name of its own, or NeuroGym's tasks tell of every step.
+# Entries of the info that a recording stores under names of its own, or not at all.
 NAMED = {"new_trial", "trial_number", "gt", "period", "performance", "aborted", "decision", "fixation_break"}
 
 
@@ -254,19 +289,19 @@ class _Log:
 
     def __init__(self) -> None:
         self.columns: dict[str, list] = {}
-        self.conditions: list[dict[str, Any]] = []  # of each step; trials may differ in which they have
-        self.infos: list[dict[str, Any]] = []
+        self.conditions: list[Conditions] = []  # of each step; trials can differ in which ones they have
+        self.infos: list[Info] = []
         self.trial_start = 0
 
     def __len__(self) -> int:
         return len(self.columns.get("rewards", ()))
 
-    def add(self, **entries: Any) -> None:
+    def add(self, **entries: object) -> None:
         for name, entry in entries.items():
             self.columns.setdefault(name, []).append(entry)
 
-    def add_trial(self, info: dict[str, Any], conditions: dict[str, Any]) -> None:
-        """The step's place in its trial, whose score is known only when it ends, and what numbers the info has."""
+    def add_trial(self, info: Info, conditions: Conditions) -> None:
+        """Add the step's place in its trial, the trial's score once it has ended, and the numbers of the info."""
         self.infos.append({k: v for k, v in info.items() if k not in NAMED and np.isscalar(v) and k == k.lower()})
         if "new_trial" not in info:
             self.add(trial=0, new_trial=False, ground_truth=-1, period="", correct=np.nan)
@@ -283,12 +318,12 @@ class _Log:
         columns = {name: np.array(column) for name, column in self.columns.items()}
         for prefix, rows in (("condition", self.conditions), ("info", self.infos)):
             for name in dict.fromkeys(name for row in rows for name in row):
-                columns[f"{prefix}_{name}"] = _condition([row.get(name) for row in rows])
+                columns[f"{prefix}_{name}"] = _column([row.get(name) for row in rows])
         return columns
 
 
-def _condition(values: list[Any]) -> np.ndarray:
-    """A trial condition of every step, nan or "" where the trial has none (None)."""
+def _column(values: list[bool | int | float | str | None]) -> np.ndarray:
+    """The values of every step as an array, nan or "" where there is none (None)."""
     if any(isinstance(value, str) for value in values):
         return np.array(["" if value is None else str(value) for value in values])
     return np.array([np.nan if value is None else value for value in values])

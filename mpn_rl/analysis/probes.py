@@ -24,6 +24,7 @@ from mpn_rl.contracts import state_parts
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import Intervention, evaluate, run_scripted
 from mpn_rl.tasks.lanes import EpisodeSeeds
+from neurogym_wrapper import make_neurogym
 
 LANES = 64
 SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)  # of the trained delay
@@ -54,8 +55,8 @@ class Subject:
         trials: NeuroGym trials at each point of a curve, at least; other tasks play LANES episodes.
         seed: of the episodes, which neither training nor the choice of best_model.pt ever uses.
     Attributes:
-        dt_ms: 0 where the task has no clock. trial_steps: the median trial. marks: first step of each period.
-        baseline: the undisturbed score. seen: mean observation at each step of the trial, (trial_steps, D).
+        dt_ms: 0 where the task has no clock. median_trial_steps: of a trial. marks: first step of each period.
+        baseline: the undisturbed score. seen: mean observation at each step of the trial, (median_trial_steps, D).
         obs_sd, state_sd: root mean square deviation of observations and of each part of the state from their means.
         states: up to STARTS states that it passed through, as parts (n, ...). chance: see `chance_level`.
     """
@@ -65,9 +66,11 @@ class Subject:
         env = registry.make_env(config.env)
         self.neurogym = isinstance(config.env, cfg.NeuroGymConfig)
         self.dt_ms = float(env.dt_ms)
-        self.trial_steps, self.marks = _typical(env) if self.neurogym else (registry.step_limit(config.env) or 200, {})
+        self.median_trial_steps, self.marks = (
+            _typical(env) if self.neurogym else (registry.step_limit(config.env) or 200, {})
+        )
         self.memory = memory_parts(network, config)
-        watch = _Watch(self.trial_steps)
+        watch = _Watch(self.median_trial_steps)
         self.baseline, self.scored = self._play(config.env, watch)
         self.seen, self.obs_sd, self.state_sd = watch.seen(), watch.obs.sd(), [moment.sd() for moment in watch.state]
         self.states = watch.sample()
@@ -157,8 +160,8 @@ class _Moments:
 class _Watch:
     """An intervention that changes nothing and remembers what passed."""
 
-    def __init__(self, trial_steps: int) -> None:
-        self.by_step = [_Moments() for _ in range(trial_steps)]
+    def __init__(self, steps: int) -> None:
+        self.by_step = [_Moments() for _ in range(steps)]
         self.obs = _Moments()
         self.state: list[_Moments] = []
         self.kept: list[tuple[Tensor, ...]] = []
@@ -208,7 +211,7 @@ def delay_curve(subject: Subject, delays: Sequence[float] | None = None) -> Curv
     if not subject.neurogym:
         raise MissingDataError("the task has no delay period")
     env_config: Any = subject.config.env
-    env = registry.make_env(env_config)
+    env = make_neurogym(**registry.options(env_config))
     names = [name for name in env.periods if "delay" in name]
     if not names:
         raise MissingDataError("the task has no delay period")
@@ -226,7 +229,7 @@ def delay_curve(subject: Subject, delays: Sequence[float] | None = None) -> Curv
         timing = {**env_config.env_args.get("timing", {}), **dict.fromkeys(names, count * env.dt_ms)}
         longer = dataclasses.replace(env_config, env_args={**env_config.env_args, "timing": timing})
         try:
-            changed = registry.make_env(longer)
+            changed = make_neurogym(**registry.options(longer))
         except ConfigError as error:
             raise MissingDataError("the task's delay cannot be set: it takes no `timing`") from error
         start, end = changed.periods[names[0]]
@@ -295,7 +298,7 @@ def changed(state: Any, places: Sequence[int], change: Callable[[int, Tensor], T
 
 def steps_of_trial(subject: Subject) -> np.ndarray:
     """The steps at which lesions are made: all of the median trial, or STEPS of them."""
-    return np.unique(np.linspace(0, subject.trial_steps - 1, STEPS).round().astype(int))
+    return np.unique(np.linspace(0, subject.median_trial_steps - 1, STEPS).round().astype(int))
 
 
 def lesion_curve(subject: Subject) -> Curve:

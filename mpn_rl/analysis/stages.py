@@ -21,7 +21,7 @@ from mpn_rl import registry
 from mpn_rl.analysis.compare_runs import compare_runs, formats_of, plot_plasticity
 from mpn_rl.analysis.recording import ActivityWriter, write_npz
 from mpn_rl.config import Config
-from mpn_rl.evaluation import how, load_policy, stored_config
+from mpn_rl.evaluation import acting, load_policy, stored_config
 from mpn_rl.options import ConfigError
 from mpn_rl.reporting import stderr, stdout
 from mpn_rl.rollout import record_episodes
@@ -100,7 +100,7 @@ def collect(args: argparse.Namespace, name: str) -> None:
             )
         writer.write(path, dt_ms=float(env.dt_ms))
     write_npz(path.with_name("network.npz"), {k: part.cpu().numpy() for k, part in network.state_dict().items()})
-    told = {"checkpoint": args.checkpoint, "seed": args.seed, "epsilon": args.epsilon, "acting": how(network)}
+    told = {"checkpoint": args.checkpoint, "seed": args.seed, "epsilon": args.epsilon, "acting": acting(network)}
     told |= {"episodes": writer.episodes, "steps": writer.steps, "states": args.states, "versions": versions()}
     write_json(path.with_name("collected.json"), told)
     megabytes = path.stat().st_size / 2**20

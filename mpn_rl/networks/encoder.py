@@ -59,6 +59,8 @@ class AgentNetwork(nn.Module):
     encoder: Encoder
     core: Core
     head: nn.Module
+    hidden_dim: int  # H, of the core
+    sample_policy: bool | None = None  # draw from the policy instead of its best action; None: it cannot be drawn from
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> State:
         """The core's state at an episode's start."""

@@ -1,46 +1,52 @@
-"""GridMaze-v0: find an invisible reward in a maze, then go back to it for the rest of the episode.
+"""GridMaze-v0: find an invisible reward in a maze, then return to it for the rest of the episode.
 
-The maze of Miconi et al. (ICML 2018, arXiv 1804.02464; with neuromodulated plasticity ICLR 2019, arXiv 2002.10585), in
-the layout of its public code, whose observation has 17 entries where the papers have 14: `clock=False, bias=False,
-unused=False` gives those.
+The maze of Miconi et al. (ICML 2018, arXiv 1804.02464; with neuromodulated plasticity ICLR 2019, arXiv 2002.10585).
+The observation is that of their public code, with 17 entries; `clock=False, bias=False, unused=False` gives the 14
+entries of the papers.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium
 import numpy as np
 
+from mpn_rl.contracts import Info
 from mpn_rl.tasks import vector_env as ve
-from mpn_rl.tasks.vector_env import SingleEnv, VectorEnv, check
+from mpn_rl.tasks.vector_env import BatchedTask, SingleEnv, check
 
 MOVES = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)])  # up, down, left, right, in rows and columns
 REVERSE = np.array([1, 0, 3, 2])
 
 
 class Maze(NamedTuple):
-    """The free cells of a maze, numbered row by row, F of them."""
+    """The F free cells of a maze, numbered row by row."""
 
     position: np.ndarray  # (F, 2) row and column
-    neighbour: np.ndarray  # (F, 4) the cell that each action leads to; the cell itself at a wall
-    view: np.ndarray  # (F, window ** 2) float32, 1 for wall, row by row around the cell; beyond the border all is wall
+    neighbour: np.ndarray  # (F, 4) the cell that each action leads to; at a wall, the cell itself
+    view: np.ndarray  # (F, window ** 2) float32, the cells around each, row by row; 1 for wall and beyond the border
     wall: np.ndarray  # (size, size) bool
-    centre: int
+    centre: int  # number of the central cell
 
 
 @functools.cache
 def maze(size: int, window: int) -> Maze:
-    """A border of wall, and pillars where row and column are both even, but for the centre, which is free."""
+    """The maze with walls on the border and wherever row and column are both even, except at the centre.
+
+    Args:
+        size: cells along a side, odd.
+        window: cells along a side of the agent's view, odd.
+    """
     wall = np.zeros((size, size), bool)
     wall[[0, -1]] = wall[:, [0, -1]] = wall[::2, ::2] = True
     wall[size // 2, size // 2] = False
     position = np.argwhere(~wall)
     number = np.full((size, size), -1)
     number[tuple(position.T)] = np.arange(len(position))
-    there = number[tuple((position[:, None] + MOVES).transpose(2, 0, 1))]  # (F, 4), -1 at a wall
-    neighbour = np.where(there < 0, np.arange(len(position))[:, None], there)
+    target = number[tuple((position[:, None] + MOVES).transpose(2, 0, 1))]  # (F, 4), -1 at a wall
+    neighbour = np.where(target < 0, np.arange(len(position))[:, None], target)
     padded = np.pad(wall, window // 2, constant_values=True)
     around = np.arange(window)
     view = padded[position[:, 0, None, None] + around[:, None], position[:, 1, None, None] + around]
@@ -50,7 +56,7 @@ def maze(size: int, window: int) -> Maze:
 
 @functools.cache
 def distances(size: int) -> np.ndarray:
-    """Steps of the shortest path between any two free cells, (F, F): breadth first from all cells at once."""
+    """Steps of the shortest path between any two free cells, (F, F), by breadth-first search from all cells at once."""
     neighbour = maze(size, 1).neighbour
     steps = np.full((len(neighbour), len(neighbour)), -1, np.int16)
     front = np.eye(len(neighbour), dtype=bool)  # [cell, start]
@@ -62,15 +68,16 @@ def distances(size: int) -> np.ndarray:
     return steps
 
 
-class GridMazeVec(VectorEnv):
+class GridMazeVec(BatchedTask):
     """N mazes that step together; `GridMaze` describes the task and its arguments.
 
     Attributes:
-        cell, goal: numbers of the free cells (see `maze`) where the agent and the reward are, (N,).
-        action: the last action of each row, -1 before the first, (N,). hits: rewards found so far, (N,).
+        cell, goal: number of the free cell (see `Maze`) of the agent and of the reward, (N,).
+        action: the last action of each row, -1 before the first, (N,).
+        hits: rewards that each row has earned in its episode, (N,).
     """
 
-    arrays = (*VectorEnv.arrays, "cell", "goal", "action", "hits")
+    arrays = (*BatchedTask.arrays, "cell", "goal", "action", "hits")
 
     def __init__(
         self,
@@ -106,10 +113,10 @@ class GridMazeVec(VectorEnv):
         self.maze = maze(self.size, self.window or 1)
         self.cell, self.goal, self.action, self.hits = np.zeros((4, self.num_envs), np.int64)
 
-    def _begin(self, rows: np.ndarray) -> None:
+    def _start(self, rows: np.ndarray) -> None:
         centre = self.maze.centre
         goal = ve.below(self.random(rows, 1)[:, 0], len(self.maze.position) - 1)
-        self.goal[rows] = goal + (goal >= centre)  # any free cell but the centre
+        self.goal[rows] = goal + (goal >= centre)  # any free cell except the centre
         self.cell[rows], self.action[rows], self.hits[rows] = centre, -1, 0
         self._show(rows, "window", self.maze.view[centre])
         self._show(rows, "previous action", self.one_hot[0])  # as in the public code
@@ -121,8 +128,8 @@ class GridMazeVec(VectorEnv):
         reward[wall] -= np.float32(self.wall_penalty)
         if hit.any():
             rows = np.flatnonzero(hit)
-            there = ve.below(self.random(rows, 1)[:, 0], len(self.maze.position) - 1)
-            cell[rows] = there + (there >= self.goal[rows])  # any free cell but the reward's
+            drawn = ve.below(self.random(rows, 1)[:, 0], len(self.maze.position) - 1)
+            cell[rows] = drawn + (drawn >= self.goal[rows])  # any free cell except the reward's
         self.cell, self.action = cell, actions.astype(np.int64)
         self.hits += hit
         self._show(slice(None), "window", self.maze.view[cell])
@@ -141,12 +148,12 @@ def _odd(name: str, value: int, low: int, high: int) -> int:
 
 
 def random_moves(env: GridMazeVec, rng: np.random.Generator) -> np.ndarray:
-    """Any of the four actions, each as likely, walls or not."""
+    """One of the four actions at random, also into walls."""
     return rng.integers(4, size=env.num_envs)
 
 
 def walk(env: GridMazeVec, rng: np.random.Generator) -> np.ndarray:
-    """Any move to a free cell, each as likely, but back the way the agent came only from a dead end."""
+    """A random move to a free cell; it reverses the last move only in a dead end."""
     chance = rng.random((env.num_envs, 4)) + 1.0
     chance[env.every[env.action >= 0], REVERSE[env.action[env.action >= 0]]] -= 1.0
     chance[env.maze.neighbour[env.cell] == env.cell[:, None]] = -1.0
@@ -154,12 +161,12 @@ def walk(env: GridMazeVec, rng: np.random.Generator) -> np.ndarray:
 
 
 def shortest_path(env: GridMazeVec, rng: np.random.Generator) -> np.ndarray:
-    """The goal known from the start: always a shortest way there."""
+    """A move along a shortest path to the goal, as if its place were known from the start."""
     return distances(env.size)[env.maze.neighbour[env.cell], env.goal[:, None]].argmin(axis=1)
 
 
 def explore(env: GridMazeVec, rng: np.random.Generator) -> np.ndarray:
-    """`walk` until the first reward, shortest paths from then on: a perfect memory of one visit."""
+    """`walk` until the first reward, then shortest paths: a perfect memory of one visit."""
     return np.where(env.hits > 0, shortest_path(env, rng), walk(env, rng))
 
 
@@ -170,48 +177,57 @@ GridMazeVec.scripted = {"random": random_moves, "walk": walk, "explore": explore
 
 
 class GridMaze(SingleEnv):
-    """A reward is hidden in a maze, elsewhere in every episode; each find is paid and leads to a random place.
+    """A maze with an invisible reward, which stays in one place during an episode. Finding it teleports the agent.
 
-    The maze is `size` x `size` cells with its border: pillars of wall stand where row and column are both even, the
-    centre alone is always free. The agent starts at the centre. The reward lies on a free cell other than the centre,
-    stays there all episode and is never seen. Who walks onto it earns `hit_reward` and is put, in the same step, on
-    another free cell, each as likely. So an episode is one search, and then a race of ways back.
+    The maze has `size` x `size` cells, border included. Cells whose row and column are both even are wall, except the
+    centre. The agent starts at the centre. The reward lies on a random free cell other than the centre. An agent that
+    steps onto it earns `hit_reward` and moves, in the same step, to another free cell, chosen uniformly. So an
+    episode is one search, followed by as many returns as possible.
 
-    Action space: Discrete(4): up, down, left, right. A move into a wall stays and costs `wall_penalty`.
+    Action space: Discrete(4): up, down, left, right. A move into a wall leaves the agent where it is and costs
+    `wall_penalty`.
 
     Observation space: Box float32, by default of 17 entries:
 
-        0-8    window           the cells around the agent, row by row, 1 for wall
+        0-8    window           the cells around the agent, row by row; 1 for wall
         9      unused           always 0
         10     bias             always 1
         11     clock            t / T
-        12     previous reward  as it was paid
+        12     previous reward  the reward of the last step
         13-16  previous action  one-hot; "up" before the first
 
-    Reward: hit_reward on a find, -wall_penalty at a wall, else 0.
+    Reward: hit_reward when the agent finds the reward, -wall_penalty at a wall, else 0.
     Episode end: truncated after `episode_steps` = T steps; never terminated.
-    Info: hit, a find in this step; wall, a bump; row, col, goal_row, goal_col after the step.
+    Info: hit, the agent found the reward in this step; wall, it moved into a wall; row, col, goal_row, goal_col, the
+        places of agent and reward after the step.
 
     Args:
         size: cells along a side, border included; odd, 5 to 51.
         episode_steps: T.
         hit_reward, wall_penalty: as above.
-        window: cells along a side of the window, odd; 0 shows none.
+        window: cells along a side of the window, odd; 0 for no window.
         unused, bias, clock, previous_reward, previous_action: whether the observation has that channel.
-        render_mode: "rgb_array".
+        render_mode: "rgb_array", or None.
     Raises: ValueError, one sentence, for a value out of range.
     """
 
     batch = GridMazeVec
+    rows: GridMazeVec
     action_names = ("up", "down", "left", "right")
 
     def render(self) -> np.ndarray | None:
-        """The maze, the hidden goal (green), the way since the last find (blue) and before it (pale), teleports."""
+        """The maze, the goal (green), the path since the last reward (blue) and before (pale), the last teleport."""
         return None if self.render_mode is None else draw(self.rows, self.history)
 
 
-def draw(env: GridMazeVec, history: list[dict[str, Any]]) -> np.ndarray:
-    """The maze as it is and as it came to be, (height, width, 3) uint8; `history` is the infos of the steps so far."""
+def draw(env: GridMazeVec, history: list[Info]) -> np.ndarray:
+    """A picture of the first row's maze and of the agent's path.
+
+    Args:
+        env: the maze.
+        history: the info of each step of the episode.
+    Returns: (height, width, 3) uint8.
+    """
     cell = 400 // env.size
     strip = 36
     page = ve.Picture(cell * env.size, cell * env.size + strip)
@@ -237,17 +253,16 @@ def draw(env: GridMazeVec, history: list[dict[str, Any]]) -> np.ndarray:
     for start, end in jumps[-1:]:
         page.dashes(centre(*start), centre(*end), ve.ORANGE, 2)
     page.disc(*centre(row, col), 0.32 * cell, ve.BLUE)
-    found = bool(history) and history[-1]["hit"]
-    if found:  # the agent was here a moment ago
+    if history and history[-1]["hit"]:
         page.disc(*centre(goal_row, goal_col), 0.4 * cell, ve.YELLOW)
         page.text(*centre(goal_row, goal_col), f"{env.hit_reward:+g}", max(9, cell // 3), anchor="mm")
     page.text(10, strip / 2, f"t = {env.t[0]} of {env.episode_steps}")
-    page.text(cell * env.size - 10, strip / 2, f"found {env.hits[0]}", anchor="rm")
+    page.text(cell * env.size - 10, strip / 2, f"rewards {env.hits[0]}", anchor="rm")
     return page.pixels()
 
 
-def _paths(env: GridMazeVec, history: list[dict[str, Any]]) -> tuple[list, list]:
-    """The ways from one find to the next as lists of (row, col), and the teleports between them as (from, to)."""
+def _paths(env: GridMazeVec, history: list[Info]) -> tuple[list, list]:
+    """The paths from one reward to the next as lists of (row, col), and the teleports between them as (from, to)."""
     path = [tuple(env.maze.position[env.maze.centre].tolist())]
     paths, jumps = [path], []
     for info in history:
@@ -262,7 +277,6 @@ def _paths(env: GridMazeVec, history: list[dict[str, Any]]) -> tuple[list, list]
     return paths, jumps
 
 
-SCRIPTED = GridMaze.scripted
 gymnasium.register(
     "GridMaze-v0", "mpn_rl.tasks.grid_maze:GridMaze", vector_entry_point="mpn_rl.tasks.grid_maze:GridMazeVec"
 )

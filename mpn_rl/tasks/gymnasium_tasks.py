@@ -5,20 +5,24 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.classic_control import AcrobotEnv
+from gymnasium.envs.classic_control import AcrobotEnv, PendulumEnv
+from gymnasium.envs.registration import EnvSpec
 
+from mpn_rl.contracts import Action, Conditions, HasConditions, Task
 from mpn_rl.options import ConfigError, nearest
 from mpn_rl.tasks import (
     cue_reward,  # noqa: F401  registers CueReward-v0
     grid_maze,  # noqa: F401  registers GridMaze-v0
 )
+from mpn_rl.tasks.vector_env import BatchedTask, SingleEnv
 
-# Where a classic-control observation holds a velocity; without it one observation does not tell the state.
+# Indices of the velocities in an observation. Without them one observation does not determine the state.
 VELOCITIES: dict[str, tuple[int, ...]] = {
     "CartPole-v0": (1, 3),
     "CartPole-v1": (1, 3),
@@ -28,46 +32,64 @@ VELOCITIES: dict[str, tuple[int, ...]] = {
 }
 
 
-class FlatObservation(gymnasium.ObservationWrapper):
-    """Box, Discrete (one-hot) and Dict observations as one float32 vector, without the entries `hidden`.
+def random_policy(env: gymnasium.Env, rng: np.random.Generator) -> Action:
+    """A uniformly random action."""
+    space = env.action_space
+    if isinstance(space, spaces.Discrete):
+        return int(rng.integers(space.n))
+    return rng.uniform(space.low, space.high)
 
-    Gymnasium's tasks have neither trials nor a clock; what `NeuroGymWrapper` tells of them is empty here.
+
+class FlatObservation(gymnasium.ObservationWrapper):
+    """A Gymnasium task as a `contracts.Task`: Box, Discrete (one-hot) and Dict observations become a float32 vector.
+
+    Args:
+        env: the task.
+        hidden: entries to leave out of the vector.
     """
 
-    trial_steps, dt_ms = 0, 0.0
+    trial_steps, dt_ms = 0, 0.0  # a Gymnasium task declares neither trials nor a clock
+    scripted: ClassVar[Mapping[str, Callable[..., Action]]] = {"random": random_policy}
 
     def __init__(self, env: gymnasium.Env, hidden: tuple[int, ...] = ()) -> None:
         super().__init__(env)
         self.inner = env.observation_space
         self.kept = np.delete(np.arange(spaces.flatdim(self.inner)), hidden)
-        self.observation_space = spaces.Box(-np.inf, np.inf, (len(self.kept),), np.float32)
-        self.n_actions = int(env.action_space.n) if isinstance(env.action_space, spaces.Discrete) else 0
+        self.obs_dim = len(self.kept)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (self.obs_dim,), np.float32)
+        self.action_names = env.unwrapped.action_names if isinstance(env.unwrapped, SingleEnv) else None
 
     @property
-    def conditions(self) -> dict[str, Any]:
-        """The current trial's conditions, of a task that has trials and names them."""
-        known: dict[str, Any] = getattr(self.unwrapped, "conditions", {})
-        return known
+    def conditions(self) -> Conditions:
+        """Conditions of the current trial; empty where the task does not name any."""
+        task = self.unwrapped
+        return task.conditions if isinstance(task, HasConditions) else {}
 
-    def observation(self, observation: Any) -> np.ndarray:
+    def observation(self, observation: object) -> np.ndarray:
         return np.asarray(spaces.flatten(self.inner, observation), np.float32)[self.kept]
+
+    def render(self) -> object:
+        task = self.unwrapped
+        if isinstance(task, PendulumEnv) and isinstance(task.last_u, np.generic):
+            task.last_u = float(task.last_u)  # pygame does not accept NumPy's numbers
+        return super().render()
 
 
 def make_gymnasium(
     env_name: str,
-    env_args: dict[str, Any] | None = None,
+    env_args: dict[str, object] | None = None,
     max_episode_steps: int | None = None,
     mask_velocity: bool = False,
     render_mode: str | None = None,
-) -> gymnasium.Env:
+) -> Task:
     """A Gymnasium task with a flat observation.
 
     Args:
-        env_name: Gymnasium id; "package.module:Name-v0" imports the module that registers it first.
-        env_args: arguments of its constructor.
-        max_episode_steps: time limit that truncates; None: the task's own.
-        mask_velocity: hide the velocities (tasks of `VELOCITIES` only).
-        render_mode: rgb_array to film it.
+        env_name: Gymnasium id; with "package.module:Name-v0" the module is imported first, to register the task.
+        env_args: arguments of the task's constructor.
+        max_episode_steps: time limit at which episodes are truncated; None: the task's own.
+        mask_velocity: hide the velocities (tasks in `VELOCITIES` only).
+        render_mode: "rgb_array" where `render` is used; None: the task's default.
     Raises: ConfigError for an unknown id or argument, or a task whose velocities are not known.
     """
     spec = find_spec(env_name)
@@ -76,17 +98,17 @@ def make_gymnasium(
     if mask_velocity and env_name not in VELOCITIES:
         raise ConfigError(f"--mask-velocity knows the velocities of {', '.join(VELOCITIES)}, not of {env_name}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecation notes of Gymnasium about its own tasks
+        warnings.simplefilter("ignore")  # Gymnasium's deprecation warnings about its own tasks
         try:
-            how = {} if render_mode is None else {"render_mode": render_mode}  # not every task takes one
-            env = gymnasium.make(spec, max_episode_steps, disable_env_checker=True, **how, **(env_args or {}))
-        except Exception as error:  # whatever a task's constructor may raise
+            mode = {} if render_mode is None else {"render_mode": render_mode}  # not every constructor accepts one
+            env = gymnasium.make(spec, max_episode_steps, disable_env_checker=True, **mode, **(env_args or {}))
+        except Exception as error:  # a task's constructor can raise anything
             reason = " ".join(str(error).split()).partition(" was raised from")[0] or type(error).__name__
             if isinstance(error, gymnasium.error.DependencyNotInstalled) and "mujoco" in reason.lower():
-                reason = "it needs the extra: pip install 'mpn-rl[mujoco]'"  # Gymnasium's own advice brings a newer one
+                reason = "it needs the extra: pip install 'mpn-rl[mujoco]'"  # Gymnasium's advice installs a newer one
             raise ConfigError(f"--env-name {env_name} cannot be made: {reason}{_arguments(spec, env_args)}") from error
     if isinstance(env.unwrapped, AcrobotEnv):
-        vars(np).setdefault("float_", np.float64)  # its steps ask for this name, which NumPy 2 has dropped
+        vars(np).setdefault("float_", np.float64)  # its step uses this name, which NumPy 2 no longer has
     if not isinstance(spaces.flatten_space(env.observation_space), spaces.Box):
         raise ConfigError(f"--env-name {env_name} has observations of no fixed size: {env.observation_space}")
     return FlatObservation(env, VELOCITIES[env_name] if mask_velocity else ())
@@ -95,33 +117,36 @@ def make_gymnasium(
 def make_vector_env(
     count: int,
     env_name: str,
-    env_args: dict[str, Any] | None = None,
+    env_args: dict[str, object] | None = None,
     max_episode_steps: int | None = None,
     mask_velocity: bool = False,
-) -> Any | None:
-    """The task as one batched environment of `count` rows (`lanes.VectorLanes` says of what kind), or None."""
+) -> BatchedTask | None:
+    """The task as one vector environment of `count` rows; None where the task has no `BatchedTask`."""
     spec = find_spec(env_name)
     if spec.vector_entry_point is None or mask_velocity:
         return None
     creator = _creator(spec.vector_entry_point)
-    if not hasattr(creator, "reset_rows"):
+    if not (isinstance(creator, type) and issubclass(creator, BatchedTask)):
         return None
     return creator(num_envs=count, max_episode_steps=max_episode_steps, **{**spec.kwargs, **(env_args or {})})
 
 
 def time_limit(
-    env_name: str, env_args: dict[str, Any] | None = None, max_episode_steps: int | None = None
+    env_name: str, env_args: dict[str, object] | None = None, max_episode_steps: int | None = None
 ) -> int | None:
-    """The longest episode in steps: the user's limit, the registered one, or what the task itself counts; else None."""
+    """The longest possible episode in steps, None where there is no limit.
+
+    It is the smaller of the user's limit (else the registered one) and the task's own argument `episode_steps`.
+    """
     spec = find_spec(env_name)
     own = inspect.signature(_creator(spec.entry_point)).parameters.get("episode_steps")
-    counted = None if own is None else {**spec.kwargs, **(env_args or {})}.get("episode_steps", own.default)
-    limits = [limit for limit in (max_episode_steps or spec.max_episode_steps, counted) if limit is not None]
+    steps = None if own is None else {**spec.kwargs, **(env_args or {})}.get("episode_steps", own.default)
+    limits = [limit for limit in (max_episode_steps or spec.max_episode_steps, steps) if limit is not None]
     return min(limits, default=None)
 
 
-def find_spec(env_name: str) -> Any:
-    """Gymnasium's entry for an id. Raises: ConfigError with the nearest ids."""
+def find_spec(env_name: str) -> EnvSpec:
+    """Gymnasium's registry entry of an id. Raises: ConfigError that names the nearest ids."""
     module, _, name = env_name.rpartition(":")
     try:
         if module:
@@ -136,12 +161,13 @@ def find_spec(env_name: str) -> Any:
     )
 
 
-def _arguments(spec: Any, env_args: dict[str, Any] | None) -> str:
-    """'; it takes ...' when the user gave an argument that it does not take."""
+def _arguments(spec: EnvSpec, env_args: dict[str, object] | None) -> str:
+    """'; it takes ...' where the user passed an argument that the constructor does not have."""
     names = [name for name in inspect.signature(_creator(spec.entry_point)).parameters if name != "render_mode"]
     unknown = set(env_args or {}) - set(names)
     return f"; it takes {', '.join(names) or 'none'}" if unknown else ""
 
 
-def _creator(entry: Any) -> Any:
+def _creator(entry: str | Callable[..., gymnasium.Env]) -> Callable[..., gymnasium.Env]:
+    """The constructor that a registry entry names."""
     return entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)

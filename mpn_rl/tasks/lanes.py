@@ -1,22 +1,27 @@
-"""Lanes: copies of a task that step together, as separate environments or as one batched environment."""
+"""Lanes: copies of a task that step together, as separate environments or as one vector environment."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import gymnasium
 import numpy as np
 
-from mpn_rl.contracts import Steps
+from mpn_rl.contracts import Action, Steps, Task, VectorEnv
 from mpn_rl.options import ConfigError
 
-# Episode seeds come from ranges that never meet: training, the choice of best_model.pt, and eval.
+# The seeds of training episodes, of the evaluations that choose best_model.pt, and of `eval` never overlap.
 SEED_RANGES = {"train": (0, 2**30), "select": (2**30, 3 * 2**29), "eval": (3 * 2**29, 2**31 - 1)}
 
 
 class EpisodeSeeds:
-    """Episode seeds for one purpose, drawn from that purpose's own range."""
+    """A source of episode seeds.
+
+    Args:
+        purpose: train, select or eval; the seeds come from its part of `SEED_RANGES`.
+        seed: of this source.
+    """
 
     def __init__(self, purpose: str, seed: int) -> None:
         self.low, self.high = SEED_RANGES[purpose]
@@ -27,54 +32,69 @@ class EpisodeSeeds:
 
 
 class EpisodeEnd(NamedTuple):
-    """One finished episode of a lane. `accuracy` is None where the task scores no trials."""
+    """One finished episode of a lane."""
 
-    reward: float
-    length: int
-    trials: int
-    accuracy: float | None
+    reward: float  # the sum over the episode
+    length: int  # steps
+    trials: int  # completed trials; 0 where the task has none
+    accuracy: float | None  # mean performance of the trials; None where there are none
+
+
+class SavedLanes(TypedDict):
+    """The state of `Lanes`: each lane's episode seed and its actions so far, with the result that they must have."""
+
+    seeds: list[int]
+    actions: list[np.ndarray]
+    obs: np.ndarray
+    rewards: np.ndarray
 
 
 class Lanes:
-    """N copies of a task that step together, in a plain loop: a vector environment costs more than the tasks.
+    """N environments of one task that step together, in a plain loop: these tasks cost less than a vector environment.
 
-    An episode that ends begins anew at once, with a seed of its own; `obs` is always what to act upon next. A
-    lane is saved as its episode's seed and the actions so far, and comes back by replaying them.
+    A lane whose episode ends starts the next one at once. `obs` (N, D) is what to act upon next. A lane is saved as
+    the seed and the actions of its episode; loading replays them.
+
+    Args:
+        envs: N environments of one task.
+        next_seed: returns the seed of the next episode.
     """
 
-    def __init__(self, envs: Sequence[gymnasium.Env], next_seed: Callable[[], int]) -> None:
+    def __init__(self, envs: Sequence[Task], next_seed: Callable[[], int]) -> None:
         self.envs, self.next_seed = list(envs), next_seed
         lanes = len(self.envs)
-        space = self.envs[0].observation_space
-        self.obs = np.zeros((lanes, *(space.shape or ())), np.float32)
+        self.obs = np.zeros((lanes, self.envs[0].obs_dim), np.float32)
         self.seeds = [0] * lanes
-        self.actions: list[list[Any]] = [[] for _ in range(lanes)]
+        self.actions: list[list[Action]] = [[] for _ in range(lanes)]
         self.rewards = np.zeros(lanes)
         self.scores: list[list[float]] = [[] for _ in range(lanes)]
         for lane in range(lanes):
-            self._begin(lane)
+            self._start(lane)
 
     def __len__(self) -> int:
         return len(self.envs)
 
     @property
     def trial_steps(self) -> int:
-        """The mean length of a trial; 0 where the task has none."""
-        steps: int = self.envs[0].trial_steps
-        return steps
+        """Full length of the first lane's current trial in steps; 0 where the task has no trials."""
+        return self.envs[0].trial_steps
 
-    def _begin(self, lane: int) -> None:
+    def _start(self, lane: int) -> None:
         self.seeds[lane] = self.next_seed()
         self.obs[lane], _ = self.envs[lane].reset(seed=self.seeds[lane])
         self.actions[lane], self.rewards[lane], self.scores[lane] = [], 0.0, []
 
     def step(self, actions: np.ndarray) -> tuple[Steps, list[EpisodeEnd]]:
-        """One step of every lane, and the episodes that ended with it."""
+        """One step of every lane.
+
+        Args: actions: (N,) choices, or (N, A) where actions are continuous.
+        Returns: the step, and the episodes that it ended.
+        """
         lanes, ended = len(self.envs), []
         obs, next_obs = self.obs.copy(), np.empty_like(self.obs)
         reward = np.empty(lanes, np.float32)
         terminated, truncated, new_trial = np.zeros((3, lanes), bool)
-        for lane, (env, action) in enumerate(zip(self.envs, each(actions), strict=True)):
+        for lane, (env, action) in enumerate(zip(self.envs, per_lane(actions), strict=True)):
             next_obs[lane], step_reward, terminated[lane], truncated[lane], info = env.step(action)
             reward[lane] = step_reward
             self.actions[lane].append(action)
@@ -87,10 +107,10 @@ class Lanes:
             scores = self.scores[lane]
             accuracy = float(np.mean(scores)) if scores else None
             ended.append(EpisodeEnd(float(self.rewards[lane]), len(self.actions[lane]), len(scores), accuracy))
-            self._begin(lane)
+            self._start(lane)
         return Steps(obs, actions, reward, terminated, truncated, next_obs, new_trial), ended
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedLanes:
         return {
             "seeds": list(self.seeds),
             "actions": [np.array(actions) if actions else np.zeros(0, np.int64) for actions in self.actions],
@@ -98,15 +118,15 @@ class Lanes:
             "rewards": self.rewards.copy(),
         }
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Replay every lane's episode up to where it was.
+    def load_state_dict(self, saved: SavedLanes) -> None:
+        """Replay every lane's episode up to the step at which it was saved.
 
-        Raises: ConfigError when the task does not come back to the same observation and rewards.
+        Raises: ConfigError where the replayed observation or rewards differ from the saved ones.
         """
         for lane, (seed, actions) in enumerate(zip(saved["seeds"], saved["actions"], strict=True)):
             self.seeds[lane] = seed
             obs, _ = self.envs[lane].reset(seed=seed)
-            self.actions[lane], self.rewards[lane], self.scores[lane] = each(actions), 0.0, []
+            self.actions[lane], self.rewards[lane], self.scores[lane] = per_lane(actions), 0.0, []
             for action in self.actions[lane]:
                 obs, reward, _, _, info = self.envs[lane].step(action)
                 self.rewards[lane] += reward
@@ -115,43 +135,40 @@ class Lanes:
             self.obs[lane] = obs
             same = np.array_equal(self.obs[lane], saved["obs"][lane], equal_nan=True)
             if not same or self.rewards[lane] != saved["rewards"][lane]:
-                task = self.envs[lane].unwrapped
-                name = task.spec.id if task.spec else type(task).__name__
                 raise ConfigError(
-                    f"--resume: {name} does not reproduce an episode from its seed and actions, so this run "
-                    "cannot go on exactly; seed the task's own randomness, or start anew with --overwrite"
+                    f"--resume: {task_name(self.envs[lane])} does not reproduce an episode from its seed and actions, "
+                    "so this run cannot continue exactly; seed the task's own randomness, or restart with --overwrite"
                 )
 
 
 class VectorLanes:
-    """The lanes of a batched environment, which steps all of its rows at once in NumPy; otherwise like `Lanes`.
+    """The lanes of a vector environment, whose rows all step at once in NumPy; otherwise like `Lanes`.
 
     Args:
-        env: with `single_observation_space`, `reset_rows(rows, seeds)`, `step(actions)` and `state_dict`; a row
-            behaves as a single environment with that seed would, and does not begin anew by itself.
-        next_seed: seeds of the episodes.
+        env: the task as a vector environment of N rows.
+        next_seed: returns the seed of the next episode.
     """
 
     trial_steps = 0
 
-    def __init__(self, env: Any, next_seed: Callable[[], int]) -> None:
+    def __init__(self, env: VectorEnv, next_seed: Callable[[], int]) -> None:
         self.env, self.next_seed = env, next_seed
         lanes = env.num_envs
-        self.obs = np.zeros((lanes, *env.single_observation_space.shape), np.float32)
         self.seeds = np.zeros(lanes, np.int64)
         self.rewards, self.scores = np.zeros((2, lanes))
         self.lengths, self.trials = np.zeros((2, lanes), np.int64)
-        self._begin(np.arange(lanes))
+        self.obs = np.array(self._start(np.arange(lanes)), np.float32)
 
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def _begin(self, rows: np.ndarray) -> None:
+    def _start(self, rows: np.ndarray) -> np.ndarray:
         self.seeds[rows] = [self.next_seed() for _ in rows]
-        self.obs[rows] = self.env.reset_rows(rows, self.seeds[rows])
         self.rewards[rows], self.scores[rows], self.lengths[rows], self.trials[rows] = 0.0, 0.0, 0, 0
+        return self.env.reset_rows(rows, self.seeds[rows])
 
     def step(self, actions: np.ndarray) -> tuple[Steps, list[EpisodeEnd]]:
+        """One step of every lane, as `Lanes.step`."""
         obs = self.obs.copy()
         next_obs, reward, terminated, truncated, info = self.env.step(actions)
         new_trial = info.get("new_trial", np.zeros(len(obs), bool))
@@ -161,16 +178,15 @@ class VectorLanes:
         self.rewards += reward
         self.lengths += 1
         self.obs[:] = next_obs
-        rows, ended = np.flatnonzero(terminated | truncated), []
-        if len(rows):
-            ended = [self._end(row) for row in rows.tolist()]
-            self._begin(rows)
+        ended = []
+        rows = np.flatnonzero(terminated | truncated)
+        for row in rows.tolist():
+            trials = int(self.trials[row])
+            accuracy = float(self.scores[row]) / trials if trials else None
+            ended.append(EpisodeEnd(float(self.rewards[row]), int(self.lengths[row]), trials, accuracy))
+        if ended:
+            self.obs[rows] = self._start(rows)
         return Steps(obs, actions, reward, terminated, truncated, next_obs, new_trial), ended
-
-    def _end(self, row: int) -> EpisodeEnd:
-        trials = int(self.trials[row])
-        accuracy = float(self.scores[row]) / trials if trials else None
-        return EpisodeEnd(float(self.rewards[row]), int(self.lengths[row]), trials, accuracy)
 
     _ARRAYS = ("obs", "seeds", "rewards", "scores", "lengths", "trials")
 
@@ -183,6 +199,12 @@ class VectorLanes:
             np.copyto(getattr(self, name), saved[name])
 
 
-def each(actions: np.ndarray) -> list[Any]:
-    """One action per lane: whole numbers, or vectors where actions are continuous."""
+def per_lane(actions: np.ndarray) -> list[Action]:
+    """The actions of N lanes as a list: (N,) choices as int, (N, A) as N vectors."""
     return actions.tolist() if actions.ndim == 1 else list(actions)
+
+
+def task_name(env: gymnasium.Env) -> str:
+    """The task's Gymnasium id, or the name of its class where it has none."""
+    task = env.unwrapped
+    return task.spec.id if task.spec else type(task).__name__

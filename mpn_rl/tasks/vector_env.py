@@ -1,7 +1,7 @@
-"""What the grid maze and the cue-reward task share: a batch of rows stepped in NumPy, one row as a gymnasium.Env.
+"""Base classes of the grid maze and the cue-reward task: a vector environment in NumPy, and one row of it.
 
-A row is a function of its episode's seed and its actions alone. Its random numbers are counted, not drawn from a
-stream: number j of step t is a hash of (seed, t, j), so no row ever moves another one's, and nothing but t is saved.
+A row depends on its episode's seed and its actions alone. Random number j of step t is a hash of (seed, t, j), not
+the next number of a stream, so rows cannot influence each other, and only t has to be saved.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import inspect
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
 from gymnasium import spaces
 
-# --- counted random numbers -------------------------------------------------------------------------------
+from mpn_rl.contracts import Info
+
+# --- random numbers by hashing ----------------------------------------------------------------------------
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _PER_STEP = np.uint64(2**20)  # random numbers that a step may use
@@ -28,19 +31,27 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def keys_of(seeds: Any) -> np.ndarray:
-    """Seeds (n,), whole numbers from 0, as keys: neighbouring seeds get streams far from each other."""
+def keys_of(seeds: npt.ArrayLike) -> np.ndarray:
+    """Keys (n,) uint64 for `random_words` from seeds (n,) >= 0: neighbouring seeds get unrelated random numbers."""
     return splitmix64(np.asarray(seeds, np.uint64) + _GAMMA)
 
 
 def random_words(key: np.ndarray, t: np.ndarray, count: int, first: int = 0) -> np.ndarray:
-    """Random numbers first .. first + count - 1 of step t, (n, count) uint64; key and t are (n,)."""
+    """Random numbers of one step.
+
+    Args:
+        key: of each row's episode, (n,) uint64.
+        t: step, (n,).
+        count: how many numbers.
+        first: index of the first one within the step.
+    Returns: (n, count) uint64.
+    """
     index = np.arange(first + 1, first + 1 + count, dtype=np.uint64)
     return splitmix64(key[:, None] + (t.astype(np.uint64) * _PER_STEP)[:, None] * _GAMMA + index * _GAMMA)
 
 
 def below(words: np.ndarray, limit: int) -> np.ndarray:
-    """Random words as whole numbers in [0, limit), each as likely to within limit / 2**32; limit <= 2**32."""
+    """Random words as integers in [0, limit), uniform to within limit / 2**32; limit <= 2**32."""
     return (((words >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32)).astype(np.int64)
 
 
@@ -49,31 +60,33 @@ def uniform(words: np.ndarray) -> np.ndarray:
     return (words >> np.uint64(11)) * 2.0**-53
 
 
-# --- a batch of rows --------------------------------------------------------------------------------------
+# --- the vector environment -------------------------------------------------------------------------------
 
-# (env, rng) -> an action for each row; a policy may look at whatever there is in the environment.
-Policy = Callable[[Any, np.random.Generator], np.ndarray]
+Policy = Callable[..., np.ndarray]  # (env, rng) -> the action of each row; it may read all attributes of the task
+Rows = slice | np.ndarray  # which rows: all of them, or their indices
 
 
-class VectorEnv:
-    """N rows of one task that step together, without a Python loop over them and without autoreset.
+class BatchedTask:
+    """N rows of one task that step together in NumPy, without autoreset: the base of a `contracts.VectorEnv`.
 
-    A task fills in `_begin(rows)`, which starts episodes, and `_advance(actions) -> (reward, info)`; both write their
-    own channels with `_show`. The episode ends by truncation: nothing but the clock runs out.
+    A subclass implements `_start(rows)`, which starts episodes, and `_advance(actions) -> (reward, info)`; both write
+    the task's channels with `_show`. An episode never terminates; it is truncated at the time limit.
 
     Args:
-        num_envs: rows, >= 1.
-        channels: sizes of the observation's parts in their order; a part of size 0 is left out.
+        num_envs: N, rows, >= 1.
+        channels: size of each part of the observation, in order; a part of size 0 is left out.
         num_actions: actions are 0 .. num_actions - 1.
-        episode_steps: T, steps of an episode; the clock shows t / T.
-        max_episode_steps: a shorter limit at which to truncate, which the clock does not show.
+        episode_steps: T, steps of an episode; the channel "clock" shows t / T.
+        max_episode_steps: a shorter time limit, which does not change the clock; None: T.
         bounds: (low, high) of the channels that do not lie in [0, 1].
     Attributes:
-        channels: {name: slice of the observation}; channel_names: one name per entry of the observation.
+        channels: slice of the observation for each channel.
+        channel_names: one name per entry of the observation.
         t: steps since each row's reset, (N,).
+    Raises: ValueError for an argument out of range, or an observation without entries.
     """
 
-    arrays: ClassVar[tuple[str, ...]] = ("key", "t", "obs")  # everything that a row is
+    arrays: ClassVar[tuple[str, ...]] = ("key", "t", "obs")  # attributes that hold the state of the rows
     scripted: ClassVar[dict[str, Policy]] = {}  # reference policies by name
 
     def __init__(
@@ -107,23 +120,27 @@ class VectorEnv:
         self.key, self.t = np.zeros(self.num_envs, np.uint64), np.zeros(self.num_envs, np.int64)
         self.obs = np.zeros((self.num_envs, size), np.float32)
 
-    def reset_rows(self, rows: Any, seeds: Any) -> np.ndarray:
-        """Begin an episode in each of `rows`, with the seed of the same place; returns their observations, (n, D)."""
+    def reset_rows(self, rows: npt.ArrayLike, seeds: npt.ArrayLike) -> np.ndarray:
+        """Start an episode in each of `rows` (n,), with the seeds (n,). Returns: their observations, (n, D)."""
         rows = np.asarray(rows, np.intp)
         self.key[rows], self.t[rows], self.obs[rows] = keys_of(seeds), 0, 0.0
-        self._begin(rows)
+        self._start(rows)
         self._show(rows, "bias", 1.0)
         return self.obs[rows]
 
     def reset(self, *, seed: int | Sequence[int] = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Begin an episode in every row: row i with seed + i, or with seed[i]. Returns observations and no info."""
+        """Start an episode in every row, row i with seed + i or seed[i]. Returns: observations (N, D), empty info."""
         seeds = [seed + row for row in range(self.num_envs)] if isinstance(seed, int) else seed
         return self.reset_rows(self.every, seeds), {}
 
-    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Observations (N, D), then rewards, terminated, truncated and every entry of the info, (N,) each.
+    def step(
+        self, actions: npt.ArrayLike
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """One step of every row.
 
-        A row that has ended does not begin anew by itself; stepping it further means nothing and does no harm.
+        A row that has ended does not restart by itself; its further steps are harmless and meaningless.
+
+        Returns: observations (N, D); rewards, terminated, truncated and each entry of the info, (N,).
         """
         actions = np.asarray(actions)
         self.t += 1
@@ -134,15 +151,15 @@ class VectorEnv:
         return self.obs.copy(), reward, np.zeros(self.num_envs, bool), self.t >= self.limit, info
 
     def random(self, rows: np.ndarray, count: int, first: int = 0) -> np.ndarray:
-        """The random numbers of the rows' step, from number `first` on, (n, count) uint64."""
+        """Random numbers `first` to first + count - 1 of the current step of `rows` (n,), (n, count) uint64."""
         return random_words(self.key[rows], self.t[rows], count, first)
 
-    def _show(self, rows: Any, channel: str, values: Any) -> None:
-        place = self.channels.get(channel)
-        if place is not None:
-            self.obs[rows, place] = values
+    def _show(self, rows: Rows, channel: str, values: npt.ArrayLike) -> None:
+        """Write a channel of the observation, if it is shown."""
+        if channel in self.channels:
+            self.obs[rows, self.channels[channel]] = values
 
-    def _begin(self, rows: np.ndarray) -> None:
+    def _start(self, rows: np.ndarray) -> None:
         raise NotImplementedError
 
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -156,17 +173,22 @@ class VectorEnv:
             np.copyto(getattr(self, name), saved[name], casting="no")
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources to free."""
 
     @property
-    def unwrapped(self) -> VectorEnv:
-        return self  # what gymnasium.make_vec asks for
+    def unwrapped(self) -> BatchedTask:
+        return self  # gymnasium.make_vec reads it
 
 
-def play(env: VectorEnv, policy: Policy, seeds: Sequence[int], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """One whole episode in every row: {"reward": (N, T) float32, "hit": (N, T) bool}, and "decision" where it is told.
+def play(env: BatchedTask, policy: Policy, seeds: Sequence[int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Play one whole episode in every row.
 
-    Args: one seed for each row; rng, which only the policy draws from.
+    Args:
+        env: N rows.
+        policy: (env, rng) -> actions (N,).
+        seeds: of the episodes, N of them.
+        rng: for the policy.
+    Returns: "reward" (N, T) float32, "hit" (N, T) bool, and "decision" (N, T) bool where the task's info has it.
     """
     env.reset(seed=seeds)
     steps: list[dict[str, np.ndarray]] = []
@@ -177,9 +199,12 @@ def play(env: VectorEnv, policy: Policy, seeds: Sequence[int], rng: np.random.Ge
 
 
 def quarters(values: np.ndarray) -> np.ndarray:
-    """Sums over the four quarters of each episode, (E, T) -> (E, 4): their growth is learning within an episode.
+    """Sums over the four quarters of each episode; growth from quarter to quarter is learning within an episode.
 
     Step t of T belongs to quarter floor(4 t / T).
+
+    Args: values: (E, T).
+    Returns: (E, 4).
     """
     quarter = 4 * np.arange(values.shape[1]) // values.shape[1]
     return np.stack([values[:, quarter == number].sum(axis=1) for number in range(4)], axis=1)
@@ -189,20 +214,21 @@ def quarters(values: np.ndarray) -> np.ndarray:
 
 
 class SingleEnv(gymnasium.Env):
-    """One row of a `VectorEnv`: the batch of size 1, with scalars where that has arrays.
+    """A `BatchedTask` with one row as a Gymnasium environment: scalars instead of arrays.
 
-    Without a seed, `reset` draws the episode's seed from `np_random`, as Gymnasium asks. Rendered, it remembers the
-    info of the steps so far, and a task's `render` draws them.
+    Without a seed, `reset` draws the episode's seed from `np_random`, as Gymnasium requires. With a render mode it
+    keeps the info of all steps of the episode in `history`, and the `render` of a task draws them.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
-    batch: ClassVar[type[VectorEnv]]
+    metadata: ClassVar[dict[str, object]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    batch: ClassVar[type[BatchedTask]]
+    rows: BatchedTask  # the one row
     action_names: ClassVar[tuple[str, ...]]
-    # The batch's reference policies, each (env, rng) -> action, for an env whose `unwrapped` this is.
-    scripted: ClassVar[dict[str, Callable[[Any, np.random.Generator], int]]]
+    # The reference policies of the batch as (env, rng) -> action, for an env whose `unwrapped` is of this class.
+    scripted: ClassVar[dict[str, Callable[[gymnasium.Env, np.random.Generator], int]]]
 
     def __init_subclass__(cls) -> None:
-        """The arguments and policies of the batch are also those of the single environment, written once."""
+        """Take the constructor's arguments and the policies from the batch, so that they are written once."""
         own = [inspect.Parameter("render_mode", inspect.Parameter.KEYWORD_ONLY, default=None)]
         of_batch = inspect.signature(cls.batch).parameters.values()
         shared = [item for item in of_batch if item.name not in ("num_envs", "max_episode_steps")]
@@ -213,22 +239,17 @@ class SingleEnv(gymnasium.Env):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be rgb_array, got {render_mode!r}")
         self.render_mode = render_mode
-        self.rows: Any = self.batch(1, **arguments)
+        self.rows = self.batch(1, **arguments)
         self.observation_space, self.action_space = self.rows.single_observation_space, self.rows.single_action_space
-        self.history: list[dict[str, Any]] = []
+        self.history: list[Info] = []
 
-    @property
-    def conditions(self) -> dict[str, Any]:
-        """The current trial's conditions, where the task has trials."""
-        return {}
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, Info]:
         super().reset(seed=seed)
         episode = int(self.np_random.integers(2**63)) if seed is None else seed % 2**64
         self.history.clear()
         return self.rows.reset_rows([0], [episode])[0], {}
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, Info]:
         if not 0 <= action < self.rows.single_action_space.n:
             raise ValueError(f"an action must lie in [0, {self.rows.single_action_space.n - 1}], got {action}")
         obs, reward, terminated, truncated, info = self.rows.step(np.array([action]))
@@ -238,17 +259,28 @@ class SingleEnv(gymnasium.Env):
         return obs[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), scalars
 
 
-def single(policy: Policy) -> Callable[[Any, np.random.Generator], int]:
-    """The policy of a batch as one of `SingleEnv.scripted`."""
+def single(policy: Policy) -> Callable[[gymnasium.Env, np.random.Generator], int]:
+    """A policy of the batch as a policy of the single environment."""
     return lambda env, rng: int(policy(env.unwrapped.rows, rng)[0])
 
 
 # --- arguments and pictures -------------------------------------------------------------------------------
 
+Number = TypeVar("Number", int, float)
 
-def check(name: str, value: Any, kind: type, low: float = -(10**6), high: float = 10**6) -> Any:
-    """The value of an argument as int, float or bool. Raises: ValueError, one sentence with name, rule and value."""
-    number: Any = {int: numbers.Integral, float: numbers.Real, bool: bool}[kind]
+
+def check(name: str, value: Number, kind: type[Number], low: float = -(10**6), high: float = 10**6) -> Number:
+    """The value of an argument, checked.
+
+    Args:
+        name: of the argument.
+        value: what the user passed.
+        kind: int, float or bool.
+        low, high: the range that the value must lie in.
+    Returns: the value, converted to `kind`.
+    Raises: ValueError, one sentence with the name, the rule and the value.
+    """
+    number = {int: numbers.Integral, float: numbers.Real, bool: bool}[kind]
     if not isinstance(value, number) or isinstance(value, bool) is not (kind is bool):
         what = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
         raise ValueError(f"{name} must be {what}, got {value!r}")
@@ -258,11 +290,14 @@ def check(name: str, value: Any, kind: type, low: float = -(10**6), high: float 
 
 
 INK, PAPER, GREY, PALE = "#222222", "#FFFFFF", "#8A8A8A", "#E4E4E4"
-BLUE, ORANGE, GREEN, YELLOW = "#0072B2", "#D55E00", "#009E73", "#F0E442"  # told apart by the colour-blind
+BLUE, ORANGE, GREEN, YELLOW = "#0072B2", "#D55E00", "#009E73", "#F0E442"  # safe for the colour-blind
 
 
 class Picture:
-    """A page to draw on in pixels, smoothed by drawing at twice the size. Pillow is imported when one is made."""
+    """A page to draw on, in pixels. It is drawn at twice its size and then reduced, which smooths the lines.
+
+    The constructor imports Pillow.
+    """
 
     def __init__(self, width: int, height: int) -> None:
         from PIL import Image, ImageDraw
@@ -286,8 +321,8 @@ class Picture:
         (x0, y0), (x1, y1) = start, end
         pieces = max(1, round(np.hypot(x1 - x0, y1 - y0) / 8))
         for piece in np.arange(pieces) / pieces:
-            there = piece + 0.5 / pieces
-            self.line([(x0 + f * (x1 - x0), y0 + f * (y1 - y0)) for f in (piece, there)], colour, width)
+            ends = (piece, piece + 0.5 / pieces)
+            self.line([(x0 + f * (x1 - x0), y0 + f * (y1 - y0)) for f in ends], colour, width)
 
     def text(self, x: float, y: float, words: str, size: int = 14, colour: str = INK, anchor: str = "lm") -> None:
         from PIL import ImageFont
@@ -295,5 +330,5 @@ class Picture:
         self.draw.text((2 * x, 2 * y), words, colour, ImageFont.load_default(2 * size), anchor)
 
     def pixels(self) -> np.ndarray:
-        """(height, width, 3) uint8."""
+        """The page, (height, width, 3) uint8."""
         return np.asarray(self.image.reduce(2))

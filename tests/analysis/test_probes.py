@@ -49,7 +49,7 @@ def interventions(subject: probes.Subject, curve: Any, monkeypatch: pytest.Monke
 
 def test_a_subject_knows_its_trials(match: probes.Subject) -> None:
     """Fixation 300 ms, sample 500, delay 1,000, test 500, decision 900, in steps of 100 ms."""
-    assert match.trial_steps == 32
+    assert match.median_trial_steps == 32
     assert match.marks == {"fixation": 0, "sample": 3, "delay": 8, "test": 18, "decision": 23}
     assert match.seen.shape == (32, 3)
     np.testing.assert_allclose(

@@ -253,7 +253,10 @@ def test_patterns_mean_experiments_each_once(home: Path) -> None:
             "is no option of mpn runs; did you mean 'hidden_dim'",
         ),
         ("collect --experiment-name seed-0 --states H", "--states must be of h, M for this core, got 'H'"),
-        ("collect --experiment-name seed-0 --max-megabytes 1 --num-episodes 1 --policy sample", "has none to draw"),
+        (
+            "collect --experiment-name seed-0 --max-megabytes 1 --num-episodes 1 --policy sample",
+            "has no policy to sample",
+        ),
     ],
 )
 def test_a_wrong_option_is_one_line(options: str, message: str, capsys: pytest.CaptureFixture) -> None:

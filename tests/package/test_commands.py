@@ -112,7 +112,7 @@ def test_a_trial_longer_than_the_episode_is_pointed_out(capsys: pytest.CaptureFi
                      capsys.readouterr().err)  # fmt: skip
     assert main.main(["eval", "--experiment-name", "short", "--experiments-dir", str(tmp_path)]) == 0
     captured = capsys.readouterr()
-    assert "no trial was completed: one takes" in captured.err
+    assert "no trial was completed: a trial takes" in captured.err
     assert "0 trials" in captured.out and "nan" not in captured.out
     with_trials = ["eval", "--experiment-name", "short", "--experiments-dir", str(tmp_path), "--num-eval-trials", "5"]
     assert main.main(with_trials) == 2

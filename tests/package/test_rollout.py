@@ -13,6 +13,7 @@ from mpn_rl import config as cfg
 from mpn_rl import registry
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import _frame, evaluate, join_episodes, record_episodes, reset_rows, run_scripted
+from mpn_rl.tasks.gymnasium_tasks import make_gymnasium
 from mpn_rl.tasks.lanes import SEED_RANGES, EpisodeSeeds, Lanes
 
 
@@ -24,7 +25,8 @@ class Clock(gymnasium.Env):
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gymnasium.spaces.Discrete(3)
-    trial_steps, dt_ms, n_actions = 3, 0.0, 3
+    obs_dim, trial_steps, dt_ms = 2, 3, 0.0
+    action_names, scripted = None, {}
 
     def reset(self, *, seed=None, options=None):
         self.t, self.length = 0, 4 + seed % 3
@@ -54,7 +56,7 @@ def network(**flags: Any):
     return registry.make_network(config, registry.Spaces(2, 3)).requires_grad_(False)
 
 
-def test_lanes_report_the_true_last_observation_and_begin_anew() -> None:
+def test_lanes_report_the_true_last_observation_and_restart() -> None:
     seeds = iter([3, 4, 6, 7, 9, 10])  # episodes of 4, 5, 4, ... steps
     lanes = Lanes([Clock(), Clock()], lambda: next(seeds))
     log = []
@@ -210,7 +212,7 @@ def test_a_task_without_pictures_is_named() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_pendulum_is_drawn_after_an_action_of_any_precision(dtype: type) -> None:
     """Gymnasium 0.29 hands the torque, a NumPy number, to pygame, which refuses one of 32 bits."""
-    env = gymnasium.make("Pendulum-v1", render_mode="rgb_array")
+    env = make_gymnasium("Pendulum-v1", render_mode="rgb_array")
     env.reset(seed=0)
     env.step(np.array([0.5], dtype=dtype))
     assert _frame(env).shape == (500, 500, 3)

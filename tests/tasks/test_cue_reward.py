@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import run_scripted
 from mpn_rl.tasks import vector_env as ve
-from mpn_rl.tasks.cue_reward import NO, SCRIPTED, YES, CueReward, CueRewardVec, patterns
+from mpn_rl.tasks.cue_reward import NO, YES, CueReward, CueRewardVec, patterns
 from mpn_rl.tasks.gymnasium_tasks import make_gymnasium, time_limit
 
 BATCHED = CueRewardVec.scripted
@@ -137,7 +137,7 @@ def test_infos_speak_as_neurogyms_do() -> None:
 
 def test_a_scripted_run_scores_trials_as_it_does_neurogyms() -> None:
     env = make_gymnasium("CueReward-v0")
-    known = run_scripted(SCRIPTED["target_known"], env, [0, 1, 2])
+    known = run_scripted(CueReward.scripted["target_known"], env, [0, 1, 2])
     assert known.accuracy == 1.0 and known.decision_correct.all()
     assert known.returns.sum() == len(known.performance) > 50
     assert (known.trial_returns == 1.0).all() and not known.aborted.any()
@@ -239,7 +239,7 @@ def test_perfect_memory_is_bayes_over_what_was_seen(args: dict[str, Any]) -> Non
         for _ in range(120):
             if obs[:20].any():
                 shown.add(cues.index(tuple(obs[:20].tolist())))
-            action = SCRIPTED["perfect_memory"](env, rng)
+            action = CueReward.scripted["perfect_memory"](env, rng)
             if obs[20]:
                 assert action == best_answer(possible, shown, rows.num_cues, rows.target_probability)
             asked = bool(obs[20])
@@ -320,7 +320,7 @@ def test_the_time_limit_is_the_tasks_own() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"cue_bits": 1, "num_cues": 3}, "cue_bits must tell num_cues = 3 cues apart, got 1"),
+        ({"cue_bits": 1, "num_cues": 3}, "cue_bits must allow num_cues = 3 different patterns, got 1"),
         ({"num_cues": 2}, r"num_cues must lie in \[3, 64\], got 2"),
         ({"shortest_trial": 4}, r"shortest_trial must lie in \[5, 1000\], got 4"),
         ({"longest_trial": 4}, r"longest_trial must lie in \[5, 1000\], got 4"),

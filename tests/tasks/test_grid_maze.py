@@ -12,7 +12,7 @@ from gymnasium.utils.env_checker import check_env
 
 from mpn_rl.options import ConfigError
 from mpn_rl.tasks import vector_env as ve
-from mpn_rl.tasks.grid_maze import SCRIPTED, GridMaze, GridMazeVec, distances, maze
+from mpn_rl.tasks.grid_maze import GridMaze, GridMazeVec, distances, maze
 from mpn_rl.tasks.gymnasium_tasks import make_gymnasium, make_vector_env, time_limit
 from mpn_rl.tasks.lanes import Lanes, VectorLanes
 
@@ -302,16 +302,16 @@ def test_the_walk_turns_back_only_at_a_dead_end_and_never_bumps() -> None:
 
 def test_a_scripted_policy_plays_the_single_environment_through_its_wrappers() -> None:
     env, rng = make_gymnasium("GridMaze-v0", {"size": 7}), np.random.default_rng(0)
-    assert list(SCRIPTED) == list(BATCHED) == list(env.unwrapped.scripted)
+    assert list(GridMaze.scripted) == list(BATCHED) == list(env.unwrapped.scripted)
     batch = GridMazeVec(1, size=7)
     expected = ve.play(batch, BATCHED["goal_known"], [8], rng)["reward"].sum()
     env.reset(seed=8)
     total = 0.0
     for _ in range(200):
-        _, reward, _, over, _ = env.step(SCRIPTED["goal_known"](env, rng))
+        _, reward, _, over, _ = env.step(GridMaze.scripted["goal_known"](env, rng))
         total += reward
     assert over and total == expected > 300
-    for policy in SCRIPTED.values():
+    for policy in GridMaze.scripted.values():
         assert policy(env, rng) in range(4)
 
 

@@ -150,8 +150,8 @@ def test_velocities_are_hidden_only_where_they_are_known() -> None:
 
 
 def test_what_a_gymnasium_task_lacks_is_empty_without_a_warning() -> None:
-    env: cfg.Any = make_gymnasium("CartPole-v1")
-    assert (env.trial_steps, env.dt_ms, env.n_actions, env.conditions) == (0, 0.0, 2, {})
+    env = make_gymnasium("CartPole-v1")
+    assert (env.trial_steps, env.dt_ms, env.action_names, env.conditions) == (0, 0.0, None, {})
 
 
 def test_a_mujoco_task_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from mpn_rl.tasks.lanes import EpisodeSeeds, VectorLanes, each
+from mpn_rl.tasks.lanes import EpisodeSeeds, VectorLanes, per_lane
 
 
 class Counters:
@@ -35,7 +35,7 @@ class Counters:
         self.count, self.t = saved["count"].copy(), saved["t"].copy()
 
 
-def test_a_row_that_ends_begins_anew_and_reports_its_own_episode() -> None:
+def test_a_row_that_ends_restarts_and_reports_its_own_episode() -> None:
     seeds = iter([2, 8, 3])
     lanes = VectorLanes(Counters(2), lambda: next(seeds))
     assert lanes.obs.tolist() == [[2.0], [1.0]]
@@ -74,5 +74,5 @@ def test_batched_lanes_come_back_exactly_in_the_middle_of_an_episode() -> None:
 
 
 def test_actions_are_whole_numbers_or_vectors() -> None:
-    assert each(np.array([1, 0])) == [1, 0]
-    assert [row.tolist() for row in each(np.array([[0.5, 1.0]]))] == [[0.5, 1.0]]
+    assert per_lane(np.array([1, 0])) == [1, 0]
+    assert [row.tolist() for row in per_lane(np.array([[0.5, 1.0]]))] == [[0.5, 1.0]]
