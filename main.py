@@ -1,4 +1,4 @@
-"""Entry point of a clone: `python main.py COMMAND`. The program itself is mpn_rl/cli.py."""
+"""Entry point of a clone: `python main.py COMMAND`. The program is in mpn_rl/cli.py."""
 
 import sys
 

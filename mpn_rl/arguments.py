@@ -1,20 +1,21 @@
-"""The command line, generated from `config.py` so that every field has a flag. Stdlib only: --help is instant."""
+"""The command line, with a flag for every option of `config.py`. Stdlib only, so that --help is fast."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
 
 from mpn_rl import config as cfg
 from mpn_rl.options import Choice, ConfigError, fields_of, flag_of, nearest, unwrap_optional
 
-DESCRIPTION = "Train, evaluate and look into networks that change themselves: the MPN-DQN and its kin."
-# Options that a resumed run may change: they do not touch what is learned so far.
+DESCRIPTION = "Train, evaluate and analyse networks that change themselves, such as the MPN-DQN."
+# Options that a resumed run may change, because they do not affect the learning so far.
 RESUMABLE = {
     "num_episodes",
     "total_steps",
@@ -71,7 +72,7 @@ COMMON = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose mistakes are one line and exit status 2."""
+    """An argparse parser that reports a mistake in one line and exits with status 2."""
 
     short_help = False  # --help shows the options in COMMON only
 
@@ -99,7 +100,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(prog: str = "main.py") -> Parser:
-    """The parser of all subcommands."""
+    """The parser of all subcommands; `prog` is the program's name in messages."""
     parser = Parser(prog=prog, description=DESCRIPTION)
     parser.add_argument(
         "--print-completion",
@@ -111,20 +112,20 @@ def make_parser(prog: str = "main.py") -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     _add_training(commands.add_parser("train", help="train on a Gymnasium task"), "train")
     _add_training(commands.add_parser("train-neurogym", help="train on a NeuroGym task"), "train-neurogym")
-    _add_eval(commands.add_parser("eval", help="measure a trained agent, greedily"))
+    _add_eval(commands.add_parser("eval", help="measure the score of a trained agent"))
     _add_render(commands.add_parser("render", help="film a trained agent"))
-    _add_analyze(commands.add_parser("analyze", help="record a trained agent's activity and draw it"))
+    _add_analyze(commands.add_parser("analyze", help="record the activity of a trained agent and plot it"))
     _add_sweep(commands.add_parser("sweep", help="many runs from one table: expand, check, run, status, summary"))
     return parser
 
 
 def parse(argv: list[str] | None = None, parser: Parser | None = None) -> argparse.Namespace:
-    """The parsed command line; a mistake, told in one line, leaves with exit status 2."""
+    """The parsed command line. A mistake is reported in one line and exits with status 2."""
     parser = parser or make_parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         flag = unknown[0].partition("=")[0]
-        known = [option for name in options_of(parser, args.command) for option in name.option_strings]
+        known = [text for option in options_of(parser, args.command) for text in option.option_strings]
         parser.exit(2, f"{parser.prog} {args.command}: no option {flag!r}{nearest(flag, known)}\n")
     return args
 
@@ -135,7 +136,7 @@ def commands_of(parser: Parser) -> dict[str, Parser]:
 
 
 def options_of(parser: Parser, command: str) -> list[argparse.Action]:
-    """The options of a subcommand, those of its own subcommands among them."""
+    """The options of a subcommand and of its own subcommands."""
     actions = commands_of(parser)[command]._actions
     inner = [action for action in actions if isinstance(action, argparse._SubParsersAction)]
     return [*actions, *(option for action in inner for sub in action.choices.values() for option in sub._actions)]
@@ -147,7 +148,7 @@ def _add_training(parser: Parser, command: str) -> None:
     parser.add_argument("--help-all", action=_HelpAll, help="show every option, not only the common ones, and exit")
     run = parser.add_argument_group("experiment")
     run.add_argument("--experiment-name", metavar="NAME", help="folder in experiments/ (default: a random name)")
-    text = "start from the options in this JSON file, or in that of the toolkit's configs/ named so; flags override it"
+    text = "read options from this JSON file, or from the one of this name in the toolkit's configs/; flags override it"
     run.add_argument("--config", metavar="FILE", help=text)
     run.add_argument("--experiments-dir", metavar="DIR", default="experiments", help="(default: %(default)s)")
     run.add_argument(
@@ -155,24 +156,24 @@ def _add_training(parser: Parser, command: str) -> None:
         nargs="?",
         const="yes",
         choices=("yes", "auto"),
-        help="continue from last.pt; auto: continue where there is one, else start",
+        help="continue from last.pt; auto: continue if there is one, else start",
     )
     run.add_argument("--overwrite", action="store_true", help="replace an experiment of the same name")
     run.add_argument(
         "--checkpoint-exit-code",
         metavar="CODE",
         type=_whole(3, 125),
-        help="exit status after a SIGTERM or --checkpoint-exit-every, once all is saved: 85 for HTCondor "
+        help="exit status after a SIGTERM or --checkpoint-exit-every, when all is saved: 85 for HTCondor "
         "(default: 143, as SIGTERM gives)",
     )
     run.add_argument(
         "--checkpoint-exit-every",
         metavar="MINUTES",
         type=_positive,
-        help="save and leave with --checkpoint-exit-code after so long (default: never)",
+        help="after this time save and exit with --checkpoint-exit-code (default: never)",
     )
     if command == "train-neurogym":
-        run.add_argument("--list-envs", action="store_true", help="list every NeuroGym task and leave")
+        run.add_argument("--list-envs", action="store_true", help="list all NeuroGym tasks and exit")
     for part, title in TITLES.items():
         _add_section(parser.add_argument_group(title), part, command)
 
@@ -196,7 +197,7 @@ def _add_section(group: argparse._ArgumentGroup, part: str, command: str) -> Non
 
 
 def _defaults(command: str, part: str, choices: dict[str, Choice], name: str) -> str:
-    """'0.9', or '0.9; 0.99 with a2c' where kinds or learners differ."""
+    """The default value as text: '0.9', or '0.9; 0.99 with a2c' if kinds or learners differ."""
     shown: dict[str, list[str]] = {}
     for choice in choices.values():
         for field in (field for field in dataclasses.fields(choice.section) if field.name == name):
@@ -210,39 +211,39 @@ def _defaults(command: str, part: str, choices: dict[str, Choice], name: str) ->
     return "; ".join([first[0], *(f"{default} with {', '.join(users)}" for default, users in others)])
 
 
-def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: Any, default: str) -> None:
-    """One field's flag; absent from the result unless it is given."""
+def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: object, default: str) -> None:
+    """Add the flag of one field. The parsed result contains it only if the user gives it."""
     flag, text = flag_of(field), field.metadata["help"].replace("%", "%%")
     kind, optional = unwrap_optional(kind)
     shown = f"{text}{_range(field)} (default: {default})"
-    common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+    add = functools.partial(group.add_argument, flag, dest=field.name, default=argparse.SUPPRESS)
     if kind is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=shown, **common)
+        add(action=argparse.BooleanOptionalAction, help=shown)
     elif typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
-        group.add_argument(flag, choices=choices, metavar="NAME", help=f"{shown}; {', '.join(choices)}", **common)
+        add(choices=choices, metavar="NAME", help=f"{shown}; {', '.join(choices)}")
     elif typing.get_origin(kind) is dict:
-        group.add_argument(flag, action=_KeyValue, metavar="KEY=VALUE", help=f"{text}; may be repeated", **common)
-    else:
+        add(action=_KeyValue, metavar="KEY=VALUE", help=f"{text}; may be repeated")
+    elif isinstance(kind, type):
         metavar = field.name.upper().rsplit("_", 1)[-1]
-        group.add_argument(flag, type=_reader(kind, optional), metavar=metavar, help=shown, **common)
+        add(type=_reader(kind, optional), metavar=metavar, help=shown)
 
 
 def _range(field: dataclasses.Field) -> str:
-    """', 0 to 1' where a field is bounded on both sides; that a size is positive needs no word."""
+    """', 0 to 1' for a field with two bounds; that a size is positive goes without saying."""
     low, high = field.metadata["low"], field.metadata["high"]
     low = field.metadata["above"] if low is None else low
     return f", {low:g} to {high:g}" if isinstance(high, float) and low is not None else ""
 
 
-def _show(default: Any) -> str:
+def _show(default: object) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
     return "none" if default is None else f"{default}"
 
 
-def _reader(kind: type, optional: bool):
-    def read(text: str):
+def _reader(kind: type, optional: bool) -> Callable[[str], object]:
+    def read(text: str) -> object:
         return None if optional and text.lower() == "none" else kind(text)
 
     read.__name__ = {int: "whole number", float: "number"}.get(kind, kind.__name__)
@@ -250,7 +251,7 @@ def _reader(kind: type, optional: bool):
 
 
 class _HelpAll(argparse.Action):
-    """Prints the help text of every option and leaves."""
+    """Prints the help text of every option and exits."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, dest=dest, default=argparse.SUPPRESS, nargs=0, help=help)
@@ -261,7 +262,7 @@ class _HelpAll(argparse.Action):
 
 
 class _KeyValue(argparse.Action):
-    """--env-arg KEY=VALUE, repeatable; VALUE is JSON where it reads as JSON, else text."""
+    """--env-arg KEY=VALUE, repeatable; VALUE is read as JSON if it is valid JSON, else as text."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         key, equals, text = str(values).partition("=")
@@ -278,7 +279,7 @@ class _KeyValue(argparse.Action):
 
 
 class _PrintCompletion(argparse.Action):
-    """Prints a shell's completion script and leaves."""
+    """Prints the completion script of a shell and exits."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         try:
@@ -289,17 +290,17 @@ class _PrintCompletion(argparse.Action):
 
 
 def _completion(shell: str) -> str:
-    """The script that completes `mpn-rl` in a shell: options, their choices, files, experiments."""
+    """The script that completes options, their choices, files and experiments of `mpn-rl` in a shell."""
     import shtab
 
     parser = make_parser("mpn-rl")
-    experiments = shtab.cmd("ls experiments 2>/dev/null") | {"tcsh": "D:experiments"}  # the first says it to sh
+    experiments = shtab.cmd("ls experiments 2>/dev/null") | {"tcsh": "D:experiments"}  # bash and zsh
     files = {"experiments_dir": shtab.DIRECTORY, "experiment_name": experiments}
     files |= dict.fromkeys(("config", "checkpoint", "file", "output"), shtab.FILE)
     for option in (option for command in commands_of(parser) for option in options_of(parser, command)):
         if option.dest in files:
             option.complete = files[option.dest]  # type: ignore[attr-defined]
-        elif option.dest in cfg.KINDS:  # `config` checks these names, not the parser
+        elif option.dest in cfg.KINDS:  # the parser does not check these names, `config` does
             option.choices = list(cfg.choices(option.dest))
     return shtab.complete(parser, shell)
 
@@ -308,28 +309,31 @@ def _completion(shell: str) -> str:
 
 
 def _add_existing(parser: Parser, several: bool = False) -> None:
-    named: dict[str, Any] = {"metavar": "NAME", "required": True, "help": "folder in experiments/"}
-    if several:
-        named |= {"nargs": "+", "help": "folders in experiments/, or patterns such as 'ctx-*'"}
-    parser.add_argument("--experiment-name", **named)
+    text = "folders in experiments/, or patterns such as 'ctx-*'" if several else "folder in experiments/"
+    nargs = "+" if several else None
+    parser.add_argument("--experiment-name", metavar="NAME", required=True, nargs=nargs, help=text)
     parser.add_argument("--experiments-dir", metavar="DIR", default="experiments", help="(default: %(default)s)")
     parser.add_argument(
         "--checkpoint", metavar="best|final|last|PATH", default="best", help="weights to load (default: %(default)s)"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     parser.add_argument(
-        "--policy", choices=("greedy", "sample"), help="actions of an a2c agent: best or drawn (default: as trained)"
+        "--policy",
+        choices=("greedy", "sample"),
+        help="actions of an a2c agent: most probable or drawn (default: --eval-policy)",
     )
     parser.add_argument(
         "--lesion",
         metavar="PART",
-        help="hold a part of the core's state at zero: trace, eligibility or modulator of backpropamine",
+        help="keep a part of the core's state at zero: trace, eligibility or modulator of backpropamine",
     )
     _add_number(parser, "--seed", 0, 2**31 - 1, 0, "seed of the episodes")
     _add_number(parser, "--threads", 1, 256, 1, "CPU threads")
 
 
-def _add_number(parser: Any, flag: str, low: int, high: int, default: int | None, text: str) -> None:
+def _add_number(
+    parser: argparse._ActionsContainer, flag: str, low: int, high: int, default: int | None, text: str
+) -> None:
     shown = text if default is None else f"{text} (default: {default})"
     parser.add_argument(flag, metavar="N", type=_whole(low, high), default=default, help=shown)
 
@@ -337,7 +341,9 @@ def _add_number(parser: Any, flag: str, low: int, high: int, default: int | None
 def _add_eval(parser: Parser) -> None:
     _add_existing(parser)
     _add_number(parser, "--num-eval-episodes", 1, 100_000, 10, "episodes")
-    _add_number(parser, "--num-eval-trials", 1, 10_000_000, None, "at least so many NeuroGym trials, in whole episodes")
+    _add_number(
+        parser, "--num-eval-trials", 1, 10_000_000, None, "NeuroGym trials to reach at least, in whole episodes"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line, and no table")
 
 
@@ -345,15 +351,15 @@ def _add_render(parser: Parser) -> None:
     _add_existing(parser)
     parser.add_argument("--output", metavar="FILE", help="FILE.gif or FILE.mp4 (default: videos/episode_<seed>.gif)")
     _add_number(parser, "--fps", 1, 100, None, "frames per second (default: 10 for NeuroGym, else 30)")
-    _add_number(parser, "--max-steps", 1, 100_000, 500, "longest film, in steps")
+    _add_number(parser, "--max-steps", 1, 100_000, 500, "maximum length of the film in steps")
 
 
 STAGES = {
     "collect": "record episodes",
-    "plot": "draw the recording",
-    "probe": "delays, noise, lesions, held inputs",
-    "compare": "groups of runs side by side",
-    "report": "everything as one HTML page",
+    "plot": "plot the recording",
+    "probe": "vary delays and noise, lesion parts, hold inputs",
+    "compare": "compare groups of runs",
+    "report": "write all results into one HTML page",
 }
 
 
@@ -361,10 +367,10 @@ def _add_analyze(parser: Parser) -> None:
     stages = "; ".join(f"{name}: {text}" for name, text in STAGES.items())
     parser.add_argument("stage", nargs="?", choices=tuple(STAGES), help=f"{stages}; none: collect and plot")
     _add_existing(parser, several=True)
-    parser.add_argument("--format", choices=("svg", "pdf"), help="write pictures as this too, beside the PNG")
+    parser.add_argument("--format", choices=("svg", "pdf"), help="also write figures in this format, beside the PNG")
     record = parser.add_argument_group("collect")
     _add_number(record, "--num-episodes", 1, 100_000, 100, "episodes to record")
-    _add_number(record, "--max-megabytes", 1, 10**6, 500, "largest recording, before compression")
+    _add_number(record, "--max-megabytes", 1, 10**6, 500, "maximum size of the recording before compression")
     record.add_argument(
         "--states", nargs="+", metavar="NAME", help="parts of the state to keep: M, c, H (default: all)"
     )
@@ -372,29 +378,42 @@ def _add_analyze(parser: Parser) -> None:
         "--precision", choices=("float16", "float32"), default="float16", help="of M in the file (default: %(default)s)"
     )
     record.add_argument(
-        "--epsilon", metavar="P", type=_probability, default=0.0, help="random actions while recording (default: 0)"
+        "--epsilon",
+        metavar="P",
+        type=_probability,
+        default=0.0,
+        help="probability of a random action while recording (default: 0)",
     )
     drawn = parser.add_argument_group("plot")
     drawn.add_argument(
-        "--color-by", metavar="NAME", help="condition, choice, ground_truth, time, trial or obs_<i> (default: chosen)"
+        "--color-by",
+        metavar="NAME",
+        help="condition, choice, ground_truth, time, trial or obs_<i> (default: automatic)",
     )
     probing = parser.add_argument_group("probe")
-    _add_number(probing, "--num-trials", 1, 1_000_000, 400, "NeuroGym trials at each point of a curve, at least")
+    _add_number(probing, "--num-trials", 1, 1_000_000, 400, "NeuroGym trials per point of a curve, at least")
     probing.add_argument(
         "--delays",
         nargs="+",
         metavar="MS",
         type=_positive,
-        help="delays to try (default: 0.5 to 8 times the trained one)",
+        help="delays to test (default: 0.5 to 8 times the trained delay)",
     )
     several = parser.add_argument_group("compare")
     several.add_argument("--group-by", nargs="+", metavar="OPTION", help="core, algo, hidden_dim, ... (default: core)")
-    several.add_argument("--output", metavar="DIR", help="where to write (default: experiments/compare-<groups>)")
-    _add_number(several, "--num-eval-episodes", 1, 100_000, 100, "episodes by which runs are compared")
-    _add_number(several, "--num-eval-trials", 1, 10_000_000, None, "at least so many NeuroGym trials instead")
+    several.add_argument("--output", metavar="DIR", help="output folder (default: experiments/compare-<groups>)")
+    _add_number(several, "--num-eval-episodes", 1, 100_000, 100, "episodes per run for the comparison")
+    _add_number(
+        several,
+        "--num-eval-trials",
+        1,
+        10_000_000,
+        None,
+        "NeuroGym trials per run to reach at least, instead of episodes",
+    )
     bound = parser.add_argument_group("report")
     bound.add_argument(
-        "--probes", action=argparse.BooleanOptionalAction, default=True, help="make the probes if they are not there"
+        "--probes", action=argparse.BooleanOptionalAction, default=True, help="run the probes if they are missing"
     )
 
 
@@ -408,27 +427,29 @@ def _add_sweep(parser: Parser) -> None:
         action: Parser = actions.add_parser(name, help=text, description=text)
         kind = "the sweep's TOML file" if name == "expand" else "TOML file, HTCondor submit file, or args file"
         action.add_argument("file", metavar="FILE", help=kind)
-        folder = "where the runs lie (default: as their command line says)"
+        folder = "folder of the runs (default: as in their command line)"
         action.add_argument("--experiments-dir", metavar="DIR", help=folder)
         return action
 
-    expand = add("expand", "write a grid or a random search as an args file, one row per run")
-    expand.add_argument("--overwrite", action="store_true", help="replace an args file that is there")
-    check = add("check", "check every row against the command line that it becomes; start nothing")
-    check.add_argument("--resume", action="store_true", help="rows that have begun as they stand here are no mistake")
-    run = add("run", "run the rows on this machine; what is complete is left alone, the rest is continued")
-    _add_number(run, "--workers", 1, 1000, None, "rows at a time (default: as many as there are cores)")
-    _add_number(run, "--retries", 0, 100, 1, "further starts of a row that fails")
-    _add_number(run, "--limit", 1, 10**6, None, "rows to run, of those that are not complete (default: all)")
-    add("status", "say of every row whether it is done, running, interrupted, failed or missing")
-    summary = add("summary", "sum the rows up over seeds: table, curves, heat map")
-    text = "greedy evaluation to judge by: the last one, or that of best_model.pt (default: %(default)s)"
+    expand = add("expand", "write a grid or a random search as an args file, with one row per run")
+    expand.add_argument("--overwrite", action="store_true", help="replace an existing args file")
+    check = add("check", "check the command line of every row; start nothing")
+    check.add_argument(
+        "--resume", action="store_true", help="accept rows whose experiment has already started with the same options"
+    )
+    run = add("run", "run the rows on this machine: skip complete rows, start or continue the others")
+    _add_number(run, "--workers", 1, 1000, None, "rows that run at the same time (default: the number of cores)")
+    _add_number(run, "--retries", 0, 100, 1, "further attempts for a row that fails")
+    _add_number(run, "--limit", 1, 10**6, None, "number of incomplete rows to run (default: all)")
+    add("status", "show whether each row is done, running, interrupted, failed or missing")
+    summary = add("summary", "summarise the rows over seeds: table, curves, heat map")
+    text = "evaluation to use: the last one, or that of best_model.pt (default: %(default)s)"
     summary.add_argument("--score", choices=("final", "best"), default="final", help=text)
-    summary.add_argument("--heatmap", nargs=2, metavar=("X", "Y"), help="draw the score over two columns")
-    summary.add_argument("--output", metavar="DIR", help="folder of the CSV and PNG files (default: beside FILE)")
+    summary.add_argument("--heatmap", nargs=2, metavar=("X", "Y"), help="plot the score over two columns")
+    summary.add_argument("--output", metavar="DIR", help="folder of the CSV and PNG files (default: that of FILE)")
 
 
-def _whole(low: int, high: int):
+def _whole(low: int, high: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         value = int(text)
         if not low <= value <= high:
@@ -453,8 +474,8 @@ def _probability(text: str) -> float:
     return value
 
 
-def config_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """The configuration's values that were given on the command line, by field name."""
+def config_flags(args: argparse.Namespace) -> dict[str, object]:
+    """The options given on the command line, by field name."""
     sections = {choice.section for part in cfg.PARTS for choice in cfg.choices(part).values()}
     names = {field.name for section in sections for field in dataclasses.fields(section)} | {*SELECTED}
     return {name: value for name, value in vars(args).items() if name in names}
@@ -467,25 +488,32 @@ def config_of(args: argparse.Namespace) -> cfg.Config:
 
 
 def resumed_config(args: argparse.Namespace, name: str, stored: cfg.Config) -> cfg.Config:
-    """Experiment `name`'s own options; a flag may only repeat them or change one of RESUMABLE. Raises: ConfigError."""
+    """The configuration of a resumed run.
+
+    Args:
+        args: the command line, whose flags may only repeat the stored options or change those in RESUMABLE.
+        name: name of the experiment.
+        stored: the experiment's configuration.
+    Raises: ConfigError for any other change.
+    """
     flags = config_flags(args)
     names = {part: getattr(stored, part).name if part in cfg.KINDS else part for part in cfg.PARTS}
     cfg.refuse_idle_flags(flags, {part: cfg.choices(part)[name] for part, name in names.items()})
     wanted = config_of(args).to_dict() if args.config else {}
-    changes = {}
+    changes: dict[str, Any] = {}
     for part in cfg.PARTS:
         section = stored.to_dict()[part]
         for key, value in section.items():
             field = part if key == "name" else key
-            asked = flags.get(field, wanted.get(part, {}).get(key, value))
-            if asked == value:
+            new = flags.get(field, wanted.get(part, {}).get(key, value))
+            if new == value:
                 continue
             if part == "run" and key in RESUMABLE:
-                changes[key] = asked
+                changes[key] = new
             else:
                 flag = cfg.KINDS[field][0] if field in cfg.KINDS else "--" + field.replace("_", "-")
                 raise ConfigError(
-                    f"--resume continues '{name}' as it was: {flag} is {value}, got {asked}; "
+                    f"--resume continues '{name}' as it was: {flag} is {value}, got {new}; "
                     "leave the option out, or start another experiment"
                 )
     return dataclasses.replace(stored, run=dataclasses.replace(stored.run, **changes))

@@ -1,10 +1,11 @@
-"""The program: parse, dispatch, and turn a user's mistake into one line and exit status 2.
+"""The command-line program: parse, run the command, and report a user's mistake in one line with exit status 2.
 
-torch and the tasks are imported inside the commands, so that --help answers at once.
+The commands import torch and the tasks themselves, so that --help is fast.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import sys
@@ -23,14 +24,14 @@ def main(argv: list[str] | None = None) -> int:
         _flush()
 
 
-def _run(args) -> int:
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # pygame greets on stdout, where results belong
+def _run(args: argparse.Namespace) -> int:
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # pygame prints a greeting on stdout, among the results
     try:
-        if args.command == "sweep":  # without torch, which every row brings along by itself
+        if args.command == "sweep":  # without torch, which only the rows need
             from mpn_rl.sweep import commands as sweep_commands
 
             return sweep_commands.sweep(args)
-        gc.disable()  # imports make much and free nothing: a quarter of a second
+        gc.disable()  # saves a quarter of a second: imports allocate much and free nothing
         from mpn_rl import commands
 
         gc.enable()
@@ -46,15 +47,15 @@ def _run(args) -> int:
         return _refuse(args, "interrupted", 130)
 
 
-def _refuse(args, message: str, status: int) -> int:
-    # Modules name the program as a clone has it.
+def _refuse(args: argparse.Namespace, message: str, status: int) -> int:
+    # Messages name the program as it is called in a clone.
     text = " ".join(message.split()).replace("python main.py", PROGRAM)
     print(f"{NAME} {args.command}: {text}", file=sys.stderr)
     return status
 
 
 def _flush() -> None:
-    """A reader that has left, as `| head` does, is no error: what is still to be said goes nowhere."""
+    """Flush stdout. A closed pipe (`main.py ... | head`) is not an error: discard the remaining output."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

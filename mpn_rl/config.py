@@ -35,7 +35,7 @@ class EnvConfig(Kind):
 class GymnasiumConfig(EnvConfig, name="gymnasium"):
     env_name: str = option("CartPole-v1", "Gymnasium id, such as CartPole-v1")
     env_args: dict[str, object] = option({}, "argument of the environment's constructor", flag="--env-arg")
-    max_episode_steps: int | None = option(None, "time limit in steps; none: the task's own", low=1)
+    max_episode_steps: int | None = option(None, "time limit in steps; none: that of the task", low=1)
     mask_velocity: bool = option(False, "hide the velocities of a classic-control task, so that it needs memory")
 
 
@@ -43,7 +43,7 @@ class GymnasiumConfig(EnvConfig, name="gymnasium"):
 class NeuroGymConfig(EnvConfig, name="neurogym"):
     env_name: str = option("ContextDecisionMaking-v0", "NeuroGym task; --list-envs shows all")
     env_args: dict[str, object] = option({}, "argument of the task's constructor", flag="--env-arg")
-    max_episode_steps: int = option(150, "time limit in steps, which truncates: NeuroGym never ends by itself", low=1)
+    max_episode_steps: int = option(150, "time limit in steps; NeuroGym tasks never terminate by themselves", low=1)
 
 
 # --- cores ----------------------------------------------------------------------------------------------
@@ -69,11 +69,11 @@ class MPNConfig(CoreConfig, name="mpn"):
     )
     train_eta: bool = option(True, "learn eta by backpropagation")
     train_lambda: bool = option(True, "learn lambda by backpropagation")
-    train_m0: bool = option(False, "learn the initial modulation M(0), else 0")
+    train_m0: bool = option(False, "learn the initial modulation M(0); else it is 0")
     form: Literal["multiplicative", "additive"] = option("multiplicative", "W * (M + 1), or W + M")
-    rule: Literal["associative", "presynaptic", "postsynaptic", "oja"] = option("associative", "what M correlates")
-    bias: bool = option(True, "bias b")
-    freeze_plasticity: bool = option(False, "keep M = 0: the control without memory")
+    rule: Literal["associative", "presynaptic", "postsynaptic", "oja"] = option("associative", "update rule of M")
+    bias: bool = option(True, "use a bias b")
+    freeze_plasticity: bool = option(False, "keep M at 0: the control without memory")
     kernel: Literal["auto", "reference", "fused"] = option("auto", "scan over time: fused, or plain PyTorch")
 
     def __post_init__(self) -> None:
@@ -109,23 +109,23 @@ class MLPConfig(CoreConfig, name="mlp"):
 
 @dataclass(frozen=True)
 class BackpropamineConfig(CoreConfig, name="backpropamine"):
-    """The paper's network, with the maze's size; `backpropamine.Backpropamine` has the equations."""
+    """The paper's network in the size of its maze task; see `backpropamine.Backpropamine` for the equations."""
 
     hidden_dim: int = option(100, "hidden units per layer", low=1)
     cell: Literal["rnn", "lstm"] = option("rnn", "network whose recurrent connections carry the Hebbian trace H")
     trace_rule: Literal["hard-clip", "decay", "oja", "soft-clip"] = option(
-        "hard-clip", "how H changes and what bounds it"
+        "hard-clip", "how H changes and how it is bounded"
     )
     modulation: Literal["none", "simple", "fanout", "retroactive"] = option(
-        "simple", "what gates H: eta; M; M spread over the units; or M on an eligibility trace"
+        "simple", "what gates H: eta; M; one M per unit (fanout); or M on an eligibility trace"
     )
     alpha_shape: Literal["connection", "neuron", "scalar"] = option(
-        "connection", "one plasticity alpha per connection, per postsynaptic neuron, or one"
+        "connection", "one plasticity alpha per connection, per postsynaptic neuron, or for all"
     )
     trace_clip: float = option(1.0, "bound c of H, with --trace-rule hard-clip and soft-clip", above=0.0)
-    eta: float = option(0.01, "start of the learned rate of H, with retroactive of the eligibility trace")
+    eta: float = option(0.01, "initial value of the learned rate of H; of the eligibility trace with retroactive")
     modulator_activation: Literal["tanh", "sigmoid", "linear"] = option("tanh", "activation function of M")
-    init_scale: float = option(0.01, "alpha, and an RNN's w, start at this times U(0, 1)", low=0.0)
+    init_scale: float = option(0.01, "alpha, and w of an RNN, start at this value times U(0, 1)", low=0.0)
     kernel: Literal["auto", "reference", "fused"] = option("auto", "scan over time: fused, or plain PyTorch")
 
     def __post_init__(self) -> None:
@@ -150,7 +150,7 @@ class BackpropamineConfig(CoreConfig, name="backpropamine"):
 
 @dataclass(frozen=True)
 class EncoderConfig(Section):
-    """What stands between the observation and the core; `encoder.Encoder` says why."""
+    """The layer between the observation and the core; see `encoder.Encoder` for the reason."""
 
     embed_dim: int = option(32, "width of the learned embedding tanh(Ax + a) in front of the core; 0: none", low=0)
     constant_input: bool = option(False, "append a constant 1 to the core's input")
@@ -165,24 +165,24 @@ class LearnerConfig(Kind):
 
 @dataclass(frozen=True)
 class ReplayConfig(Section):
-    """Replay memory, shared by the off-policy learners."""
+    """Replay memory of the off-policy learners."""
 
     replay: Literal["transition", "sequence", "trial"] = option(
         "sequence", "what is replayed: single steps, fixed-length sequences, or whole trials"
     )
     replay_state: Literal["zero", "stored", "burn-in"] = option(
-        "burn-in", "where a replayed sequence's state starts: anew, as stored, or stored and then --burn-in steps"
+        "burn-in", "initial state of a replayed sequence: zero, as stored, or as stored and then --burn-in steps"
     )
-    buffer_size: int = option(50_000, "capacity in steps; with --replay trial in trials, 500 unless given", low=1)
+    buffer_size: int = option(50_000, "capacity in steps; with --replay trial in trials (default then: 500)", low=1)
     batch_size: int = option(32, "transitions or sequences per update", low=1)
     trial_batch_size: int = option(4, "trials per update, with --replay trial", low=1)
     burn_in: int = option(10, "steps that only warm up the state, with --replay-state burn-in", low=0)
     sequence_length: int = option(40, "learning steps per sequence", low=1)
     sequence_stride: int = option(20, "steps from one sequence's start to the next one's", low=1)
-    bptt_chunk_size: int | None = option(None, "truncated BPTT: gradients stop every so many steps; none: full", low=1)
+    bptt_chunk_size: int | None = option(None, "truncated BPTT: steps until gradients stop; none: full BPTT", low=1)
     prioritized: bool = option(False, "sample by TD error")
     priority_exponent: float = option(0.6, "priority = |TD error| to this power", low=0.0, high=1.0)
-    importance_exponent: float = option(0.4, "importance-sampling correction", low=0.0, high=1.0)
+    importance_exponent: float = option(0.4, "exponent of the importance-sampling weights", low=0.0, high=1.0)
     learning_starts: int = option(1_000, "environment steps before the first update", low=0)
     update_every: int = option(16, "environment steps per update", low=1)
 
@@ -191,7 +191,7 @@ class ReplayConfig(Section):
         if self.sequence_stride > self.sequence_length:
             raise ConfigError(
                 f"--sequence-stride must be at most --sequence-length = {self.sequence_length}, "
-                f"or steps are never learned, got {self.sequence_stride}"
+                f"or some steps are never learned, got {self.sequence_stride}"
             )
 
 
@@ -202,17 +202,17 @@ class DQNConfig(ReplayConfig, LearnerConfig, name="dqn"):
     double_dqn: bool = option(True, "double DQN: the online network picks the next action")
     loss: Literal["huber", "mse"] = option("huber", "loss on the TD error")
     learning_rate: float = option(3e-3, "Adam's step size", above=0.0)
-    lr_final: float = option(0.1, "step size at the end of the run, as a share of --learning-rate", low=0.0, high=1.0)
+    lr_final: float = option(0.1, "final step size, as a fraction of --learning-rate", low=0.0, high=1.0)
     grad_clip: float = option(10.0, "largest gradient norm", above=0.0)
-    target_update: Literal["soft", "periodic"] = option("soft", "how the target network follows")
-    target_tau: float = option(0.02, "share of the online weights taken per update, with soft", above=0.0, high=1.0)
+    target_update: Literal["soft", "periodic"] = option("soft", "how the target network follows the online network")
+    target_tau: float = option(0.02, "fraction of the online weights taken per update, with soft", above=0.0, high=1.0)
     target_update_freq: int = option(200, "updates between copies, with periodic", low=1)
     epsilon_start: float = option(0.5, "exploration at the start", low=0.0, high=1.0)
     epsilon_end: float = option(0.05, "exploration at the end", low=0.0, high=1.0)
-    epsilon_decay: float = option(0.4, "share of the run over which epsilon falls", above=0.0, high=1.0)
+    epsilon_decay: float = option(0.4, "fraction of the run during which epsilon falls", above=0.0, high=1.0)
     epsilon_schedule: Literal["linear", "exponential", "step"] = option("linear", "how epsilon falls")
     act_with: Literal["target", "online"] = option(
-        "target", "network that is evaluated and saved as best_model.pt: the averaged target, or the online one"
+        "target", "network to evaluate and to save as best_model.pt: the averaged target or the online network"
     )
 
     def __post_init__(self) -> None:
@@ -226,26 +226,26 @@ class DQNConfig(ReplayConfig, LearnerConfig, name="dqn"):
 @dataclass(frozen=True)
 class A2CConfig(LearnerConfig, name="a2c"):
     gamma: float = option(0.9, "discount per step", low=0.0, high=1.0)
-    rollout_steps: int = option(32, "steps of every lane per update", low=1)
+    rollout_steps: int = option(32, "steps of each lane per update", low=1)
     gae_lambda: float | None = option(
         0.8, "lambda of generalised advantage estimation; none: Monte Carlo returns", low=0.0, high=1.0
     )
-    bootstrap: bool = option(True, "count the value of what a time limit or the rollout's end cut off, else 0")
+    bootstrap: bool = option(True, "bootstrap where a time limit or the rollout's end cuts an episode")
     value_coef: float = option(0.1, "weight of the value's squared error in the loss", low=0.0)
     entropy_coef: float = option(0.05, "weight of the policy's entropy in the loss", low=0.0)
     entropy_form: Literal["shannon", "simpson"] = option(
         "shannon", "entropy: -sum p log p (shannon), or 1 - sum p^2 (simpson)"
     )
-    normalize_advantage: bool = option(False, "scale every rollout's advantages to mean 0 and deviation 1")
-    bptt_chunk_size: int | None = option(None, "truncated BPTT: gradients stop every so many steps; none: full", low=1)
+    normalize_advantage: bool = option(False, "scale the advantages of each rollout to mean 0 and standard deviation 1")
+    bptt_chunk_size: int | None = option(None, "truncated BPTT: steps until gradients stop; none: full BPTT", low=1)
     learning_rate: float = option(6e-3, "Adam's step size", above=0.0)
-    lr_final: float = option(0.1, "step size at the end of the run, as a share of --learning-rate", low=0.0, high=1.0)
-    adam_eps: float = option(1e-8, "Adam's epsilon, which bounds the steps along small gradients", above=0.0)
-    weight_decay: float = option(0.0, "L2 penalty, added to the gradient as Adam does", low=0.0)
+    lr_final: float = option(0.1, "final step size, as a fraction of --learning-rate", low=0.0, high=1.0)
+    adam_eps: float = option(1e-8, "Adam's epsilon, which limits the steps along small gradients", above=0.0)
+    weight_decay: float = option(0.0, "L2 penalty, added to the gradient (Adam, not AdamW)", low=0.0)
     grad_clip: float = option(1.0, "largest gradient norm", above=0.0)
-    warmup_updates: int = option(0, "rollouts at the start that train nothing", low=0)
+    warmup_updates: int = option(0, "rollouts at the start without an update", low=0)
     eval_policy: Literal["greedy", "sample"] = option(
-        "greedy", "evaluated policy: the most probable action, or drawn as in training"
+        "greedy", "evaluated policy: the most probable action, or actions drawn as in training"
     )
 
 
@@ -253,14 +253,14 @@ class A2CConfig(LearnerConfig, name="a2c"):
 class TD3Config(ReplayConfig, LearnerConfig, name="td3"):
     gamma: float = option(0.99, "discount per step", low=0.0, high=1.0)
     n_step: int = option(1, "steps of reward before bootstrapping", low=1)
-    n_step_delay: int = option(0, "updates that bootstrap after one step, before --n-step begins", low=0)
+    n_step_delay: int = option(0, "updates with one step of reward before --n-step applies", low=0)
     learning_rate: float = option(3e-4, "Adam's step size", above=0.0)
-    lr_final: float = option(1.0, "step size at the end of the run, as a share of --learning-rate", low=0.0, high=1.0)
+    lr_final: float = option(1.0, "final step size, as a fraction of --learning-rate", low=0.0, high=1.0)
     grad_clip: float | None = option(None, "largest gradient norm; none: no limit", above=0.0)
-    target_tau: float = option(0.005, "share of the online weights taken per update", above=0.0, high=1.0)
+    target_tau: float = option(0.005, "fraction of the online weights taken per update", above=0.0, high=1.0)
     policy_freq: int = option(2, "updates of the critics per update of the actor and the targets", low=1)
-    expl_noise: float = option(0.1, "exploration noise, in halves of the action's range", low=0.0)
-    policy_noise: float = option(0.2, "noise on the target's actions, in halves of the action's range", low=0.0)
+    expl_noise: float = option(0.1, "deviation of the exploration noise, in halves of the action's range", low=0.0)
+    policy_noise: float = option(0.2, "deviation of the noise on the target's actions, in halves of the range", low=0.0)
     noise_clip: float = option(0.5, "largest noise on the target's actions, in halves of the range", low=0.0)
     critic_layers: int = option(2, "hidden layers of each critic, as wide as the core", low=1, high=100)
     critic_layer_norm: Literal["none", "last", "all"] = option(
@@ -268,20 +268,20 @@ class TD3Config(ReplayConfig, LearnerConfig, name="td3"):
     )
     eval_average: bool = option(False, "evaluate and save a running average of the actor's weights")
     average_tau: float = option(
-        0.005, "share of the actor's weights that the average takes per update", above=0.0, high=1.0
+        0.005, "fraction of the actor's weights that the average takes per update", above=0.0, high=1.0
     )
     experience_review: bool = option(False, "replay early transitions more often while few critic units are active")
     review_below: float = option(
-        0.4, "active share of the critics' hidden units below which it begins", above=0.0, high=1.0
+        0.4, "fraction of active hidden units in the critics below which the review starts", above=0.0, high=1.0
     )
-    review_chance: float = option(0.5, "share of such batches when no unit is active", low=0.0, high=1.0)
-    review_share: float = option(0.3, "share of the memory, the oldest, that they are drawn from", above=0.0, high=1.0)
-    dynamic_buffer: bool = option(False, "drop the oldest tenth of the memory where the policy has moved away from it")
-    buffer_min_size: int | None = option(None, "size it never falls below; none: a tenth of --buffer-size", low=1)
+    review_chance: float = option(0.5, "fraction of batches that review when no unit is active", low=0.0, high=1.0)
+    review_share: float = option(0.3, "oldest fraction of the memory, from which a review draws", above=0.0, high=1.0)
+    dynamic_buffer: bool = option(False, "drop the oldest tenth of the memory when the policy has moved away from it")
+    buffer_min_size: int | None = option(None, "smallest size of the memory; none: a tenth of --buffer-size", low=1)
     buffer_threshold: float = option(
-        0.2, "half the mean squared distance of actions, in halves of the range, beyond which it drops", low=0.0
+        0.2, "drop above this distance: half the mean square of action differences, in halves of the range", low=0.0
     )
-    buffer_adjustment_interval: int = option(10_000, "environment steps between two such looks", low=1)
+    buffer_adjustment_interval: int = option(10_000, "environment steps between two such checks", low=1)
 
     @property
     def smallest_buffer(self) -> int:
@@ -309,45 +309,45 @@ class NoExpansionConfig(ExpansionConfig, name="none"):
 
 @dataclass(frozen=True)
 class PaperExpansionConfig(ExpansionConfig, name="paper"):
-    """Neuroplastic Expansion as its paper describes it; `expansion/topology.py` has the equations.
+    """Neuroplastic Expansion as its paper describes it; see `expansion/topology.py` for the equations.
 
-    Where the paper's own numbers are not public (the two fractions, the interval), these are ours.
+    The paper does not state the two fractions and the interval; their defaults are ours.
     """
 
-    sparsity: float = option(0.25, "share of the weights that are absent at the end, in [0, 1)")
-    actor_sparsity: float | None = option(None, "the same of TD3's actor alone; none: --sparsity")
-    critic_sparsity: float | None = option(None, "the same of TD3's critics alone; none: --sparsity")
-    initial_sparsity: float | None = option(0.8, "share that is absent at the start; none: as at the end")
+    sparsity: float = option(0.25, "fraction of absent weights at the end, in [0, 1)")
+    actor_sparsity: float | None = option(None, "--sparsity of TD3's actor; none: as --sparsity")
+    critic_sparsity: float | None = option(None, "--sparsity of TD3's critics; none: as --sparsity")
+    initial_sparsity: float | None = option(0.8, "fraction of absent weights at the start; none: as at the end")
     grow: Literal["gradient", "accumulated", "random", "none"] = option(
-        "gradient", "which absent weights grow: of the largest gradient, of the largest mean of several, or any"
+        "gradient", "which absent weights grow: largest gradient, largest mean of several gradients, or random"
     )
-    grad_accumulation_n: int = option(1, "gradients in that mean, with --grow accumulated", low=1, high=1000)
+    grad_accumulation_n: int = option(1, "number of gradients in the mean, with --grow accumulated", low=1, high=1000)
     prune: Literal["magnitude", "dormant", "none"] = option(
         "dormant", "which weights are pruned: the smallest, or those of dormant units"
     )
-    dormancy_tau: float = option(0.0, "a unit is dormant at or below this share of its layer's mean activity", low=0.0)
-    recycle: bool = option(False, "initialise dormant units anew (ReDo)")
+    dormancy_tau: float = option(0.0, "largest activity of a dormant unit, per mean activity of its layer", low=0.0)
+    recycle: bool = option(False, "initialise dormant units again (ReDo)")
     new_weights: Literal["zero", "lecun"] = option("zero", "value of a grown weight")
     schedule: Literal["constant", "cosine", "linear"] = option(
-        "cosine", "how growth goes on: at a fixed rate, ever slower, or evenly to the end"
+        "cosine", "growth over time: at a constant rate, slowing down (cosine), or evenly to the end (linear)"
     )
     grow_fraction: float | None = option(
         None,
-        "share of the room to grow that one event takes (zeta); none: what reaches the end just in time",
+        "fraction of the room to grow that one event takes (zeta); none: just enough to reach the end in time",
         above=0.0,
     )
-    prune_ratio: float = option(0.2, "most pruned weights per grown one while the network grows, in [0, 1)")
-    drop_fraction: float = option(0.0, "share of the weights replaced per event once nothing is left to grow", low=0.0)
-    layer_density: Literal["erk", "uniform"] = option("erk", "how the weights are shared among the layers")
-    initial_mask: Literal["random", "magnitude"] = option("random", "which weights are there at the start")
-    exempt: str = option("first,last", "layers that stay dense: patterns of their names, first, last; empty: none")
+    prune_ratio: float = option(0.2, "pruned weights per grown weight while the network grows, at most; in [0, 1)")
+    drop_fraction: float = option(0.0, "fraction of the weights that an event replaces after growth", low=0.0)
+    layer_density: Literal["erk", "uniform"] = option("erk", "how the weights are distributed over the layers")
+    initial_mask: Literal["random", "magnitude"] = option("random", "which weights are present at the start")
+    exempt: str = option("first,last", "layers that stay dense: first, last, or patterns of their names; empty: none")
     update_interval: int = option(1_000, "environment steps between events (delta)", low=1)
-    expansion_start: int = option(0, "environment step at which the clock of the events starts", low=0)
+    expansion_start: int = option(0, "environment step from which the interval counts", low=0)
     expansion_end: int | None = option(None, "environment step of the last event; none: the end of the run", low=1)
-    expand_actor: bool = option(True, "expand TD3's actor; else it is dense")
-    expand_critic: bool = option(True, "expand TD3's critics; else they are dense")
-    static_actor: bool = option(False, "keep TD3's actor at its sparsity, with the same mask throughout")
-    static_critic: bool = option(False, "keep TD3's critics at their sparsity, with the same masks throughout")
+    expand_actor: bool = option(True, "expand TD3's actor; else it stays dense")
+    expand_critic: bool = option(True, "expand TD3's critics; else they stay dense")
+    static_actor: bool = option(False, "keep the mask of TD3's actor unchanged, at its final sparsity")
+    static_critic: bool = option(False, "keep the masks of TD3's critics unchanged, at their final sparsity")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -365,18 +365,18 @@ class PaperExpansionConfig(ExpansionConfig, name="paper"):
         finals = (self.sparsity, self.actor_sparsity or 0.0, self.critic_sparsity or 0.0)
         if self.initial_sparsity is not None and self.initial_sparsity < max(finals):
             raise ConfigError(
-                f"--initial-sparsity must be at least the one at the end, {max(finals)}, since the network grows, "
+                f"--initial-sparsity must be at least the final sparsity {max(finals)}, since the network grows, "
                 f"got {self.initial_sparsity}"
             )
         if self.grow == "none" and self.initial_sparsity not in (None, self.sparsity):
-            raise ConfigError(f"--grow none never leaves --initial-sparsity {self.initial_sparsity}; set it to none")
+            raise ConfigError(f"--grow none keeps --initial-sparsity {self.initial_sparsity}; set that to none")
         if (self.grow == "accumulated") != (self.grad_accumulation_n > 1):
             raise ConfigError(
                 "--grow accumulated and --grad-accumulation-n of 2 or more go together, "
                 f"got {self.grow} and {self.grad_accumulation_n}"
             )
         if self.schedule == "constant" and self.grow_fraction is None:
-            raise ConfigError("--schedule constant needs its rate, --grow-fraction; without a rate take linear")
+            raise ConfigError("--schedule constant needs a rate, --grow-fraction; without a rate use --schedule linear")
         if self.schedule == "linear" and self.grow_fraction is not None:
             raise ConfigError("--grow-fraction does nothing with --schedule linear, which ends at --expansion-end")
 
@@ -455,24 +455,24 @@ PRESETS = [
 class RunConfig(Section):
     num_episodes: int = option(1_000, "episodes, over all lanes", low=1)
     total_steps: int | None = option(None, "environment steps; overrides --num-episodes", low=1)
-    num_envs: int = option(20, "environment lanes that step together", low=1, high=10_000)
-    reset_state_on_trial: bool = option(False, "reset the core's state at every trial, not only at episodes")
+    num_envs: int = option(20, "environments (lanes) that step together", low=1, high=10_000)
+    reset_state_on_trial: bool = option(False, "reset the core's state at each trial, not only at each episode")
     seed: int = option(0, "random seed of everything", low=0, high=2**31 - 1)
     eval_freq: int = option(
-        7_500, "environment steps between greedy evaluations that choose best_model.pt; 0: only at the end", low=0
+        7_500, "environment steps between evaluations, which select best_model.pt; 0: only at the end", low=0
     )
-    eval_episodes: int = option(100, "episodes per such evaluation", low=1, high=100_000)
-    checkpoint_freq: int = option(50_000, "environment steps between writes of last.pt; 0: only at the end", low=0)
-    log_freq: int = option(1, "episodes per row of metrics.jsonl, which has their means", low=1)
+    eval_episodes: int = option(100, "episodes per evaluation", low=1, high=100_000)
+    checkpoint_freq: int = option(50_000, "environment steps between saves of last.pt; 0: only at the end", low=0)
+    log_freq: int = option(1, "episodes per row of metrics.jsonl, which stores their means", low=1)
     plasticity_metrics_freq: int = option(
-        5_000, "environment steps between measurements of how well the network can still learn; 0: none", low=0
+        5_000, "environment steps between measurements of the network's plasticity; 0: none", low=0
     )
     print_freq: int = option(100, "episodes between printed lines; 0: none", low=0)
     plot_training: bool = option(True, "draw plots/training_curves.png")
     tensorboard: bool = option(False, "also write TensorBoard event files")
-    wandb: bool = option(False, "also log to Weights & Biases; WANDB_MODE=offline: into the experiment's folder")
-    wandb_project: str = option("mpn-rl", "the project there")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "where the networks live")
+    wandb: bool = option(False, "also log to Weights & Biases; with WANDB_MODE=offline into the experiment's folder")
+    wandb_project: str = option("mpn-rl", "project in Weights & Biases")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "device of the networks")
     threads: int = option(1, "CPU threads; small networks are fastest on one", low=1, high=256)
 
 
@@ -538,7 +538,7 @@ LEARNER_DEFAULTS: dict[tuple[str, str], Options] = {
         "eval_episodes": 50,
     },
     ("train-neurogym", "a2c"): {
-        "num_envs": 8,  # one update per 256 steps; a step costs an eighth of what it costs with replay
+        "num_envs": 8,  # one update per 256 steps; a step costs an eighth of a step with replay
         "total_steps": 400_000,
         "eval_freq": 40_000,
     },
@@ -563,7 +563,7 @@ CORE_DEFAULTS: dict[tuple[str, str], Options] = {
         "replay": "transition",
         "batch_size": 256,
         "update_every": 1,
-        "learning_rate": 1e-3,  # the paper's; its authors' later code has 3e-4, which learns HalfCheetah-v4 more slowly
+        "learning_rate": 1e-3,  # the paper's; the 3e-4 of its authors' later code learns HalfCheetah-v4 more slowly
     },
 }
 

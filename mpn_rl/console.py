@@ -1,4 +1,4 @@
-"""The two consoles that everything is printed on: results on stdout, progress and remarks on stderr."""
+"""The two consoles of all output: results go to stdout, progress and remarks to stderr."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from rich.console import Console
 
 
 class Output(Console):
-    """A console whose reader may leave, as `| head` does: the work goes on, and what is said goes nowhere."""
+    """A console that discards its output when the pipe is closed (`main.py ... | head`); the work continues."""
 
     def on_broken_pipe(self) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
-# No markup: the square brackets of a name or a path are its own.
+# No markup: square brackets in a name or a path must stay.
 stdout = Output(highlight=False, soft_wrap=True, markup=False, emoji=False)
 stderr = Output(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
