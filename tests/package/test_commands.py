@@ -282,7 +282,7 @@ def test_a_colour_that_is_not_there_names_the_choices_and_keeps_the_recording(
     before = (home / "experiments/context/analysis/activity.npz").read_bytes()
     for stage in ([], ["plot"]):
         assert main.main(["analyze", *stage, "--experiment-name", "context", "--color-by", "colour"]) == 2
-        assert "no 'colour' to colour by in this activity; there is coh_1" in capsys.readouterr().err
+        assert "cannot colour by 'colour'; this recording has coh_1" in capsys.readouterr().err
     assert (home / "experiments/context/analysis/activity.npz").read_bytes() == before
 
 
