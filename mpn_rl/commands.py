@@ -203,8 +203,8 @@ def render(args: argparse.Namespace) -> int:
         frames = video.neurogym_frames(episode, env.channel_names)
     else:
         names = getattr(env.unwrapped, "action_names", None)
-        shown = (episode[name] for name in ("frames", "q_values", "actions", "rewards"))
-        frames = video.gym_frames(*shown, action_names=names)
+        shown, q_values = episode["frames"], episode["q_values"]
+        frames = video.gym_frames(shown, q_values, episode["actions"], episode["rewards"], names)
     video.write_video(output, frames, args.fps or (10 if neurogym else 30))
     stdout.print(f"{len(episode['actions'])} steps, return {episode['rewards'].sum():.2f}: {output}")
     return 0
