@@ -271,7 +271,7 @@ def test_collect_and_plot_are_the_two_halves(home: Path, capsys: pytest.CaptureF
                 "float32", "--epsilon", "0.5", "--seed", "7")  # fmt: skip
     assert first.startswith("2 episodes, 120 steps")
     second = run(capsys, "analyze", "plot", "--experiment-name", "context", "--color-by", "context")
-    assert "drawn, with the numbers beside them: " in second
+    assert "figures, with the numbers beside them: " in second
     assert json.loads((home / "experiments/context/analysis/pca_variance.json").read_text())["coloured_by"] == "context"
 
 
