@@ -1,8 +1,7 @@
-"""Where the population goes: PCA of hidden states and modulations, by trial and by condition.
+"""Principal components of hidden states and modulations, with trajectories by trial and by condition.
 
-Everything here reads the arrays of one `activity.npz` (`analyze collect`): N steps of all episodes one after
-the other, the core's output `hidden` (N, H) and the named states `state_M` (N, H, D), `state_c` (N, H) and so
-on. `visualize.py` draws what these functions return.
+The input is one `activity.npz` (`analyze collect`): N steps of all episodes in order, the core's output `hidden`
+(N, H) and the named states `state_M` (N, H, D), `state_c` (N, H) and so on. `visualize.py` draws the results.
 
 Source: Aitken & Mihalas 2023 (eLife 12:e83035) for PCA of h and of M side by side; Gao et al. 2017 (bioRxiv
 214262) for the participation ratio.
@@ -14,7 +13,7 @@ import re
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,7 +24,7 @@ from mpn_rl.options import ConfigError
 Activity = dict[str, np.ndarray]
 REQUIRED = ("observations", "actions", "episode", "step", "trial", "new_trial", "hidden")
 SCALARS = ("dt_ms",)
-BLOCK = 512  # columns of the Gram matrix held at a time
+BLOCK = 512  # columns of the Gram matrix in memory at a time
 
 
 class PCAResult(NamedTuple):
@@ -39,7 +38,7 @@ class PCAResult(NamedTuple):
 
 
 class ConditionMeans(NamedTuple):
-    """labels (C,), mean (C, T, k) padded with nan, running (C, T): how many trials each mean is over."""
+    """labels (C,); mean (C, T, k), padded with nan; running (C, T): the number of trials in each mean."""
 
     labels: np.ndarray
     mean: np.ndarray
@@ -47,7 +46,7 @@ class ConditionMeans(NamedTuple):
 
 
 class ColourValues(NamedTuple):
-    """One value per step (N,), whether categorical, the label with its unit, whether summed over time."""
+    """One value per step (N,); whether it is categorical; its label with unit; whether it is a sum over time."""
 
     values: np.ndarray
     categorical: bool
@@ -59,9 +58,9 @@ class ColourValues(NamedTuple):
 
 
 def load_activity(path: str | Path) -> Activity:
-    """The arrays of an activity.npz; nothing in the file can run code.
+    """The arrays of an activity.npz; loading it cannot run code.
 
-    Raises ConfigError: no such file, not a readable NPZ, an array missing, or lengths that disagree.
+    Raises: ConfigError for a missing or unreadable file, a missing array, or arrays of different lengths.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,16 +70,16 @@ def load_activity(path: str | Path) -> Activity:
             activity = {name: archive[name] for name in archive.files}
     except (AttributeError, EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{path} is not a readable activity file ({reason}): collect it again") from error
+        raise ConfigError(f"{path} is not a readable activity file ({reason}): run analyze collect again") from error
     missing = [name for name in REQUIRED if name not in activity]
     if missing:
-        raise ConfigError(f"{path} is not an activity file: no {', '.join(missing)} in it; collect it again")
+        raise ConfigError(f"{path} is not an activity file: it lacks {', '.join(missing)}; run analyze collect again")
     steps = len(activity["actions"])
     wrong = [name for name, array in activity.items() if name not in SCALARS and array.shape[:1] != (steps,)]
     if wrong:
-        raise ConfigError(f"{path} has {steps} actions but not as many {', '.join(wrong)}: collect it again")
+        raise ConfigError(f"{path} has {steps} actions but not as many {', '.join(wrong)}: run analyze collect again")
     if steps == 0:
-        raise ConfigError(f"{path} holds no steps: collect at least one episode")
+        raise ConfigError(f"{path} has no steps: collect at least one episode")
     return activity
 
 
@@ -88,10 +87,10 @@ def load_activity(path: str | Path) -> Activity:
 
 
 def _centred(x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """x flattened to (N, F) minus its mean, and the mean (F,): the one full-size copy that an analysis makes.
+    """x flattened to (N, F) minus its mean, and the mean (F,). An analysis needs no other full-size copy.
 
-    float16 and float32 are computed in float32, anything else in float64. Data without variance, up to
-    rounding, are returned as exact zeros.
+    float16 and float32 are computed in float32, other types in float64. Data without variance, up to rounding, become
+    exact zeros.
     """
     x = np.asarray(x)
     if x.ndim < 2 or x.size == 0:
@@ -111,11 +110,11 @@ def _centred(x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _participation_ratio(centred: np.ndarray) -> float:
-    """(tr C)^2 / ||C||_F^2, by blocks of the smaller of X^T X and X X^T: no eigenvalues, no matrix kept."""
+    """(tr C)^2 / ||C||_F^2, from blocks of the smaller of X^T X and X X^T, without eigenvalues."""
     x = centred if centred.shape[0] >= centred.shape[1] else centred.T
     trace = squares = 0.0
     for start in range(0, x.shape[1], BLOCK):
-        gram = x[:, start : start + BLOCK].T @ x[:, start:]  # the diagonal block and all to its right
+        gram = x[:, start : start + BLOCK].T @ x[:, start:]  # the diagonal block and the blocks to its right
         gram, width = gram.astype(np.float64), len(gram)
         trace += np.trace(gram)
         squares += 2 * np.sum(gram**2) - np.sum(gram[:, :width] ** 2)
@@ -123,11 +122,11 @@ def _participation_ratio(centred: np.ndarray) -> float:
 
 
 def participation_ratio(x: ArrayLike) -> float:
-    """How many dimensions the data fill: (sum v)^2 / sum v^2 over all eigenvalues v of their covariance.
+    """Effective number of dimensions of the data: (sum v)^2 / sum v^2 over all eigenvalues v of their covariance.
 
-    k for variance spread evenly over k dimensions, 1 for a line, 0 by convention for constant data. Exact for
-    any shape: sum v = tr C, sum v^2 = ||C||_F^2, and X X^T has the non-zero eigenvalues of X^T X, so that M
-    flattened to F >> N costs no F x F matrix.
+    The result is k for variance spread evenly over k dimensions, 1 for a line, and by convention 0 for constant data.
+    It is exact for any shape: sum v = tr C, sum v^2 = ||C||_F^2, and X X^T has the non-zero eigenvalues of X^T X, so
+    that a flattened M with F >> N needs no F x F matrix.
 
     Args: x: samples by features, (N, ...).
     """
@@ -135,13 +134,16 @@ def participation_ratio(x: ArrayLike) -> float:
 
 
 def fit_pca(x: ArrayLike, n_components: int = 10) -> PCAResult:
-    """Principal components of x (N, ...), flattened to (N, F): scikit-learn's PCA.
+    """Principal components by scikit-learn's PCA.
 
-    Exact for up to 2,000 features (and as many samples) or up to 1,000 samples; beyond that randomized with a
-    fixed seed, which is accurate where the spectrum is steep. At most min(n_components, N, F) components come
-    back. Constant data give zero components, ratios and projections and participation ratio 0.
+    Exact for up to 2,000 features (and as many samples) or up to 1,000 samples; otherwise randomized with a fixed
+    seed, which is accurate for a steep spectrum. Constant data have zero components, ratios and projections.
 
-    Raises ConfigError on nan, infinite or no data.
+    Args:
+        x: samples by features, (N, ...), flattened to (N, F).
+        n_components: number of components, at least 1.
+
+    Returns: at most min(n_components, N, F) components. Raises: ConfigError for nan, infinite or empty data.
     """
     if n_components < 1:
         raise ConfigError(f"n_components must be at least 1, got {n_components}")
@@ -161,38 +163,42 @@ def fit_pca(x: ArrayLike, n_components: int = 10) -> PCAResult:
 
 
 def dimensions_for(explained_variance_ratio: np.ndarray, fraction: float = 0.9) -> int | None:
-    """How many leading components explain `fraction`; None if the fitted ones do not reach it."""
+    """Number of leading components that explain `fraction` of the variance; None if all fitted ones explain less."""
     cumulative = np.cumsum(explained_variance_ratio)
-    reached = np.flatnonzero(cumulative >= fraction - 1e-6)  # in float32, all of it may sum to 1 - 1e-7
+    reached = np.flatnonzero(cumulative >= fraction - 1e-6)  # float32 ratios may sum to 1 - 1e-7
     return int(reached[0]) + 1 if len(reached) else None
 
 
 class ReadoutProjection(NamedTuple):
-    """cosines (A, k) of each readout vector with each component; inside (A,): the share of its square they hold."""
+    """cosines (A, k) of each readout vector with each component; inside (A,): share of its squared length in them."""
 
     cosines: np.ndarray
     inside: np.ndarray
 
 
 def project_readout(readout: np.ndarray, components: np.ndarray) -> ReadoutProjection:
-    """Where the readout looks: the head's weights (A, F), one vector per action, on principal components (k, F)."""
+    """Cosines of the readout vectors with the principal components.
+
+    Args:
+        readout: the head's weights, one vector per action, (A, F).
+        components: principal components, (k, F).
+    """
     length = np.linalg.norm(readout, axis=1, keepdims=True)
     cosines = readout @ components.T / np.where(length > 0, length, 1.0)
     return ReadoutProjection(cosines, (cosines**2).sum(axis=1))
 
 
 def states(activity: Activity) -> Activity:
-    """The recorded states by their short names: h (the core's output), M, c and whatever else there is."""
+    """The recorded states by their short names: h (the core's output), M, c and so on."""
     names = [name for name in activity if name.startswith("state_")]
     return {**{name.removeprefix("state_"): activity[name] for name in names}, "h": activity["hidden"]}
 
 
-def summary(activity: Activity, fits: dict[str, PCAResult] | None = None) -> dict[str, Any]:
-    """What the pictures say, for JSON: sizes, and each state's variance ratios and dimensions.
+def summary(activity: Activity, fits: dict[str, PCAResult]) -> dict[str, object]:
+    """Sizes of the recording, variance ratios and dimensions of each state, for JSON.
 
-    Args: fits: PCA by state name, if at hand; otherwise 50 components of each recorded state are fitted.
+    Args: fits: PCA by the name of the state.
     """
-    fits = fits or {name: fit_pca(array, 50) for name, array in sorted(states(activity).items())}
     return {
         "steps": len(activity["actions"]),
         "episodes": len(np.unique(activity["episode"])),
@@ -214,9 +220,9 @@ def summary(activity: Activity, fits: dict[str, PCAResult] | None = None) -> dic
 
 
 def split_trials(activity: Activity, complete_only: bool = False) -> list[np.ndarray]:
-    """The steps of each trial, in order; a task without trials has one per episode.
+    """The steps of each trial, in order; in a task without trials, the steps of each episode.
 
-    complete_only leaves out trials that a time limit cut off: their last step is not marked `new_trial`.
+    Args: complete_only: leave out trials that a time limit cut off; their last step is not marked `new_trial`.
     """
     changed = (np.diff(activity["trial"]) != 0) | (np.diff(activity["episode"]) != 0)
     trials = np.split(np.arange(len(activity["trial"])), np.flatnonzero(changed) + 1)
@@ -224,14 +230,14 @@ def split_trials(activity: Activity, complete_only: bool = False) -> list[np.nda
 
 
 def trial_time(activity: Activity) -> tuple[np.ndarray, str]:
-    """Time since the trial began, (N,), and its label: in ms where the task has a clock, else in steps."""
+    """Time since the start of the trial, (N,), and its label; in ms if the task has a clock, else in steps."""
     steps = np.concatenate([np.arange(len(trial)) for trial in split_trials(activity)])
     dt_ms = float(activity.get("dt_ms", 0.0))
     return (steps * dt_ms, "time in trial (ms)") if dt_ms > 0 else (steps * 1.0, "time in trial (steps)")
 
 
 def period_onsets(activity: Activity, trials: list[np.ndarray]) -> dict[str, int]:
-    """The step in the trial at which each named period begins (the median over trials), in order of time."""
+    """{period: step in the trial at which it begins}, the median over trials, in order of time."""
     onsets: dict[str, list[int]] = {}
     for trial in trials if "period" in activity else []:
         names, first = np.unique(activity["period"][trial], return_index=True)
@@ -244,8 +250,12 @@ def period_onsets(activity: Activity, trials: list[np.ndarray]) -> dict[str, int
 def group_trials(colour: ColourValues, trials: list[np.ndarray], max_groups: int = 6) -> np.ndarray | None:
     """One label per trial, (n_trials,), for `condition_means`; None where the value changes within trials.
 
-    An accumulated value stands for its trial by where it ends. A number with more than max_groups values is
-    cut at its quantiles; the label is then the group's mean.
+    The label of an accumulated value is its last value in the trial.
+
+    Args:
+        colour: one value per step.
+        trials: as from `split_trials`.
+        max_groups: numbers with more values than this are grouped by quantiles; the label is the mean of the group.
     """
     ends = []
     for trial in trials:
@@ -269,17 +279,16 @@ def condition_means(
     labels: ArrayLike | None = None,
     min_fraction: float = 0.5,
 ) -> ConditionMeans:
-    """Mean trajectory of each condition, trials aligned on their start.
+    """Mean trajectory of each condition, with trials aligned on their start.
 
-    Trials differ in length: the mean at time t is over those still running, and nan where they are fewer than
-    min_fraction of the condition's trials (a mean of the few longest ones would jump). Trials whose label is
-    nan or empty are left out.
+    Trials differ in length: the mean at time t includes all trials that reach t. It is nan where these are fewer than
+    `min_fraction` of the condition's trials, because a mean over the few longest trials would jump.
 
     Args:
-        projected: (N, k).
+        projected: the steps on the principal components, (N, k).
         trials: as from `split_trials`.
-        labels: one per trial; None puts all into one condition.
-    Returns: ConditionMeans: labels (C,), mean (C, T, k), running (C, T).
+        labels: one per trial; nan and "" leave a trial out; None puts all trials into one condition.
+        min_fraction: smallest share of trials in a mean.
     """
     of_trial = np.zeros(len(trials)) if labels is None else np.asarray(labels)
     kinds = np.unique(of_trial[_known(of_trial)])
@@ -299,7 +308,7 @@ def condition_means(
 
 
 def _known(values: ArrayLike) -> np.ndarray:
-    """Where a value is known: neither nan nor an empty string."""
+    """Whether each value is known, i.e. neither nan nor an empty string."""
     values = np.asarray(values)
     if values.dtype.kind in "US":
         return values != ""
@@ -307,23 +316,25 @@ def _known(values: ArrayLike) -> np.ndarray:
 
 
 def colour_keys(activity: Activity) -> list[str]:
-    """Everything that `colour_values` can resolve for this activity."""
-    told = sorted(name for name in activity if name.startswith(("condition_", "info_")))
-    conditions = list(dict.fromkeys(name.partition("_")[2] for name in told))
+    """The keys that `colour_values` accepts for this activity, except sums and differences of features."""
+    columns = sorted(name for name in activity if name.startswith(("condition_", "info_")))
+    conditions = list(dict.fromkeys(name.partition("_")[2] for name in columns))
     features = [f"obs_{index}" for index in range(activity["observations"].shape[1])]
     return [*conditions, "choice", "ground_truth", "correct", "time", "trial", *features]
 
 
 def colour_values(activity: Activity, key: str) -> ColourValues:
-    """One value per step to colour trajectories by.
+    """One value per step to colour trajectories by. Text and numbers with at most two values are categories.
 
-    A recorded condition (`coh` or `condition_coh`), a number that the task told of the step (`hit`, `row`), `choice`
-    and `ground_truth` (of the trial's last step, where the decision falls; of each step in a task without trials),
-    `correct`, `time` in the trial, `trial` number, an observation feature `obs_3`, a difference `obs_1-obs_2`, or
-    either summed since the trial began, `sum_obs_1-obs_2`: the accumulated evidence. Text and numbers with at most
-    two values are categories.
+        coh, condition_coh      a recorded condition
+        hit, row                a number that the task gives for each step
+        choice, ground_truth    of the last step of the trial, the decision; of each step in a task without trials
+        correct                 the score of the trial
+        time, trial             time in the trial, number of the trial
+        obs_3, obs_1-obs_2      a feature of the observation, or the difference of two
+        sum_obs_1-obs_2         either of these summed since the start of the trial: the accumulated evidence
 
-    Raises ConfigError, listing what there is.
+    Raises: ConfigError, which lists the known keys.
     """
     name = key.removeprefix("condition_")
     column = next((f"{kind}_{name}" for kind in ("condition", "info") if f"{kind}_{name}" in activity), None)
@@ -345,14 +356,14 @@ def colour_values(activity: Activity, key: str) -> ColourValues:
         label = key.replace("sum_", "accumulated ").replace("-", " - ")
         return ColourValues(_feature(activity, summed, plus, minus), False, label, summed is not None)
     known = ", ".join(colour_keys(activity))
-    raise ConfigError(f"no {key!r} to colour by in this activity; there is {known}")
+    raise ConfigError(f"cannot colour by {key!r}; this recording has {known}")
 
 
 def _outcome(activity: Activity, key: str, values: np.ndarray) -> ColourValues:
-    """What a trial came to, on each of its steps; a task without trials keeps the value of each step."""
+    """The value at the last step of the trial, on each of its steps; unchanged for a task without trials."""
     values = np.where(values < 0, np.nan, values) if key == "ground_truth" else values.astype(float)
     if np.isnan(values).all():
-        raise ConfigError(f"cannot colour by {key!r}: this task does not give it")
+        raise ConfigError(f"cannot colour by {key!r}: this task does not provide it")
     if np.any(activity["new_trial"]):
         trials = split_trials(activity)
         values = np.concatenate([np.full(len(trial), values[trial[-1]]) for trial in trials])
@@ -361,7 +372,7 @@ def _outcome(activity: Activity, key: str, values: np.ndarray) -> ColourValues:
 
 
 def _feature(activity: Activity, summed: str | None, plus: str, minus: str | None) -> np.ndarray:
-    """Observation feature `plus`, less feature `minus` if given, summed within each trial if asked, (N,)."""
+    """Observation feature `plus`, minus feature `minus` if given, summed within each trial if `summed` is set, (N,)."""
     values = activity["observations"][:, int(plus)].astype(float)
     if minus is not None:
         values = values - activity["observations"][:, int(minus)]

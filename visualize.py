@@ -1,17 +1,18 @@
-"""Every picture of the toolkit: learning curves and principal components.
+"""Figures of learning curves, principal components and sweeps, and the style that all figures share.
 
-matplotlib is imported only here, in the `*_figures` modules and in `video`, only its object-oriented side: no pyplot,
-no global style. Functions `plot_x(arrays, ax) -> ax` draw into axes of the caller; `*_figure` and
-`plot_training_curves` lay out a whole page. The caller saves the picture with `save_figure`, and its numbers beside it.
+Only this module, the `*_figures` modules and `video` import matplotlib. They use its object-oriented interface: no
+pyplot, no global style. Functions `plot_x(arrays, ax) -> ax` draw into the caller's axes; `*_figure` and
+`plot_training_curves` lay out a whole figure. The caller saves the figure with `save_figure` and its numbers beside it.
 """
 
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,16 +20,17 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import CenteredNorm, LinearSegmentedColormap, Normalize, to_rgba_array
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from mpl_toolkits.mplot3d import Axes3D
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from numpy.typing import ArrayLike
 
 from mpn_rl.options import ConfigError
 from mpn_rl.statistics import common_grid
 
-# Okabe & Ito (2008): told apart with every common colour blindness.
+# Okabe & Ito (2008): a reader with any common colour blindness can distinguish them.
 MODEL_COLOURS = {
     "mpn": "#0072B2",
     "mpn-frozen": "#56B4E9",
@@ -39,11 +41,11 @@ MODEL_COLOURS = {
     "guessing": "#8C8C8C",
     "ideal": "#222222",
 }
-MODEL_NAMES = {"mpn-frozen": "frozen MPN"}  # the others by their capitals
+MODEL_NAMES = {"mpn-frozen": "frozen MPN"}  # the other cores are named by their capitals
 STATE_COLOURS = {"h": "#E69F00", "M": "#0072B2", "c": "#009E73"}
 OTHER_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#222222")
 UNKNOWN = "#C8C8C8"
-# For lines on white: the diverging map's middle is grey, and viridis ends before its pale yellow.
+# For lines on white: the middle of the diverging map is grey, and viridis stops before its pale yellow.
 DIVERGING = LinearSegmentedColormap.from_list("evidence", ["#08457E", "#4A90C8", "#A6A6A6", "#EE9A4D", "#A63603"])
 SEQUENTIAL = LinearSegmentedColormap.from_list("time", mpl.colormaps["viridis"](np.linspace(0, 0.92, 64)))
 PERIOD_TINTS = ("#FFFFFF", "#E3EEF7", "#F3F3F3", "#FCEBDD", "#E6F2EC", "#F5E9F1", "#FBF5DC")
@@ -70,23 +72,63 @@ STYLE = {
 }
 
 
-def house_style() -> Any:
-    """The style of all pictures, as a context or a decorator; whatever was set before comes back after it."""
-    return mpl.rc_context(STYLE)
+@contextmanager
+def house_style() -> Iterator[None]:
+    """The style of all figures, as a context manager or a decorator; the previous settings return afterwards."""
+    with mpl.rc_context(STYLE):
+        yield
 
 
 @house_style()
-def new_figure(width: float = 6, height: float = 4, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
-    """A figure (inches) that arranges itself, and its axes: one, or an array of them as from `subplots`."""
+def new_figure(width: float = 6, height: float = 4) -> tuple[Figure, Axes]:
+    """A figure of `width` by `height` inches with one axes; the layout is automatic."""
     fig = Figure(figsize=(width, height), layout="constrained")
-    return fig, fig.subplots(rows, columns)
+    return fig, fig.subplots()
+
+
+@house_style()
+def new_panels(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+    """A figure of `width` by `height` inches with a grid of axes, (rows, columns); the layout is automatic."""
+    fig = Figure(figsize=(width, height), layout="constrained")
+    return fig, fig.subplots(rows, columns, squeeze=False)
+
+
+def page_title(fig: Figure | SubFigure, *lines: str | None, size: float = 11) -> None:
+    """The title of a figure: each line wraps at the figure's width, None is left out.
+
+    Args: size: of the font, in points.
+    """
+    width = int(132 / size * fig.bbox.width / fig.dpi)  # characters: about 12 per inch at 11 points
+    text = "\n".join(textwrap.fill(line, width) for line in lines if line)
+    if text:
+        fig.suptitle(text, fontsize=size, x=0.01, ha="left")
+
+
+def colour_bar(
+    mappable: ScalarMappable,
+    axes: Sequence[Axes],
+    label: str,
+    *,
+    into: Axes | None = None,
+    pad: float = 0.02,
+    fraction: float = 0.15,
+    extend: str | None = None,
+) -> None:
+    """A colour bar without an outline, beside `axes` or in the axes `into`; the other arguments are matplotlib's."""
+    draw = axes[0].figure.colorbar
+    bar = draw(mappable, cax=into) if into else draw(mappable, ax=axes, pad=pad, fraction=fraction, extend=extend)
+    bar.set_label(label)
+    bar.ax.spines["outline"].set_visible(False)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, of the same suffix, that becomes `path` once all is on the disk."""
+    """A temporary path beside `path` with the same suffix; it replaces `path` when the block ends without an error.
+
+    Raises: ConfigError when the folder does not exist.
+    """
     if not path.parent.is_dir():
-        raise ConfigError(f"cannot write {path}: no folder {path.parent}; make it or choose another path")
+        raise ConfigError(f"cannot write {path}: no folder {path.parent}; create it or choose another path")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
@@ -99,7 +141,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @house_style()
 def save_figure(fig: Figure, path: str | Path) -> Path:
-    """Write fig as its suffix says (png, svg, pdf), atomically. Raises ConfigError on another suffix."""
+    """Write `fig` atomically in the format of the suffix (.png, .svg, .pdf).
+
+    Returns: the path. Raises: ConfigError for an unknown suffix or a missing folder.
+    """
     path = Path(path)
     known = fig.canvas.get_supported_filetypes()
     if path.suffix[1:] not in known:
@@ -112,8 +157,12 @@ def save_figure(fig: Figure, path: str | Path) -> Path:
 # --- learning -----------------------------------------------------------------------------------------------
 
 
-def rolling_mean(values: Sequence[float | None] | np.ndarray, window: int) -> np.ndarray:
-    """Mean of the last `window` values that are known; nan where none is, (n,)."""
+Values = Sequence[float | None] | np.ndarray  # one number per episode, None or nan where unknown
+Evaluations = Sequence[Mapping[str, float | None]]  # {"step", "return_mean", "accuracy" or None} each
+
+
+def rolling_mean(values: Values, window: int) -> np.ndarray:
+    """Mean of the known ones among the last `window` values, (n,); nan where none is known."""
     values = np.array([np.nan if value is None else value for value in values], dtype=float)
     known = np.isfinite(values)
     total = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
@@ -124,16 +173,22 @@ def rolling_mean(values: Sequence[float | None] | np.ndarray, window: int) -> np
 
 
 def reference_line(ax: Axes, name: str, value: float) -> None:
+    """A dashed horizontal line with its name at the right edge."""
     ax.axhline(value, color=MODEL_COLOURS.get(name, "#666666"), lw=1, ls=(0, (4, 3)), zorder=1)
     ax.annotate(name, (1, value), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
                 va="center", fontsize=7.5, color=MODEL_COLOURS.get(name, "#666666"))  # fmt: skip
 
 
 @house_style()
-def plot_noisy_curve(steps: ArrayLike, values: Any, ax: Axes, *, window: int, colour: str, label: str) -> Axes:
-    """One noisy quantity: every value a pale dot, their rolling mean a line.
+def plot_noisy_curve(steps: Values, values: Values, ax: Axes, *, window: int, colour: str, label: str) -> Axes:
+    """One noisy quantity: a pale dot for each value and a line for the rolling mean.
 
-    Lanes that end together share a step: the line goes through the mean as it stands after the last of them.
+    Episodes of parallel environments can end at the same step; the line shows the mean after the last of them.
+
+    Args:
+        steps: environment steps, (n,), increasing.
+        values: one per episode, (n,).
+        window: number of values in the rolling mean.
     """
     steps = np.asarray(steps, dtype=float)
     ax.plot(steps, rolling_mean(values, 1), ".", ms=4, mew=0, alpha=0.3, color=colour)
@@ -143,9 +198,12 @@ def plot_noisy_curve(steps: ArrayLike, values: Any, ax: Axes, *, window: int, co
 
 
 @house_style()
-def plot_evaluations(evaluations: Sequence[Mapping[str, Any]], key: str, ax: Axes, *, best_step: int | None) -> Axes:
-    """Greedy evaluations as open points; the one that made best_model.pt as a star with its value."""
-    points = [(row["step"], row[key]) for row in evaluations if row.get(key) is not None]
+def plot_evaluations(evaluations: Evaluations, key: str, ax: Axes, *, best_step: float | None) -> Axes:
+    """Greedy evaluations as open points; the evaluation at `best_step` is a star, and the legend gives its value.
+
+    Args: key: what is drawn, "return_mean" or "accuracy".
+    """
+    points = [(row["step"] or 0, value) for row in evaluations if (value := row.get(key)) is not None]
     if points:
         ax.plot(*zip(*points, strict=True), "o-", color="#222222", mfc="white", ms=4, lw=0.9, clip_on=False,
                 label="greedy evaluation")  # fmt: skip
@@ -158,26 +216,26 @@ def plot_evaluations(evaluations: Sequence[Mapping[str, Any]], key: str, ax: Axe
 
 @house_style()
 def plot_training_curves(
-    history: Mapping[str, Sequence[Any]],
-    evaluations: Sequence[Mapping[str, Any]] = (),
+    history: Mapping[str, Values],
+    evaluations: Evaluations = (),
     fig: Figure | None = None,
     *,
     references: Mapping[str, float] | None = None,
-    best_step: int | None = None,
+    best_step: float | None = None,
     title: str | None = None,
 ) -> Figure:
-    """How a run learned: return, accuracy (where the task has it), loss and exploration over environment steps.
+    """Learning curves of one run: return, accuracy (where the task has it), loss and exploration over steps.
 
     Args:
         history: one entry per finished episode: step, reward, loss, accuracy (None or nan: unknown), and
             epsilon or entropy.
         evaluations: greedy evaluations, {"step", "return_mean", "accuracy" or None}.
-        fig: an empty figure; its size is set here.
+        fig: an empty figure; this function sets its size.
         references: lines in the accuracy panel, {"guessing": 0.5, "ideal": 0.94}.
-        best_step: the evaluation to mark; by default the one with the highest return_mean.
+        best_step: step of the evaluation to mark; by default the one with the highest return_mean.
     """
     if best_step is None and evaluations:
-        best_step = max(evaluations, key=lambda row: row["return_mean"])["step"]
+        best_step = max(evaluations, key=lambda row: row["return_mean"] or 0.0)["step"]
     accuracy = rolling_mean(history.get("accuracy", []), 1)
     scored = np.isfinite(accuracy).any() or any(row.get("accuracy") is not None for row in evaluations)
     exploration = "entropy" if "entropy" in history else "epsilon"
@@ -186,23 +244,23 @@ def plot_training_curves(
     fig.set_layout_engine("constrained", wspace=0.04)
     fig.set_size_inches((8.8, 5.4) if scored else (10.5, 3.2))
     axes = dict(zip(panels, fig.subplots(2 if scored else 1, 2 if scored else 3).flat, strict=True))
-    window = max(5, len(history["step"]) // 20)
-    style: dict[str, Any] = {"window": window, "label": f"mean of {window} episodes"}
-    plot_noisy_curve(history["step"], history["reward"], axes["reward"], colour=MODEL_COLOURS["mpn"], **style)
+    steps = np.asarray(history["step"], dtype=float)
+    window = max(5, len(steps) // 20)
+    curve = partial(plot_noisy_curve, steps, window=window, label=f"mean of {window} episodes")
+    curve(history["reward"], axes["reward"], colour=MODEL_COLOURS["mpn"])
     plot_evaluations(evaluations, "return_mean", axes["reward"], best_step=best_step)
-    plot_noisy_curve(history["step"], history["loss"], axes["loss"], colour=MODEL_COLOURS["rnn"], **style)
-    drawn = rolling_mean(history.get(exploration, np.full(len(history["step"]), np.nan)), 1)
-    axes[exploration].plot(history["step"], drawn, lw=2, color=MODEL_COLOURS["mlp"])
+    curve(history["loss"], axes["loss"], colour=MODEL_COLOURS["rnn"])
+    drawn = rolling_mean(history.get(exploration, np.full(len(steps), np.nan)), 1)
+    axes[exploration].plot(steps, drawn, lw=2, color=MODEL_COLOURS["mlp"])
     axes[exploration].set_ylim(-0.02, 1.06 * max(0.1, *drawn[np.isfinite(drawn)], 0.1))
     if scored:
         if len(accuracy):
-            colour = MODEL_COLOURS["mpn"]
-            plot_noisy_curve(history["step"], accuracy, axes["accuracy"], colour=colour, **style)
+            curve(accuracy, axes["accuracy"], colour=MODEL_COLOURS["mpn"])
         plot_evaluations(evaluations, "accuracy", axes["accuracy"], best_step=best_step)
         axes["accuracy"].set_ylim(-0.02, 1.04)
         for name, value in (references or {}).items():
             reference_line(axes["accuracy"], name, value)
-    last = max(1, *history["step"], *(row["step"] for row in evaluations), 1)
+    last = max([1, *steps, *(row["step"] or 0 for row in evaluations)])
     labels = {
         "reward": "return per episode",
         "accuracy": "decision accuracy",
@@ -218,11 +276,6 @@ def plot_training_curves(
     return fig
 
 
-def page_title(fig: Figure, title: str | None) -> None:
-    if title:
-        fig.suptitle(title, fontsize=11, x=0.01, ha="left")
-
-
 def thousands(value: float, _position: float = 0) -> str:
     """A tick label: 150000 -> '150k'."""
     return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
@@ -236,10 +289,12 @@ def plot_learning_comparison(
     ylabel: str = "greedy accuracy",
     references: Mapping[str, float] | None = None,
 ) -> Axes:
-    """Learning curves of several cores: a thin line per seed, the mean over seeds thick; the legend states n.
+    """Learning curves of several cores: a thin line per seed, a thick line for the mean; the legend states n.
 
-    Args: runs: {core: [(steps, values), ...]}, one pair per seed. Seeds evaluated at other steps are
-    interpolated, and the mean ends where the shortest run ends.
+    Args:
+        runs: {core: [(steps, values), ...]}, one pair per seed. Seeds with different evaluation steps are
+            interpolated, and the mean ends where the shortest run ends.
+        references: named horizontal lines, {"ideal": 0.94}.
     """
     for index, (core, seeds) in enumerate(runs.items()):
         colour = MODEL_COLOURS.get(core, OTHER_COLOURS[index % len(OTHER_COLOURS)])
@@ -262,9 +317,11 @@ def plot_learning_comparison(
 
 @house_style()
 def plot_pca_variance(spectra: Mapping[str, tuple[ArrayLike, float]], ax: Axes, shown: int = 20) -> Axes:
-    """Cumulative variance explained per state, with participation ratios (PR) in the legend.
+    """Cumulative variance explained per state, with participation ratios in the legend.
 
-    Args: spectra: {"h": (explained variance ratios (k,), participation ratio), "M": ...}.
+    Args:
+        spectra: {"h": (explained variance ratios (k,), participation ratio), "M": ...}.
+        shown: largest number of components.
     """
     for index, (name, (ratios, participation)) in enumerate(spectra.items()):
         percent = 100 * np.cumsum(np.asarray(ratios)[:shown])
@@ -282,8 +339,12 @@ def plot_pca_variance(spectra: Mapping[str, tuple[ArrayLike, float]], ax: Axes, 
 def pca_variance_figure(
     spectra: Mapping[str, tuple[ArrayLike, float]], *, title: str | None = None, shown: int = 10
 ) -> Figure:
-    """Variance of h and of M side by side: per component on the left, cumulative on the right."""
-    fig, (left, right) = new_figure(8.4, 3.4, columns=2)
+    """Variance explained by each component (left) and cumulative variance (right), for every state.
+
+    Args: spectra: as in `plot_pca_variance`. shown: number of components on the left.
+    """
+    fig, axes = new_panels(8.4, 3.4, columns=2)
+    left, right = axes[0]
     width = 0.8 / len(spectra)
     for index, (name, (ratios, _)) in enumerate(spectra.items()):
         percent = 100 * np.asarray(ratios)[:shown]
@@ -299,7 +360,7 @@ def pca_variance_figure(
 
 
 class _Colouring:
-    """Colours for values: one per category, or a map for numbers, diverging where both signs occur."""
+    """Colours for values: one per category, or a colour map for numbers, which diverges where both signs occur."""
 
     def __init__(self, values: np.ndarray, categorical: bool) -> None:
         known = values[~_missing(values)]
@@ -326,11 +387,9 @@ class _Colouring:
         return colours
 
     def add_key(self, ax: Axes, label: str) -> None:
-        """In the slim axes `ax`: a colour bar for numbers, a legend for categories."""
+        """Draw a colour bar (numbers) or a legend (categories) into the narrow axes `ax`."""
         if not self.categorical:
-            bar: Any = ax.figure.colorbar(self.mappable, cax=ax)
-            bar.set_label(label)
-            bar.outline.set_visible(False)
+            colour_bar(self.mappable, [ax], label, into=ax)
             return
         handles = [Line2D([], [], color=colour, lw=2.4, label=short(kind))
                    for kind, colour in zip(self.kinds, self(self.kinds), strict=True)]  # fmt: skip
@@ -346,13 +405,13 @@ def _missing(values: np.ndarray) -> np.ndarray:
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
-    """Smallest and largest value, pulled apart where they are the same."""
+    """Smallest and largest value; if they are equal, half a unit below and above."""
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def short(value: Any) -> str:
-    """A value as a label: four digits of a number, text as it is."""
+def short(value: object) -> str:
+    """A value as a label: numbers with four digits, text unchanged."""
     if isinstance(value, float | np.floating):
         return f"{float(value):.4g}" if abs(float(value)) < 1e4 else f"{float(value):g}"
     return str(value)
@@ -367,7 +426,7 @@ def plot_trajectories(
     points: np.ndarray,
     trials: Sequence[np.ndarray],
     values: np.ndarray,
-    ax: Any,
+    ax: Axes,
     *,
     categorical: bool,
     means: np.ndarray | None = None,
@@ -375,35 +434,37 @@ def plot_trajectories(
     marks: Mapping[str, int] | None = None,
     max_trials: int = MAX_TRIALS,
 ) -> Axes:
-    """Single trials thin, condition means thick, in the two or three dimensions of `ax`.
+    """Trajectories in the two or three dimensions of `ax`: thin lines for trials, thick lines for condition means.
 
     Args:
         points: coordinates of every step, (N, 2) or (N, 3): principal components, or time and a component.
-        trials: the steps of each trial; at most max_trials of them, evenly spread, are drawn.
-        values: what colours each step, (N,); categories get a colour each, numbers a map.
+        trials: the steps of each trial; at most `max_trials` evenly spaced trials are drawn.
+        values: one per step, (N,); it sets the colour.
+        categorical: whether each value has its own colour; otherwise a colour map applies.
         means: condition means (C, T, 2 or 3), nan where they end.
-        mean_labels: the value of each mean, (C,); None draws them black.
-        marks: {"stimulus": 3}: steps in the trial at which a marker sits on every mean.
+        mean_labels: the value of each mean, (C,); None draws the means black.
+        marks: {"stimulus": 3}: steps in the trial that a marker shows on every mean.
     """
-    flat = points.shape[1] == 2
     colouring = _Colouring(np.asarray(values), categorical)
     thin = [trials[index] for index in np.unique(np.linspace(0, len(trials) - 1, max_trials).astype(int))]
     pieces = [points[trial[step : step + 2]] for trial in thin for step in range(len(trial) - 1)]
     colours = colouring(np.concatenate([values[trial[1:]] for trial in thin]))
-    collection = (LineCollection if flat else Line3DCollection)(pieces, colors=colours, lw=0.6, alpha=0.35)
-    ax.add_collection(collection) if flat else ax.add_collection3d(collection)
+    if solid := isinstance(ax, Axes3D):
+        ax.add_collection3d(Line3DCollection(pieces, colors=colours, lw=0.6, alpha=0.35))
+    else:
+        ax.add_collection(LineCollection(pieces, colors=colours, lw=0.6, alpha=0.35))
     means = np.empty((0, 1, points.shape[1])) if means is None else means
     mean_colours = ["#222222"] * len(means) if mean_labels is None else colouring(mean_labels)
     for mean, colour in zip(means, mean_colours, strict=True):
-        if flat:
-            ax.plot(*mean.T, lw=4.2, color="white", zorder=3)  # a halo, so that crossing means stay apart
+        if not solid:
+            ax.plot(*mean.T, lw=4.2, color="white", zorder=3)  # a white border separates means that cross
         ax.plot(*mean.T, lw=2.2, color=colour, zorder=4)
         for marker, step in zip(PERIOD_MARKERS, (marks or {}).values(), strict=False):
             if step < len(mean) and np.isfinite(mean[step]).all():
                 ax.plot(*mean[step][:, None], marker, ms=5.5, mfc="white", mec=colour, mew=1.4, zorder=5)
     for axis, column in zip("xyz", points.T, strict=False):
         low, high = _range(column)
-        getattr(ax, f"set_{axis}lim")(low - 0.04 * (high - low), high + 0.04 * (high - low))
+        ax.set(**{f"{axis}lim": (low - 0.04 * (high - low), high + 0.04 * (high - low))})
     return ax
 
 
@@ -423,13 +484,17 @@ def trajectory_figure(
     marks: Mapping[str, int] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """A state's trajectories on one page: PC1 and PC2 over time, in 2-D, and in 3-D where there are three.
+    """Trajectories of one state: PC1 and PC2 over time, PC1 against PC2, and three components in 3-D if there are.
 
     Args:
-        projected: the steps on their principal components, (N, k), k >= 2.
-        ratios: the components' shares of the variance, (k,).
-        time: time in the trial of every step, (N,), in the unit of time_label.
-        The others as in `plot_trajectories`, with means over all components, (C, T, k).
+        projected: every step on the principal components, (N, k), k >= 2.
+        ratios: share of the variance of each component, (k,).
+        time: time in the trial of every step, (N,), in the unit of `time_label`.
+        label: name of the values that set the colour.
+        trials, values, categorical, mean_labels, marks: as in `plot_trajectories`.
+        means: condition means over all components, (C, T, k).
+
+    Raises: ConfigError for a state with one dimension.
     """
     if projected.shape[1] < 2:
         raise ConfigError("trajectories need two principal components, but this state has one dimension")
@@ -439,21 +504,22 @@ def trajectory_figure(
     widths = [1, 1.35, 1.6, 0.035] if solid else [1, 1.35, 0.035]
     grid = fig.add_gridspec(2, len(widths), width_ratios=widths,
                             left=0.06, right=0.92, top=0.87, bottom=0.12, wspace=0.3)  # fmt: skip
-    style: dict[str, Any] = {"categorical": categorical, "mean_labels": mean_labels, "marks": marks}
+    draw = partial(plot_trajectories, trials=trials, values=values, categorical=categorical, mean_labels=mean_labels,
+                   marks=marks)  # fmt: skip
     longest = max(trials, key=len)
     for component in range(2):
         ax = fig.add_subplot(grid[component, 0])
         timed = None if means is None else np.stack(
             [np.broadcast_to(time[longest], means.shape[:2]), means[..., component]], axis=-1)  # fmt: skip
         points = np.stack([time, projected[:, component]], axis=-1)
-        plot_trajectories(points, trials, values, ax, means=timed, **style)
+        draw(points, ax=ax, means=timed)
         ax.set(ylabel=names[component].split(" (")[0], xlabel=time_label if component else "")
     plane = fig.add_subplot(grid[:, 1])
-    plot_trajectories(projected[:, :2], trials, values, plane, means=_first(means, 2), **style)
+    draw(projected[:, :2], ax=plane, means=None if means is None else means[..., :2])
     plane.set(xlabel=names[0], ylabel=names[1])
     if solid:
         ax = fig.add_subplot(grid[:, 2], projection="3d")
-        plot_trajectories(projected[:, :3], trials, values, ax, means=_first(means, 3), **style)
+        draw(projected[:, :3], ax=ax, means=None if means is None else means[..., :3])
         ax.set(xlabel="PC1", ylabel="PC2", zlabel=names[2], xticklabels=[], yticklabels=[], zticklabels=[])
         ax.set_box_aspect(None, zoom=1.15)
         for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
@@ -465,12 +531,8 @@ def trajectory_figure(
                for marker, name in zip(PERIOD_MARKERS, marks or {}, strict=False)]  # fmt: skip
     plane.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=4, handletextpad=0.1)
     shown = f"thin: {min(len(trials), MAX_TRIALS)} of {len(trials)} trials, thick: means"
-    fig.suptitle(f"{title}   ({shown})" if title else shown, fontsize=10, x=0.01, ha="left")
+    page_title(fig, f"{title} ({shown})" if title else shown)
     return fig
-
-
-def _first(means: np.ndarray | None, components: int) -> np.ndarray | None:
-    return None if means is None else means[..., :components]
 
 
 # --- sweeps -------------------------------------------------------------------------------------------------
@@ -480,12 +542,15 @@ def _first(means: np.ndarray | None, components: int) -> np.ndarray | None:
 def plot_band(
     steps: ArrayLike, curves: np.ndarray, band: tuple[ArrayLike, ArrayLike], ax: Axes, *, colour: str, label: str
 ) -> Axes:
-    """One setting of a sweep: a thin line per seed, their mean thick, a band around it.
+    """One setting of a sweep: a thin line per seed, a thick line for the mean, and a band.
 
-    Args: steps: (T,). curves: one row per seed, (n, T). band: its lower and upper edge, (T,) each; nan: none.
+    Args:
+        steps: environment steps, (T,).
+        curves: one row per seed, (n, T).
+        band: its lower and upper edge, (T,) each; nan draws none.
     """
     ax.fill_between(steps, *band, color=colour, alpha=0.18, lw=0)
-    marker = "o" if np.size(steps) == 1 else ""  # a line through one point draws nothing
+    marker = "o" if np.size(steps) == 1 else ""  # a line through a single point is invisible
     for curve in curves:
         ax.plot(steps, curve, lw=0.6, alpha=0.4, color=colour, marker=marker, ms=3)
     ax.plot(steps, curves.mean(axis=0), lw=2.2, color=colour, marker=marker, label=f"{label} (n = {len(curves)})")
@@ -496,7 +561,10 @@ def plot_band(
 def sweep_curves_figure(
     settings: Mapping[str, tuple[np.ndarray, np.ndarray, tuple[ArrayLike, ArrayLike]]], *, ylabel: str, title: str
 ) -> Figure:
-    """Learning curves of several settings: {label: (steps, curves, band)} as in `plot_band`, the best first."""
+    """Learning curves of several settings.
+
+    Args: settings: {label: (steps, curves, band)} as in `plot_band`, the best setting first.
+    """
     fig, ax = new_figure(7.5, 4.2)
     for colour, (label, (steps, curves, band)) in zip(OTHER_COLOURS, settings.items(), strict=False):
         plot_band(steps, curves, band, ax, colour=colour, label=label)
@@ -510,7 +578,13 @@ def sweep_curves_figure(
 
 @house_style()
 def plot_heat_map(values: np.ndarray, ticks: tuple[Sequence[str], Sequence[str]], ax: Axes, *, label: str) -> Axes:
-    """Means over two parameters, (Y, X), each written in its cell; nan leaves a cell empty. ticks: (x's, y's)."""
+    """Heat map of means over two parameters; each cell shows its number.
+
+    Args:
+        values: (Y, X), nan leaves a cell empty.
+        ticks: names along x, names along y.
+        label: of the colour bar.
+    """
     mesh = ax.pcolormesh(np.ma.masked_invalid(values), cmap=SEQUENTIAL, edgecolors="white", lw=1)
     middle = np.nanmean([np.nanmin(values), np.nanmax(values)])
     for (row, column), value in np.ndenumerate(values):
@@ -527,10 +601,16 @@ def plot_heat_map(values: np.ndarray, ticks: tuple[Sequence[str], Sequence[str]]
 
 @house_style()
 def plot_score_scatter(x: np.ndarray, y: np.ndarray, scores: np.ndarray, ax: Axes, *, label: str) -> Axes:
-    """Scores at scattered points of two parameters, as a random search leaves them; decades are drawn in logarithms."""
+    """Scores of a random search over two parameters; an axis that spans 30-fold or more is logarithmic.
+
+    Args:
+        x, y: the two parameters, (n,) each.
+        scores: the colours, (n,).
+        label: of the colour bar.
+    """
     dots = ax.scatter(x, y, c=scores, s=46, cmap=SEQUENTIAL, edgecolors="white", lw=0.6)
     for values, name in ((x, "x"), (y, "y")):
         if values.min() > 0 and values.max() > 30 * values.min():
-            getattr(ax, f"set_{name}scale")("log")
+            ax.set(**{f"{name}scale": "log"})
     ax.figure.colorbar(dots, ax=ax, label=label)
     return ax

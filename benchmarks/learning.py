@@ -179,8 +179,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     columns = min(3, len(tasks))
     lines = -(-len(tasks) // columns)
-    figure, axes = visualize.new_figure(4.6 * columns, 3.9 * lines, rows=lines, columns=columns)
-    panels = [axes] if len(tasks) == 1 else list(axes.flat)
+    figure, axes = visualize.new_panels(4.6 * columns, 3.9 * lines, rows=lines, columns=columns)
+    panels = list(axes.flat)
     for ax in panels[len(tasks) :]:
         ax.set_axis_off()
     for ax, task in zip(panels, tasks, strict=False):

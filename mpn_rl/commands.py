@@ -208,8 +208,8 @@ def render(args: argparse.Namespace) -> int:
         episode["dt_ms"] = np.array(float(env.dt_ms))
         frames = video.neurogym_frames(episode, env.channel_names)
     else:
-        shown = (episode[name] for name in ("frames", "q_values", "actions", "rewards"))
-        frames = video.gym_frames(*shown, action_names=env.action_names)
+        shown, q_values = episode["frames"], episode["q_values"]
+        frames = video.gym_frames(shown, q_values, episode["actions"], episode["rewards"], env.action_names)
     video.write_video(output, frames, args.fps or (10 if neurogym else 30))
     stdout.print(f"{len(episode['actions'])} steps, return {episode['rewards'].sum():.2f}: {output}")
     return 0

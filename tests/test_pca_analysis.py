@@ -227,7 +227,7 @@ def test_an_unknown_colour_lists_what_there_is(key):
 def test_an_outcome_that_the_task_does_not_give_is_refused():
     activity = {**make_activity(), "ground_truth": np.full(8, -1), "correct": np.full(8, np.nan)}
     for key in ("ground_truth", "correct"):
-        with pytest.raises(ConfigError, match="does not give it"):
+        with pytest.raises(ConfigError, match="does not provide it"):
             pca_analysis.colour_values(activity, key)
 
 
@@ -288,7 +288,7 @@ def broken_files(folder):
     np.savez(folder / "ragged.npz", **{**activity, "hidden": activity["hidden"][:3]})
     np.savez(folder / "foreign.npz", weights=np.zeros(3))
     np.savez(folder / "stepless.npz", **{n: a[:0] if a.ndim else a for n, a in activity.items()})
-    readable = {"ragged": "not as many hidden", "foreign": "no observations", "stepless": "no steps"}
+    readable = {"ragged": "not as many hidden", "foreign": "lacks observations", "stepless": "no steps"}
     readable["missing"] = "analyze collect"
     unreadable = ("truncated", "flipped", "text", "empty", "array", "pickled")
     return [*readable.items(), *((name, "readable activity file") for name in unreadable)]
@@ -309,7 +309,9 @@ def test_states_are_known_by_their_short_names():
 
 
 def test_summary_is_json_and_counts_complete_trials():
-    summary = json.loads(json.dumps(pca_analysis.summary(make_activity()), allow_nan=False))
+    activity = make_activity()
+    fits = {name: pca_analysis.fit_pca(array) for name, array in pca_analysis.states(activity).items()}
+    summary = json.loads(json.dumps(pca_analysis.summary(activity, fits), allow_nan=False))
     assert (summary["steps"], summary["episodes"], summary["trials"], summary["complete_trials"]) == (8, 2, 4, 3)
     assert summary["states"]["M"]["features"] == 12
     hidden = summary["states"]["h"]

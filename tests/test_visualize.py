@@ -95,6 +95,13 @@ def test_an_unknown_picture_format_or_folder_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_page_title_is_wrapped_to_the_page():
+    fig, _ = visualize.new_figure(3, 3)
+    visualize.page_title(fig, "short", "a long line that does not fit on a page of three inches", None)
+    lines = fig.get_suptitle().splitlines()
+    assert lines[0] == "short" and len(lines) > 2 and max(map(len, lines)) <= 36
+
+
 # --- learning -----------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
-"""What the agent did: psychometric curve, accuracy by condition, response rates, confusion of choices.
+"""Measures of behaviour: psychometric curve, accuracy by condition, response rates, confusion of choices.
 
-Takes what `trials.py` makes of a recording; every number comes with its 95 % interval and its n.
+The input is the trial table of `trials.py`. Every number has a 95 % interval and its n.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mpn_rl.analysis.trials import Table, known, signed_strength
 from pca_analysis import Activity
 
 LARGEST_LAPSE = 0.4
-STEEPEST = 200.0  # of the slope, per largest strength: steeper curves cannot be told from a step
+STEEPEST = 200.0  # largest slope times largest strength: steeper curves look like a step
 
 
 class Psychometric(NamedTuple):
@@ -26,17 +26,17 @@ class Psychometric(NamedTuple):
 
     levels (k,), measured (arrays (k,)): the share of choices of the higher action at each strength.
     x (200,), curve (200,), band (2, 200): the fit and its 95 % band.
-    parameters: bias (the strength at the curve's middle), slope (1 / strength), threshold (from the bias to three
-    quarters of the curve's rise), lapse_low and lapse_high (the distance of its ends from 0 and 1).
+    parameters: bias (the strength at the middle of the curve), slope (1 / strength), threshold (distance from the bias
+    to three quarters of the rise), lapse_low and lapse_high (distance of the two ends from 0 and 1).
     n: trials used; left_out: trials without a strength, or with neither of the two choices.
     """
 
     levels: np.ndarray
-    measured: Estimate
+    measured: Estimate[np.ndarray]
     x: np.ndarray
     curve: np.ndarray
     band: np.ndarray
-    parameters: dict[str, Estimate]
+    parameters: dict[str, Estimate[float]]
     n: int
     left_out: int
 
@@ -46,24 +46,25 @@ class ByCondition(NamedTuple):
 
     name: str
     labels: np.ndarray
-    score: Estimate
+    score: Estimate[np.ndarray]
 
 
 class Rates(NamedTuple):
-    """Shares of trials, and of steps by period; `reaction` is in the unit of trial_table, None where no trial decided.
+    """Shares of trials, and of steps by period.
 
-    decided: reached the deciding period. withheld: ended with action 0 though another one was right. acting: steps with
-    an action other than 0, by period.
+    decided: trials that reached the deciding period. withheld: of the decided trials whose right action is not 0, those
+    that ended with action 0. reaction: mean time in the unit of `trial_table`; None where no trial was decided.
+    acting: {period: share of steps with an action other than 0}.
     """
 
     decided: Estimate
     withheld: Estimate
-    reaction: Estimate | None
+    reaction: Estimate[float] | None
     acting: dict[str, Estimate]
 
 
 class Confusion(NamedTuple):
-    """counts (G, C): trials by right action `truths` (G,) and chosen action `choices` (C,)."""
+    """Number of trials, counts (G, C), by right action, truths (G,), and chosen action, choices (C,)."""
 
     truths: np.ndarray
     choices: np.ndarray
@@ -80,7 +81,7 @@ def psychometric_curve(x: np.ndarray, theta: np.ndarray) -> np.ndarray:
 
 
 def _loss(theta: np.ndarray, x: np.ndarray, high: np.ndarray, n: np.ndarray) -> tuple[float, np.ndarray]:
-    """Binomial negative log-likelihood per trial and its gradient; `high` of n choices at each x."""
+    """Binomial negative log-likelihood per trial and its gradient, for `high` of n choices at each x."""
     bias, slope, l0, l1 = theta
     rise = expit(slope * (x - bias))
     p = np.clip(l0 + (1 - l0 - l1) * rise, 1e-9, 1 - 1e-9)
@@ -92,7 +93,7 @@ def _loss(theta: np.ndarray, x: np.ndarray, high: np.ndarray, n: np.ndarray) -> 
 
 
 def _fit(x: np.ndarray, high: np.ndarray, n: np.ndarray, starts: Sequence[np.ndarray]) -> np.ndarray:
-    """Maximum likelihood from the best of several starts; x scaled to [-1, 1]."""
+    """The maximum-likelihood theta, the best of several starts; x is scaled to [-1, 1]."""
     bounds = [(-2.0, 2.0), (0.0, STEEPEST), (0.0, LARGEST_LAPSE), (0.0, LARGEST_LAPSE)]
     fits = [minimize(_loss, start, (x, high, n), jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
     return min(fits, key=lambda fit: fit.fun).x
@@ -104,14 +105,20 @@ def psychometric(strength: np.ndarray, chose_high: np.ndarray, resamples: int = 
         P(high | x) = l0 + (1 - l0 - l1) / (1 + exp(-s (x - b))),   0 <= l0, l1 <= 0.4
 
     Intervals and band are percentiles of `resamples` refits to shares drawn from Beta(k + 1/2, n - k + 1/2) at each
-    strength, k of n choices being high, widened to hold the fit itself. (A Bayesian bootstrap: choices drawn with
-    replacement would repeat an unbroken row of them for ever and give the lapses intervals of no width.) An agent that
-    makes no mistakes has any steep slope: its interval then reaches to the largest that is searched.
+    strength, where k of n choices are high, widened to include the fit itself. This is a Bayesian bootstrap: drawing
+    choices with replacement would never change a strength at which all choices agree, and the lapses would have
+    intervals of zero width. An agent without errors fits any steep slope; the interval then ends at the largest one.
 
-    Args: strength (n,); chose_high (n,): 1.0 the higher action, 0.0 the lower, nan neither.
-    Raises MissingDataError: fewer than three strengths, or all choices alike.
-    Source: Wichmann & Hill 2001 (Perception & Psychophysics 63). Differs from them: lapses up to 0.4, not 0.06, because
-    agents are also looked at before they have learned.
+    Args:
+        strength: signed strength of the evidence, (n,), nan where unknown.
+        chose_high: 1.0 for the higher action, 0.0 for the lower, nan for neither, (n,).
+        resamples: number of refits.
+        seed: of the refits.
+
+    Raises: MissingDataError for fewer than three strengths, or where all choices agree.
+
+    Source: Wichmann & Hill 2001 (Perception & Psychophysics 63). Differs from Wichmann & Hill: lapses up to 0.4, not
+    0.06, because agents are also analysed before they have learned.
     """
     use = known(strength) & known(np.asarray(chose_high, float))
     levels, place = np.unique(strength[use], return_inverse=True)
@@ -142,13 +149,13 @@ def psychometric(strength: np.ndarray, chose_high: np.ndarray, resamples: int = 
 
 
 def _spread(fits: np.ndarray) -> np.ndarray:
-    """The 2.5 % and 97.5 % quantiles of all fits but the first, widened to hold the first."""
+    """The 2.5 % and 97.5 % quantiles of all fits except the first, widened to include the first."""
     low, high = np.quantile(fits[1:], [0.025, 0.975], axis=0)
     return np.stack([np.minimum(low, fits[0]), np.maximum(high, fits[0])])
 
 
 def psychometric_of(table: Table, resamples: int = 400, seed: int = 0) -> tuple[Psychometric, str]:
-    """The psychometric curve of a recording's trials and the label of its strength; see `trials.signed_strength`."""
+    """The psychometric curve of a trial table, and the name of the strength; see `trials.signed_strength`."""
     strength = signed_strength(table)
     choice = table["choice"]
     high = np.where(choice == strength.high_action, 1.0, np.where(choice == strength.low_action, 0.0, np.nan))
@@ -159,14 +166,16 @@ def psychometric_of(table: Table, resamples: int = 400, seed: int = 0) -> tuple[
 
 
 def accuracy_by_condition(table: Table, most: int = 8) -> list[ByCondition]:
-    """The mean score in each group of every condition that has two to `most` values, first over all trials.
+    """The mean score over all trials, then for each value of every condition that has two to `most` values.
 
-    Raises MissingDataError where the task scores no trials.
+    Raises: MissingDataError where the task scores no trials.
     """
     score = table["correct"]
     if not known(score).any():
         raise MissingDataError("the task scores no trials")
-    everything = ByCondition("all", np.array(["all trials"]), _gathered([confidence_intervals.mean(score)]))
+    everything = ByCondition(
+        "all", np.array(["all trials"]), confidence_intervals.gather([confidence_intervals.mean(score)])
+    )
     rows = [everything]
     columns = {"right action": table["ground_truth"]}
     columns |= {name.removeprefix("condition_"): table[name] for name in table if name.startswith("condition_")}
@@ -176,17 +185,18 @@ def accuracy_by_condition(table: Table, most: int = 8) -> list[ByCondition]:
         labels = np.unique(values[scored])
         if 2 <= len(labels) <= most:
             groups = [confidence_intervals.mean(score[scored & (values == label)]) for label in labels]
-            rows.append(ByCondition(name, labels, _gathered(groups)))
+            rows.append(ByCondition(name, labels, confidence_intervals.gather(groups)))
     return rows
 
 
-def _gathered(parts: Sequence[Estimate]) -> Estimate:
-    value, low, high, n = (np.array([part[field] for part in parts]) for field in range(4))
-    return Estimate(value, low, high, n)
-
-
 def rates(activity: Activity, trials: Sequence[np.ndarray], table: Table) -> Rates:
-    """How often trials were decided, decisions withheld, and actions made in each period; mean reaction time."""
+    """Shares of decided trials, withheld decisions and steps with an action in each period; mean reaction time.
+
+    Args:
+        activity: a recording.
+        trials: the steps of each trial.
+        table: `trials.trial_table` of these trials.
+    """
     decided = table["decided"]
     asked = decided & (table["ground_truth"] > 0)
     withheld = asked & (table["choice"] == 0)
@@ -207,13 +217,16 @@ def rates(activity: Activity, trials: Sequence[np.ndarray], table: Table) -> Rat
 
 
 def confusion(table: Table) -> Confusion:
-    """Trials by right and chosen action. Raises MissingDataError where the task names no right action."""
+    """Trials by right and chosen action.
+
+    Raises: MissingDataError where the task has no right action.
+    """
     truth = table["ground_truth"]
-    told = known(truth)
-    if not told.any():
+    labelled = known(truth)
+    if not labelled.any():
         raise MissingDataError("the task names no right action at the decision")
-    truths, row = np.unique(truth[told].astype(int), return_inverse=True)
-    choices, column = np.unique(table["choice"][told], return_inverse=True)
+    truths, row = np.unique(truth[labelled].astype(int), return_inverse=True)
+    choices, column = np.unique(table["choice"][labelled], return_inverse=True)
     counts = np.zeros((len(truths), len(choices)), int)
     np.add.at(counts, (row, column), 1)
     return Confusion(truths, choices, counts)

@@ -1,4 +1,4 @@
-"""`analyze compare`: several runs side by side, in groups, on common seeds."""
+"""`analyze compare`: the scores of several runs in groups, on common seeds."""
 
 from __future__ import annotations
 
@@ -6,66 +6,85 @@ import argparse
 import csv
 import io
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from model_utils import Experiment, read_json, versions, write_bytes_atomic, write_json
 from mpn_rl.analysis import confidence_intervals
-from mpn_rl.analysis.confidence_intervals import GroupScore, Improvement
+from mpn_rl.analysis.confidence_intervals import Estimate, GroupScore, Improvement
 from mpn_rl.config import Config
+from mpn_rl.console import stderr, stdout
 from mpn_rl.evaluation import load_policy, measure, scores_file, stored_config
 from mpn_rl.options import ConfigError, nearest
-from mpn_rl.reporting import stderr, stdout
 from mpn_rl.tasks.lanes import EpisodeSeeds
 
-# eval's scores and their names.
+# The scores of `eval` that are compared, and their names.
 MEASURES = {"accuracy": "accuracy", "normalised_score": "normalised score", "return_mean": "return"}
+Bands = dict[str, tuple[np.ndarray, Estimate[np.ndarray]]]  # {group: `learning_band`}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its scores on the common seeds, by the keys of MEASURES, and its evaluations during training."""
+
+    experiment: str
+    group: str
+    task: str
+    seed: int
+    scores: Mapping[str, float | None]
+    evaluations: list[dict[str, float | None]]
 
 
 def formats_of(args: argparse.Namespace) -> list[str]:
-    """The suffixes of every picture."""
+    """The file formats of the figures: png, and that of --format."""
     return ["png", *([args.format] if args.format else [])]
 
 
 def compare_runs(args: argparse.Namespace, names: list[str]) -> int:
-    """Several runs side by side, in groups: table, comparison.csv, runs.csv, comparison.json, comparison.png."""
+    """Compare groups of runs: print a table; write comparison.csv, runs.csv, comparison.json and comparison.png."""
     from mpn_rl.analysis.figures import behaviour_figures
+    from visualize import save_figure
 
     runs = [run for name in names if (run := run_of(args, name)) is not None]
     if not runs:
-        raise ConfigError("none of these experiments has the checkpoint to be compared by; train them first")
-    groups = list(dict.fromkeys(run["group"] for run in runs))
+        raise ConfigError("none of these experiments has a checkpoint to compare; train them first")
+    groups = list(dict.fromkeys(run.group for run in runs))
     rows, pairs = confidence_intervals.compare(measures_of(runs))
-    curves = {task: learning_bands(task, runs) for task in dict.fromkeys(run["task"] for run in runs)}
+    curves = {task: learning_bands(task, runs) for task in dict.fromkeys(run.task for run in runs)}
     folder = Path(args.output) if args.output else Path(args.experiments_dir) / compare_name(groups)
     folder.mkdir(parents=True, exist_ok=True)
     print_comparison(rows, pairs)
-    page = behaviour_figures.comparison_page(rows, pairs, curves, title=f"{len(runs)} runs, seed {args.seed} of eval")
-    from visualize import save_figure
-
+    page = behaviour_figures.comparison_page(
+        rows, pairs, curves, title=f"{len(runs)} runs, evaluation seed {args.seed}"
+    )
     pictures = [save_figure(page, folder / f"comparison.{suffix}") for suffix in formats_of(args)]
-    write_bytes_atomic(folder / "comparison.csv", comparison_csv(rows, pairs).encode())
-    columns = ["experiment", "group", "task", "seed", *MEASURES]
-    lines = [",".join(columns), *(",".join(_cell(run.get(column)) for column in columns) for run in runs)]
-    write_bytes_atomic(folder / "runs.csv", ("\n".join(lines) + "\n").encode())
+    head = ["experiment", "group", "task", "seed", *MEASURES]
+    cells = ([run.experiment, run.group, run.task, run.seed, *(run.scores[key] for key in MEASURES)] for run in runs)
+    write_bytes_atomic(folder / "runs.csv", as_csv(head, cells))
+    head = ["kind", "measure", "group", "other", "value", "low", "high", "n"]
+    means = [["interquartile mean", row.measure, row.group, "", *row.iqm] for row in rows]
+    better = [["probability of improvement", p.measure, p.group, p.other, *p.probability] for p in pairs]
+    write_bytes_atomic(folder / "comparison.csv", as_csv(head, [*means, *better]))
     plain = {"rows": [row._asdict() | {"iqm": row.iqm._asdict()} for row in rows]}
     plain |= {"improvement": [pair._asdict() | {"probability": pair.probability._asdict()} for pair in pairs]}
-    write_json(folder / "comparison.json", {**plain, "runs": runs, "versions": versions()})
+    flat = [{**values.pop("scores"), **values} for values in map(asdict, runs)]
+    write_json(folder / "comparison.json", {**plain, "runs": flat, "versions": versions()})
     stdout.print("written: " + ", ".join(str(path) for path in (*pictures, folder / "comparison.csv")))
     return 0
 
 
-def run_of(args: argparse.Namespace, name: str) -> dict[str, Any] | None:
-    """One run's scores on the common seeds, its group, its evaluations while it learned; None without a checkpoint."""
+def run_of(args: argparse.Namespace, name: str) -> Run | None:
+    """A run with its scores on the common seeds, evaluated if necessary; None without a checkpoint."""
     experiment = Experiment.open(name, args.experiments_dir)
     config = stored_config(experiment)
     checkpoint = experiment.checkpoint(args.checkpoint)
     if not checkpoint.is_file():
-        stderr.print(f"note: {name} is left out: no checkpoint {checkpoint}")
+        stderr.print(f"note: {name} is left out: it has no checkpoint {checkpoint}")
         return None
     group = group_of(config, args.group_by or ["core"])
     source = EpisodeSeeds("eval", args.seed)
@@ -78,12 +97,15 @@ def run_of(args: argparse.Namespace, name: str) -> dict[str, Any] | None:
         _, _, network = load_policy(args, name)
         scores, _ = measure(args, experiment, config, network)
     evaluations = [row for row in experiment.read_metrics() if row["kind"] == "eval"]
-    about = {"experiment": name, "group": group, "task": config.env.env_name, "seed": config.run.seed}
-    return {**about, **{key: scores.get(key) for key in MEASURES}, "evaluations": evaluations}
+    chosen = {key: scores.get(key) for key in MEASURES}
+    return Run(name, group, config.env.env_name, config.run.seed, chosen, evaluations)
 
 
 def group_of(config: Config, fields: list[str]) -> str:
-    """The values of some options, by which runs are grouped: "mpn", or "mpn, hidden_dim 64"."""
+    """The values of the options `fields` as the name of a group: "mpn", or "mpn, hidden_dim 64".
+
+    Raises: ConfigError for an option that the run does not have.
+    """
     nested = config.to_dict()
     named = {part: section["name"] for part, section in nested.items() if "name" in section}
     flat = {key: value for section in nested.values() for key, value in section.items() if key != "name"} | named
@@ -96,33 +118,37 @@ def group_of(config: Config, fields: list[str]) -> str:
     return ", ".join(labels)
 
 
-def measures_of(runs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """{measure: {group: {task: scores of the seeds}}}, over all tasks together where every group has played each.
+def measures_of(runs: list[Run]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Scores by measure, group and task; a measure spans all tasks if every group has a run of each task.
 
-    Returns of different tasks have different units, so each task's return is a measure of its own.
+    Returns of different tasks have different units, so the return of each task is a separate measure.
+
+    Returns: {measure: {group: {task: scores of the seeds}}}.
     """
-    tasks = list(dict.fromkeys(run["task"] for run in runs))
-    played = {(run["group"], run["task"]) for run in runs}
+    tasks = list(dict.fromkeys(run.task for run in runs))
+    played = {(run.group, run.task) for run in runs}
     even = len(played) == len(tasks) * len({group for group, _ in played})
-    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    measures: dict[str, dict[str, dict[str, list[float]]]] = {}
     for key, name in MEASURES.items():
-        for run in (run for run in runs if run[key] is not None):
-            apart = len(tasks) > 1 and (key == "return_mean" or not even)
-            of_group = found.setdefault(f"{name}, {run['task']}" if apart else name, {}).setdefault(run["group"], {})
-            of_group.setdefault(run["task"], []).append(run[key])
-    return found
+        separate = len(tasks) > 1 and (key == "return_mean" or not even)
+        for run in runs:
+            if (score := run.scores[key]) is not None:
+                of_measure = measures.setdefault(f"{name}, {run.task}" if separate else name, {})
+                of_measure.setdefault(run.group, {}).setdefault(run.task, []).append(score)
+    return measures
 
 
-def learning_bands(task: str, runs: list[dict[str, Any]]) -> tuple[str, dict[str, Any]] | str:
-    """A task's learning curves by group with their bands, or why there are none."""
-    own = [run for run in runs if run["task"] == task and run["evaluations"]]
-    scored = bool(own) and all(row.get("accuracy") is not None for run in own for row in run["evaluations"])
+def learning_bands(task: str, runs: list[Run]) -> tuple[str, Bands] | str:
+    """The label of the y axis and a task's learning curves by group, or the sentence that says what is missing."""
+    own = [run for run in runs if run.task == task and run.evaluations]
+    scored = bool(own) and all(row.get("accuracy") is not None for run in own for row in run.evaluations)
     key, label = ("accuracy", "greedy accuracy") if scored else ("return_mean", "greedy return")
-    bands: dict[str, Any] = {}
+    bands: Bands = {}
     why = "not available: no evaluations were logged"
-    for group in dict.fromkeys(run["group"] for run in own):
-        curves = [([row["step"] for row in run["evaluations"]], [row[key] for row in run["evaluations"]])
-                  for run in own if run["group"] == group]  # fmt: skip
+    for group in dict.fromkeys(run.group for run in own):
+        curves = [(np.array([row["step"] for row in run.evaluations], float),
+                   np.array([row[key] for row in run.evaluations], float))
+                  for run in own if run.group == group]  # fmt: skip
         band = confidence_intervals.attempt(partial(confidence_intervals.learning_band, curves))
         if isinstance(band, str):
             why = band
@@ -132,9 +158,9 @@ def learning_bands(task: str, runs: list[dict[str, Any]]) -> tuple[str, dict[str
 
 
 def plot_plasticity(args: argparse.Namespace, names: list[str]) -> None:
-    """plasticity_<task>.png of runs side by side: score, active and dormant fractions, density, bands over seeds.
+    """plasticity_<task>.png: score, active and dormant fractions and density of several runs, with bands over seeds.
 
-    Groups are runs of one core, learner and expansion. Nothing is drawn where no run has measured its plasticity.
+    A group has one core, learner and expansion. Without logged plasticity metrics there is no figure.
     """
     import visualize
     from mpn_rl.expansion import growth_figures
@@ -153,16 +179,16 @@ def plot_plasticity(args: argparse.Namespace, names: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"plasticity_{task.replace('/', '-')}.{suffix}" for suffix in formats_of(args)]
         written = [visualize.save_figure(figure, path) for path in paths]
-        stdout.print("runs side by side: " + ", ".join(map(str, written)))
+        stdout.print("comparison of runs: " + ", ".join(map(str, written)))
 
 
 def compare_name(groups: list[str]) -> str:
-    """compare-gru-mpn: the groups' names as a folder's."""
+    """The folder of a comparison, as "compare-gru-mpn"."""
     return ("compare-" + re.sub(r"[^\w.]+", "-", "-".join(groups)).strip("-"))[:80]
 
 
 def print_comparison(rows: list[GroupScore], pairs: list[Improvement]) -> None:
-    """Interquartile means and probabilities of improvement as a table."""
+    """Print a table of interquartile means and probabilities of improvement."""
     table = Table(title="interquartile mean over seeds, 95 % bootstrap", title_justify="left", box=None, pad_edge=False)
     table.add_column("measure", overflow="fold")
     table.add_column("group", overflow="fold")
@@ -176,19 +202,14 @@ def print_comparison(rows: list[GroupScore], pairs: list[Improvement]) -> None:
     stdout.print(table)
 
 
-def comparison_csv(rows: list[GroupScore], pairs: list[Improvement]) -> str:
-    """The table as CSV: kind, measure, group, other, value, low, high, n."""
+def as_csv(head: list[str], rows: Iterable[Iterable[object]]) -> bytes:
+    """A table as CSV, with six digits per float; None and nan are empty cells."""
+
+    def cell(value: object) -> str:
+        if value is None or (isinstance(value, float) and np.isnan(value)):
+            return ""
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["kind", "measure", "group", "other", "value", "low", "high", "n"])
-    parts = [("interquartile mean", row.measure, row.group, "", row.iqm) for row in rows]
-    parts += [("probability of improvement", p.measure, p.group, p.other, p.probability) for p in pairs]
-    for *names, part in parts:
-        writer.writerow([*names, *(_cell(value) for value in part)])
-    return text.getvalue()
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    csv.writer(text, lineterminator="\n").writerows([head, *(map(cell, row) for row in rows)])
+    return text.getvalue().encode()

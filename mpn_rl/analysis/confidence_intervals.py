@@ -1,11 +1,10 @@
-"""A number with its interval, or the reason why there is none.
+"""Values with 95 % intervals and n, the error for missing data, and the comparison of several runs.
 
-Every measure of the analysis comes as a value with a 95 % interval and the n that it rests on. What the data cannot
-give raises `MissingDataError`, whose text is a sentence for the page: "not available: the task has no coherence".
-If only the interval is not available, as for a single seed, its ends are nan.
+A measure that the data do not support raises `MissingDataError`. Its text is a sentence for the page: "not available:
+the task has no coherence". Where only the interval is unknown, as for a single seed, its ends are nan.
 
 Runs are compared by interquartile means and probabilities of improvement. With five seeds no paired test can reach
-p < 0.05 (the smallest Wilcoxon p is 1/16), so there are intervals, not tests.
+p < 0.05 (the smallest Wilcoxon p is 1/16), so the results are intervals, not tests.
 Source: Agarwal et al. 2021 (NeurIPS, "Deep reinforcement learning at the edge of the statistical precipice").
 """
 
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,53 +20,63 @@ from scipy.stats import rankdata, trim_mean
 
 from mpn_rl.statistics import bootstrap, common_grid
 
-Z95 = 1.959963984540054  # of the normal distribution
+Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 T = TypeVar("T")
+V = TypeVar("V", float, np.ndarray)
 Scores = Mapping[str, ArrayLike]  # {task: scores of the seeds}
 
 
 class MissingDataError(Exception):
-    """The data do not hold what this measure needs; str() is a sentence that says what is missing."""
+    """The data lack what a measure needs; str() is a sentence that names it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"not available: {reason}")
 
 
-class Estimate(NamedTuple):
-    """A value, the ends of its 95 % interval (nan where there is none) and the count it rests on: numbers or arrays."""
+class Estimate(NamedTuple, Generic[V]):
+    """A value, the ends of its 95 % interval (nan: unknown) and the number of samples: four numbers or four arrays."""
 
-    value: Any
-    low: Any
-    high: Any
-    n: Any
+    value: V
+    low: V
+    high: V
+    n: V
 
 
 def attempt(compute: Callable[[], T]) -> T | str:
-    """What compute() returns, or the sentence that says why it cannot be had."""
+    """What compute() returns, or the sentence of its MissingDataError."""
     try:
         return compute()
     except MissingDataError as missing:
         return str(missing)
 
 
-def proportion(successes: ArrayLike, n: ArrayLike) -> Estimate:
+def gather(parts: Sequence[Estimate]) -> Estimate[np.ndarray]:
+    """Estimates of single numbers as one estimate of arrays (k,)."""
+    return Estimate(*(np.array([part[field] for part in parts]) for field in range(4)))
+
+
+def proportion(successes: ArrayLike, n: ArrayLike) -> Estimate[np.ndarray]:
     """Share k/n with Wilson's 95 % interval (1927), element by element; nan where n = 0.
 
-    Unlike k/n -+ 1.96 standard errors it stays inside [0, 1] and is not empty at 0 and at 1.
+    Unlike k/n +- 1.96 standard errors, the interval stays inside [0, 1] and has a width at 0 and at 1.
+
+    Args: successes: k. n: number of trials, of the same shape.
     """
     k, n = np.asarray(successes, float), np.asarray(n)
     with np.errstate(invalid="ignore", divide="ignore"):
         share = k / n
         middle = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
         half = Z95 / (1 + Z95**2 / n) * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
-    low, high = np.where(k == 0, 0.0, middle - half), np.where(k == n, 1.0, middle + half)  # without rounding
+    low, high = np.where(k == 0, 0.0, middle - half), np.where(k == n, 1.0, middle + half)  # exact ends
     return Estimate(share, np.where(n > 0, low, np.nan)[()], np.where(n > 0, high, np.nan)[()], n[()])
 
 
-def mean(values: ArrayLike) -> Estimate:
-    """The mean of those values that are not nan: Wilson's interval if all are 0 or 1, else a percentile bootstrap.
+def mean(values: ArrayLike) -> Estimate[float]:
+    """The mean of all values that are not nan: Wilson's interval if all are 0 or 1, else a percentile bootstrap.
 
-    Raises MissingDataError without any value. One value has no interval.
+    Args: values: (n,). A single value has no interval.
+
+    Raises: MissingDataError where all values are nan.
     """
     x = np.asarray(values, float)
     x = x[~np.isnan(x)]
@@ -85,21 +94,21 @@ def mean(values: ArrayLike) -> Estimate:
 
 
 class GroupScore(NamedTuple):
-    """One line of a comparison: a group's interquartile mean in one measure, with the scores behind it."""
+    """One line of a comparison: the interquartile mean of a group in one measure, and its single scores."""
 
     measure: str
     group: str
-    iqm: Estimate
+    iqm: Estimate[float]
     scores: np.ndarray
 
 
 class Improvement(NamedTuple):
-    """How probably a run of `group` scores higher than one of `other`, ties counted half."""
+    """The probability that a run of `group` scores higher than a run of `other`; a tie counts half."""
 
     measure: str
     group: str
     other: str
-    probability: Estimate
+    probability: Estimate[float]
 
 
 def _strata(scores: Scores | ArrayLike) -> list[np.ndarray]:
@@ -112,11 +121,10 @@ def _strata(scores: Scores | ArrayLike) -> list[np.ndarray]:
     return arrays
 
 
-def interquartile_mean(scores: Scores | ArrayLike) -> Estimate:
-    """Interquartile mean of all runs (a quarter is cut off at each end, rounded down) with a stratified bootstrap's
-    95 % interval.
+def interquartile_mean(scores: Scores | ArrayLike) -> Estimate[float]:
+    """Interquartile mean of all runs (without the lowest and highest quarter, rounded down), stratified bootstrap.
 
-    Args: scores: one task's, (n,), or {task: (n,)}; nan is left out. A task with a single seed has no interval: nan.
+    Args: scores: of one task, (n,), or {task: (n,)}; nan is left out. The interval is nan if a task has one seed.
     """
 
     def middle(*tasks: np.ndarray, axis: int) -> np.ndarray:
@@ -127,17 +135,12 @@ def interquartile_mean(scores: Scores | ArrayLike) -> Estimate:
     return Estimate(float(middle(*strata, axis=0)), float(low), float(high), sum(map(len, strata)))
 
 
-def _share_above(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """P(X > Y) + P(X = Y) / 2 of samples (..., n) and (..., m), by ranks: the Mann-Whitney U over n m."""
-    n, m = x.shape[-1], y.shape[-1]
-    ranks = rankdata(np.concatenate([x, y], axis=-1), axis=-1)[..., :n]
-    return (ranks.sum(axis=-1) - n * (n + 1) / 2) / (n * m)
-
-
-def probability_of_improvement(scores: Scores | ArrayLike, others: Scores | ArrayLike) -> Estimate:
+def probability_of_improvement(scores: Scores | ArrayLike, others: Scores | ArrayLike) -> Estimate[float]:
     """P(X > Y) + P(X = Y) / 2 for a run X of `scores` and Y of `others` on the same task, averaged over tasks.
 
-    n counts the runs on both sides together. The interval is a stratified bootstrap's; nan if a task has one seed.
+    n counts the runs of both sides. The interval comes from a stratified bootstrap; it is nan if a task has one seed.
+
+    Args: scores, others: of one task, (n,), or {task: (n,)}; only common tasks count.
     """
     if isinstance(scores, Mapping) and isinstance(others, Mapping):
         tasks = [task for task in scores if task in others]
@@ -145,8 +148,12 @@ def probability_of_improvement(scores: Scores | ArrayLike, others: Scores | Arra
     ours, theirs = _strata(scores), _strata(others)
 
     def improvement(*tasks: np.ndarray, axis: int) -> np.ndarray:
-        pairs = zip(tasks[: len(ours)], tasks[len(ours) :], strict=True)
-        return np.mean([_share_above(x, y) for x, y in pairs], axis=0)
+        shares = []
+        for x, y in zip(tasks[: len(ours)], tasks[len(ours) :], strict=True):
+            n, m = x.shape[-1], y.shape[-1]
+            ranks = rankdata(np.concatenate([x, y], axis=-1), axis=-1)[..., :n]
+            shares.append((ranks.sum(axis=-1) - n * (n + 1) / 2) / (n * m))  # the Mann-Whitney U over n m
+        return np.mean(shares, axis=0)
 
     low, high = bootstrap(*ours, *theirs, statistic=improvement)
     n = sum(map(len, [*ours, *theirs]))
@@ -154,9 +161,11 @@ def probability_of_improvement(scores: Scores | ArrayLike, others: Scores | Arra
 
 
 def compare(measures: Mapping[str, Mapping[str, Scores | ArrayLike]]) -> tuple[list[GroupScore], list[Improvement]]:
-    """All groups in all measures, and every pair of groups with a common task: lines for a table, a file, a picture.
+    """The interquartile mean of every group in every measure, and the improvement of every pair of groups.
 
     Args: measures: {measure: {group: scores}}. A group without scores in a measure has no line there.
+
+    Returns: a line per measure and group, and one per measure and pair with a common task.
     """
     rows, pairs = [], []
     for measure, groups in measures.items():
@@ -178,11 +187,12 @@ def compare(measures: Mapping[str, Mapping[str, Scores | ArrayLike]]) -> tuple[l
     return rows, pairs
 
 
-def learning_band(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> tuple[np.ndarray, Estimate]:
-    """Interquartile mean over seeds at every step, with its bootstrap band: grid (k,), Estimate of arrays (k,).
+def learning_band(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> tuple[np.ndarray, Estimate[np.ndarray]]:
+    """Interquartile mean over seeds at every step, with its 95 % bootstrap band.
 
     Args: curves: (steps, values) per seed, interpolated to their `common_grid`.
-    Raises MissingDataError where the curves share no step.
+
+    Returns: the steps (k,), and the estimate, arrays (k,). Raises: MissingDataError where the curves share no step.
     """
     if not curves or min(np.size(steps) for steps, _ in curves) == 0:
         raise MissingDataError("no evaluations were logged")
@@ -190,4 +200,4 @@ def learning_band(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> tuple[np.nda
     if not len(grid):
         raise MissingDataError("the runs' evaluations share no step")
     low, high = bootstrap(values, statistic=partial(trim_mean, proportiontocut=0.25))
-    return grid, Estimate(trim_mean(values, 0.25, axis=0), low, high, len(values))
+    return grid, Estimate(trim_mean(values, 0.25, axis=0), low, high, np.full(len(grid), len(values)))

@@ -1,12 +1,12 @@
-"""What can be read from the state at every step: cross-validated linear decoding with a chance band from shuffles.
+"""Cross-validated linear decoding of labels from the state at every step, with a chance band from shuffled labels.
 
 A ridge classifier on F features of n trials needs only the n x n matrix of their inner products. With K the centred
 inner products of the training trials and k those of held-out with training trials, the held-out scores are
 
     z = k (K + a I)^-1 (y - mean y) + mean y        y = +1 for the class, -1 for the others
 
-linear in y. All folds together are one n x n matrix A with z = A y: made once per step, it serves every label and every
-shuffle in one matrix product, so that M, with thousands of features, costs as little as h.
+This is linear in y, so all folds together form one n x n matrix A with z = A y. It is computed once per step and serves
+every label and every shuffle in one matrix product; therefore M, with thousands of features, costs about as much as h.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from mpn_rl.analysis import confidence_intervals
 from mpn_rl.analysis.confidence_intervals import MissingDataError
 from mpn_rl.analysis.trials import Table, known
 
-PENALTY = 0.01  # of the mean squared distance of a trial from the mean: accuracies hardly move from 1e-4 to 0.1
+PENALTY = 0.01  # of the mean squared distance of a trial from the mean; accuracy hardly depends on it in [1e-4, 0.1]
 
 
 class Decoding(NamedTuple):
     """Held-out accuracy at each of T steps; nan where too few trials have a label.
 
-    accuracy, low, high (T,): with Wilson's 95 % interval over the n (T,) trials.
-    shuffled (S, T): accuracies with the labels permuted over trials; band (2, T): their 2.5 % and 97.5 % quantiles.
-    anywhere: the 95 % quantile of each shuffle's best step; in 95 of 100 recordings chance stays below it at all steps.
+    accuracy, low, high (T,): with Wilson's 95 % interval over n (T,) trials.
+    shuffled (S, T): accuracy with the labels permuted over trials; band (2, T): its 2.5 % and 97.5 % quantiles.
+    anywhere: the 95 % quantile over shuffles of the highest accuracy at any step. Without information in the state, 95
+    of 100 recordings stay below it at all steps.
     classes: the labels.
     """
 
@@ -43,13 +44,17 @@ class Decoding(NamedTuple):
 
 
 def make_folds(groups: np.ndarray, folds: int = 5, seed: int = 0) -> np.ndarray:
-    """The fold of every trial, (n,): whole groups (episodes) at random, the folds as even as they allow.
+    """The fold of every trial, (n,); each group (episode) lies in one fold, and the folds are as even as possible.
 
-    Trials of one episode share what the state carries over, so none of them helps to decode another.
+    Trials of one episode share state, so they must not appear in both training and test data.
+
+    Args: groups: of each trial, (n,). folds: their number. seed: of the random order.
+
+    Raises: MissingDataError for fewer groups than folds.
     """
     kinds, group, size = np.unique(groups, return_inverse=True, return_counts=True)
     if len(kinds) < folds:
-        raise MissingDataError(f"decoding needs at least {folds} episodes to hold out, the recording has {len(kinds)}")
+        raise MissingDataError(f"decoding needs at least {folds} episodes, the recording has {len(kinds)}")
     of_kind, load = np.empty(len(kinds), int), np.zeros(folds)
     order = np.random.default_rng(seed).permutation(len(kinds))
     for kind in order[np.argsort(-size[order], kind="stable")]:
@@ -59,7 +64,7 @@ def make_folds(groups: np.ndarray, folds: int = 5, seed: int = 0) -> np.ndarray:
 
 
 def inner_products(features: np.ndarray) -> np.ndarray:
-    """Inner products of trials about their mean, (n, ...) -> (n, n); float16 and float32 are computed in float32."""
+    """Inner products of centred trials, (n, ...) -> (n, n); float16 and float32 are computed in float32."""
     x = features.reshape(len(features), -1)
     x = x.astype(np.float32 if x.dtype.itemsize <= 4 else np.float64)
     x -= x.mean(axis=0)
@@ -67,7 +72,7 @@ def inner_products(features: np.ndarray) -> np.ndarray:
 
 
 def held_out_operator(gram: np.ndarray, folds: np.ndarray, penalty: float = PENALTY) -> np.ndarray:
-    """A (n, n) such that A @ y are the held-out scores for any labels y (n,) or (n, k), by dual ridge regression.
+    """The matrix A (n, n) for which A @ y are the held-out scores of labels y (n,) or (n, k), by dual ridge regression.
 
     Args:
         gram: inner products of the trials, (n, n).
@@ -79,10 +84,10 @@ def held_out_operator(gram: np.ndarray, folds: np.ndarray, penalty: float = PENA
         test, train = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         inner, across = gram[np.ix_(train, train)], gram[np.ix_(test, train)]
         column = inner.mean(axis=0)
-        inner = inner - column - column[:, None] + column.mean()  # about the training trials' mean
+        inner = inner - column - column[:, None] + column.mean()  # centred on the mean of the training trials
         across = across - across.mean(axis=1, keepdims=True) - column + column.mean()
         spread = np.trace(inner) / len(train)
-        ridge = penalty * spread if spread > 0 else 1.0  # a constant state: the mean of y, the larger class
+        ridge = penalty * spread if spread > 0 else 1.0  # a constant state predicts the mean of y
         weights = np.linalg.solve(inner + ridge * np.eye(len(train)), across.T).T
         operator[np.ix_(test, train)] = weights + (1 - weights.sum(axis=1, keepdims=True)) / len(train)
     return operator
@@ -103,11 +108,14 @@ def decode(
     Args:
         states: the recording's state, (N, ...): `hidden` or `state_M`.
         rows: `trials.Aligned.rows`, (n, T).
-        labels: per trial (n,), or per trial and step (n, T); nan or "" is left out, and so are classes with fewer
-            trials than there are folds. See `trials.label_sets`.
-        folds: `make_folds`, (n,).
-        shuffles: permutations of the labels over trials, the same for all steps; they keep no order of blocks.
-    Raises MissingDataError where no label has two classes.
+        labels: per trial (n,), or per trial and step (n, T), as from `trials.label_sets`; nan, "" and classes with
+            fewer trials than folds are left out.
+        folds: from `make_folds`, (n,).
+        shuffles: number of permutations of the labels over trials, the same for all steps.
+        penalty: as in `held_out_operator`.
+        seed: of the permutations.
+
+    Returns: {label: Decoding}. Raises: MissingDataError where no label has two classes.
     """
     trials, steps = rows.shape
     kept = {name: _without_rare(np.asarray(values), len(np.unique(folds))) for name, values in labels.items()}
@@ -119,7 +127,7 @@ def decode(
     accuracy = {name: np.full((shuffles + 1, steps), np.nan) for name in classes}
     n = {name: np.zeros(steps, int) for name in classes}
     for step in range(steps):
-        gram_of: dict[bytes, np.ndarray] = {}  # the labels mostly know the same trials: one operator for all of them
+        gram_of: dict[bytes, np.ndarray] = {}  # most labels use the same trials and so share one operator
         for name in classes:
             own = kept[name] if kept[name].ndim == 1 else kept[name][:, step]
             use = np.flatnonzero((rows[:, step] >= 0) & known(own))
@@ -135,7 +143,7 @@ def decode(
 
 
 def _without_rare(labels: np.ndarray, least: int) -> np.ndarray:
-    """Labels with those of fewer than `least` trials unknown; steps are counted apart from one another."""
+    """The labels, with classes of fewer than `least` trials at every step set to unknown."""
     kinds = np.unique(labels[known(labels)])
     per_trial = labels if labels.ndim == 2 else labels[:, None]
     rare = [kind for kind in kinds if (per_trial == kind).sum(axis=0).max() < least]
@@ -155,6 +163,7 @@ def _accuracies(operator: np.ndarray, labels: np.ndarray, orders: np.ndarray, cl
 
 
 def _result(accuracy: np.ndarray, n: np.ndarray, classes: np.ndarray) -> Decoding:
+    """The Decoding of one label; accuracy (S + 1, T) has the true labels in its first row."""
     real, shuffled = accuracy[0], accuracy[1:]
     _, low, high, _ = confidence_intervals.proportion(real * n, n)
     tried = shuffled[:, n > 0]

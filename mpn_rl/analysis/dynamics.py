@@ -1,10 +1,10 @@
-"""Where the state goes while an input is held: relaxation from visited states, and fixed points of any core."""
+"""State dynamics under a constant input: relaxation from visited states, and fixed points of any core."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,29 +14,33 @@ from mpn_rl.analysis import fixed_points
 from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError
 from mpn_rl.analysis.probes import Subject
 from mpn_rl.contracts import state_parts
+from mpn_rl.networks.encoder import AgentNetwork
 from mpn_rl.statistics import bootstrap
 
-SILENT = 300  # steps
+HELD_STEPS = 300  # for which the input is held constant
 LARGEST_STATE = 20_000  # entries, for the search for fixed points
 
 
 class Relaxation(NamedTuple):
-    """Where the state goes while an input is held, from n states that the agent visits.
+    """The state under a constant input, from n states that the agent visits.
 
-    time (k,) in `unit`; distance: to the state's own last point, relative to where it began, mean over starts (arrays
-    (k,)); ends: how many last points differ by more than a hundredth of their spread at the start; speed: the largest
-    |z_t+1 - z_t| at the end over the largest at the start.
+    time (k,) in `unit`. distance (arrays (k,)): from each trajectory's last point, relative to the distance at the
+    start, mean over starts. ends: number of last points that differ by more than 1 % of the spread of the starts.
+    speed: the largest |z_{t+1} - z_t| at the end over the largest at the start.
     """
 
     time: np.ndarray
     unit: str
-    distance: Estimate
+    distance: Estimate[np.ndarray]
     ends: int
     speed: float
 
 
 def held_inputs(subject: Subject) -> dict[str, np.ndarray]:
-    """{"silence": zeros, and the mean observation of the delay, else of the first period, else of all steps}."""
+    """Zeros as "silence", and the mean observation of the delay, else of the first period, else of all steps.
+
+    Returns: {name: observation (D,)}.
+    """
     inputs = {"silence": np.zeros(subject.seen.shape[1])}
     edges = [*subject.marks.values(), float(len(subject.seen))]
     spans = {
@@ -48,8 +52,10 @@ def held_inputs(subject: Subject) -> dict[str, np.ndarray]:
     return inputs
 
 
-def state_step(network: Any, obs: np.ndarray) -> tuple[Callable, Callable, Callable]:
-    """One step of the state under a held observation, in float64, as functions of flat states.
+def state_step(network: AgentNetwork, obs: np.ndarray) -> tuple[Callable, Callable, Callable]:
+    """One step F of the state under a constant observation, in float64, as functions of flat states.
+
+    Args: obs: (D,).
 
     Returns: step (B, S) -> (B, S); vjp (z, v) -> v^T dF/dz, both (S,); flat: parts of a state -> (B, S).
     """
@@ -81,71 +87,57 @@ def state_step(network: Any, obs: np.ndarray) -> tuple[Callable, Callable, Calla
     return step, vjp, flat
 
 
-def relaxation(subject: Subject, obs: np.ndarray, steps: int = SILENT) -> Relaxation:
-    """The state's way under a held observation, from states that the agent passed through."""
+def relaxation(subject: Subject, obs: np.ndarray, steps: int = HELD_STEPS) -> Relaxation:
+    """Relaxation under the constant observation `obs` (D,), from states that the agent visited.
+
+    Raises: MissingDataError for a core without a state, or where the state does not change or diverges.
+    """
     if not any(part.numel() for part in subject.states):
         raise MissingDataError(f"the core {subject.config.core.name} has no state")
     step, _, flat = state_step(subject.network, obs)
     z = flat(subject.states)
     spread = float(np.linalg.norm(z - z.mean(axis=0), axis=1).max())
-    way = [z.astype(np.float32)]
+    path = [z.astype(np.float32)]
     for _ in range(steps):
         z = step(z)
-        way.append(z.astype(np.float32))
-    speeds = [float(np.linalg.norm(b - a, axis=1).max()) for a, b in ((way[0], way[1]), (way[-2], way[-1]))]
-    if not np.isfinite(way[-1]).all():
-        raise MissingDataError("the state grows beyond all bounds under this input")
-    distance = np.array([np.linalg.norm(point - way[-1], axis=1) for point in way])  # (steps + 1, starts)
+        path.append(z.astype(np.float32))
+    speeds = [float(np.linalg.norm(b - a, axis=1).max()) for a, b in ((path[0], path[1]), (path[-2], path[-1]))]
+    if not np.isfinite(path[-1]).all():
+        raise MissingDataError("the state diverges under this input")
+    distance = np.array([np.linalg.norm(point - path[-1], axis=1) for point in path])  # (steps + 1, starts)
     moved = distance[0] > 1e-9
     if not moved.any():
         raise MissingDataError("the state does not change under this input")
     relative = distance[:, moved] / distance[0, moved]
     counts = np.full(len(relative), relative.shape[1])
     mean = Estimate(relative.mean(axis=1), *bootstrap(relative.T), counts)
-    ends = _distinct(way[-1], 0.01 * spread)
+    ends: list[np.ndarray] = []
+    for point in path[-1]:
+        if all(np.linalg.norm(point - other) > 0.01 * spread for other in ends):
+            ends.append(point)
     clock, unit = (subject.dt_ms, "ms") if subject.dt_ms else (1.0, "steps")
-    return Relaxation(clock * np.arange(steps + 1), unit, mean, ends, speeds[1] / max(speeds[0], 1e-30))
-
-
-def _distinct(points: np.ndarray, apart: float) -> int:
-    """How many points are more than `apart` from all those before them that count."""
-    kept: list[np.ndarray] = []
-    for point in points:
-        if all(np.linalg.norm(point - other) > apart for other in kept):
-            kept.append(point)
-    return len(kept)
+    return Relaxation(clock * np.arange(steps + 1), unit, mean, len(ends), speeds[1] / max(speeds[0], 1e-30))
 
 
 def slow_points(subject: Subject, obs: np.ndarray) -> fixed_points.Minima:
-    """Fixed and slow points of any core under a held observation, from states that the agent passed through.
+    """Fixed and slow points of any core under the constant observation `obs` (D,), from states that the agent visited.
 
-    Raises: MissingDataError for a core without a state, or with more than LARGEST_STATE entries in it.
+    Raises: MissingDataError for a core without a state or with more than LARGEST_STATE entries in it, or where the
+        state diverges.
     """
     size = sum(part[0].numel() for part in subject.states)
     if not size:
         raise MissingDataError(f"the core {subject.config.core.name} has no state")
     if size > LARGEST_STATE:
-        raise MissingDataError(f"the state has {size:,} entries; the search is made for up to {LARGEST_STATE:,}")
+        raise MissingDataError(f"the state has {size:,} entries; the search takes up to {LARGEST_STATE:,}")
     step, vjp, flat = state_step(subject.network, obs)
     visited = flat(subject.states)
     rested = visited
-    for _ in range(SILENT):
+    for _ in range(HELD_STEPS):
         rested = step(rested)
     if not np.isfinite(rested).all():
-        raise MissingDataError("the state grows beyond all bounds under this input")
-    # From where the state comes to rest, which finds what is stable, and from where the agent has been.
+        raise MissingDataError("the state diverges under this input")
+    # Starts at the end of the relaxation find stable points; starts that the agent visited find others.
     half = 8 if size <= fixed_points.DENSE else 2
     chosen = [z[np.unique(np.linspace(0, len(z) - 1, half).astype(int))] for z in (rested, visited)]
     return fixed_points.minimise_speed(step, np.concatenate(chosen), vjp, iterations=500)
-
-
-def slow_points_told(subject: Subject, obs: np.ndarray) -> dict[str, Any]:
-    """`slow_points` as numbers for JSON, without the states, which are long."""
-    points = slow_points(subject, obs)
-    return {
-        "speed": points.speed,
-        "fixed": points.fixed,
-        "stable": points.stable,
-        "found": points.found,
-        "eigenvalue_size": np.abs(points.eigenvalues)[:, :20],
-    }

@@ -1,27 +1,27 @@
-r"""Where an MPN's modulation settles under a constant input: all fixed points, by one scalar equation per hidden unit.
+r"""All fixed points of an MPN's modulation under a constant input, from one scalar equation per hidden unit.
 
-Let x be held, 0 <= lambda < 1. M_ij = lambda_ij M_ij + eta_ij S_ij has the solution M*_ij below, h_i being the unit's
-own output, and with it h_i = f(u_i), u_i = a_i + r_i(h_i): no other unit enters. With g_ij = eta_ij / (1 - lambda_ij),
-v_ij = W_ij x_j (multiplicative) or x_j (additive), and a = b + W x:
+Let x be constant and 0 <= lambda < 1. M_ij = lambda_ij M_ij + eta_ij S_ij has the solution M*_ij below, which depends
+only on the unit's own output h_i. Therefore h_i = f(u_i) with u_i = a_i + r_i(h_i) holds for each unit separately. With
+g_ij = eta_ij / (1 - lambda_ij), v_ij = W_ij x_j (multiplicative) or x_j (additive), and a = b + W x:
 
     rule            M*_ij                                              r_i(h)
     associative     g_ij h_i x_j                                       c_i h,  c_i = sum_j v_ij g_ij x_j
-    presynaptic     g_ij x_j                                           sum_j v_ij g_ij x_j, whatever h is: one point
+    presynaptic     g_ij x_j                                           sum_j v_ij g_ij x_j, independent of h: one point
     postsynaptic    g_ij h_i                                           c_i h,  c_i = sum_j v_ij g_ij
     oja             eta_ij h_i x_j / (1 - lambda_ij + eta_ij h_i^2)    sum_j v_ij M*_ij
 
-h = f(a + c h) has at most three roots for tanh and sigmoid, one between and one beyond each of the two points where
-c f'(u) = 1, so bisection finds all of them; two for ReLU and one for a linear unit, in closed form. Oja's rule is
-searched on a fine grid.
+For tanh and sigmoid, h = f(a + c h) has at most three roots: one between the two points where c f'(u) = 1, and one
+beyond each of them, so bisection finds all. ReLU has at most two and a linear unit one, in closed form. Oja's rule
+needs a search on a fine grid.
 
-Around a fixed point the rows of M do not mix either. Row i has the D x D Jacobian
+Around a fixed point, the rows of M do not interact either. Row i has the D x D Jacobian
 
     J_jk = delta_jk d_ij + e_ij v_ik f'(u_i)
 
 with d = lambda_ij and e = eta_ij x_j (associative), eta_ij (postsynaptic) or 0 (presynaptic), or with d = lambda_ij -
-eta_ij h^2 and e = eta_ij (x_j - 2 h M*_ij) (oja). For one eta and lambda per unit its eigenvalues are lambda, D - 1
-times, and lambda + f' sum_j e_j v_j. Stable where all lie inside the unit circle; a deviation then decays with the
-relaxation time -dt / log |eigenvalue|.
+eta_ij h^2 and e = eta_ij (x_j - 2 h M*_ij) (oja). With one eta and lambda per unit, its eigenvalues are lambda (D - 1
+times) and lambda + f' sum_j e_j v_j. The point is stable if all lie inside the unit circle; a deviation then decays
+with the relaxation time -dt / log |eigenvalue|.
 
 Source: Aitken & Mihalas 2023 (eLife 12:e83035) for the network; the equations follow from it.
 """
@@ -47,10 +47,10 @@ FUNCTIONS: dict[str, tuple[Callable, Callable]] = {
 
 
 class FixedPoints(NamedTuple):
-    """R roots of all units, ordered by unit and by h; a state of the whole network takes one root of each unit.
+    """R roots of all units, ordered by unit and by h; a fixed point of the network combines one root of each unit.
 
-    unit, h, u (R,): which unit, its output and its drive; modulation (R, D): the row of M there.
-    eigenvalues (R, D): complex, by falling size; stable (R,).
+    unit, h, u (R,): index of the unit, its output and its drive. modulation (R, D): its row of M.
+    eigenvalues (R, D): complex, by decreasing modulus. stable (R,): whether all lie inside the unit circle.
     gain (H,): c_i, the slope of the feedback; nan for Oja's rule.
     """
 
@@ -63,17 +63,17 @@ class FixedPoints(NamedTuple):
     gain: np.ndarray
 
     def per_unit(self, stable_only: bool = False) -> np.ndarray:
-        """How many fixed points each unit has, (H,)."""
+        """Number of fixed points of each unit, (H,)."""
         return np.bincount(self.unit[self.stable] if stable_only else self.unit, minlength=len(self.gain))
 
     def log2_states(self) -> float:
-        """log2 of the number of stable states of the network: the bits it can hold for ever; -inf if there is none."""
+        """log2 of the number of stable states of the network: the bits that it can hold; -inf if there is none."""
         with np.errstate(divide="ignore"):
             return float(np.log2(self.per_unit(stable_only=True)).sum())
 
 
 def relaxation_time(eigenvalues: np.ndarray, dt: float = 1.0) -> np.ndarray:
-    """-dt / log |eigenvalue|, in the unit of dt: in it a deviation falls to 1/e. 0 for eigenvalue 0, inf from 1 on."""
+    """-dt / log |eigenvalue|, the time in which a deviation falls to 1/e; 0 for eigenvalue 0, inf for 1 and above."""
     size = np.abs(eigenvalues)
     with np.errstate(divide="ignore"):
         return np.where(size < 1, -dt / np.minimum(np.log(np.minimum(size, 1.0)), -1e-300), np.inf)
@@ -85,7 +85,7 @@ def relaxation_time(eigenvalues: np.ndarray, dt: float = 1.0) -> np.ndarray:
 def affine_roots(a: float, c: float, activation: str = "tanh") -> np.ndarray:
     """All h with h = f(a + c h), ascending.
 
-    Where c = 1, a linear unit has none unless a = 0; every h is one then, and 0 stands for all (its eigenvalue is 1).
+    For c = 1, a linear unit has a root only if a = 0; then every h is a root, and the result is 0 (eigenvalue 1).
     """
     if activation == "linear":
         return np.array([a / (1 - c)]) if c != 1 else np.array([0.0] if a == 0 else [])
@@ -107,7 +107,7 @@ def affine_roots(a: float, c: float, activation: str = "tanh") -> np.ndarray:
 
 
 def _bisect(g: Callable[[np.ndarray], np.ndarray], edges: np.ndarray) -> np.ndarray:
-    """The root of g in each interval between edges at whose ends its sign differs; g is monotone there."""
+    """The root of g in each interval between edges where its sign changes; g must be monotone there."""
     values = g(edges)
     exact = edges[values == 0]
     bracketed = values[:-1] * values[1:] < 0
@@ -122,10 +122,16 @@ def _bisect(g: Callable[[np.ndarray], np.ndarray], edges: np.ndarray) -> np.ndar
 def grid_roots(
     feedback: Callable[[np.ndarray], np.ndarray], a: float, activation: str, points: int = 20001
 ) -> np.ndarray:
-    """All h with h = f(a + r(h)) for any r that is finite but at poles, found where u - a - r(f(u)) changes sign.
+    """All h with h = f(a + r(h)) for any r that is finite except at poles: where u - a - r(f(u)) changes sign.
 
-    The grid is uniform in asinh(u), spacing 1e-3 near 0 and reaching to |u| = 1e4; roots closer together than that are
-    missed in pairs. At a pole the sign changes too: what is no root there is left out.
+    The grid is uniform in asinh(u), with spacing 1e-3 near 0, up to |u| = 1e4. Two roots closer than the spacing are
+    both missed. At a pole the sign changes too; such points are removed.
+
+    Args:
+        feedback: r, an array of h to an array of the same shape.
+        a: the constant drive.
+        activation: name of f.
+        points: of the grid.
     """
     f = FUNCTIONS[activation][0]
 
@@ -136,10 +142,7 @@ def grid_roots(
     edges = np.unique(np.append(np.sinh(np.linspace(-9.9, 9.9, points)), 0.0))
     roots = _bisect(g, edges[np.isfinite(g(edges))])
     good = np.abs(g(roots)) < 1e-6 * (1 + np.abs(roots))
-    return _distinct(np.sort(f(roots[good])))
-
-
-def _distinct(h: np.ndarray) -> np.ndarray:
+    h = np.sort(f(roots[good]))
     return h[np.append(True, np.diff(h) > 1e-9)[: len(h)]]
 
 
@@ -154,19 +157,20 @@ def mpn_fixed_points(
     rule: str = "associative",
     activation: str = "tanh",
 ) -> FixedPoints:
-    """Every fixed point of one MPN layer under the constant input x, unit by unit.
+    """All fixed points of one MPN layer under the constant input x, unit by unit.
 
     Args:
         weight, bias: W (H, D), b (H,) or None.
         eta, lambda_decay: broadcastable to (H, D).
-        x: (D,); 0 gives the one point M = 0, h = f(b).
-        form, rule, activation: those of `mpn_module.MPN`.
-    Raises MissingDataError where lambda reaches 1: M then grows for ever unless h = 0.
+        x: (D,); 0 gives the single point M = 0, h = f(b).
+        form, rule, activation: as in `mpn_module.MPN`.
+
+    Raises: MissingDataError where lambda is 1: M then grows without bound unless h = 0.
     """
     weight, x = np.asarray(weight, float), np.asarray(x, float)
     eta, decay = (np.broadcast_to(np.asarray(part, float), weight.shape) for part in (eta, lambda_decay))
     if np.any(decay >= 1):
-        raise MissingDataError("lambda is 1 for some synapses, so that M never settles")
+        raise MissingDataError("lambda is 1 for some synapses, so M does not converge")
     f, slope = FUNCTIONS[activation]
     drive = weight @ x + (0.0 if bias is None else np.asarray(bias, float))  # a
     seen = weight * x if form == "multiplicative" else np.broadcast_to(x, weight.shape)  # v
@@ -184,13 +188,13 @@ def mpn_fixed_points(
     unit, roots = [], []
     for i in range(len(weight)):
         if rule == "presynaptic":
-            found = f(drive[i] + gain[i : i + 1])
+            of_unit = f(drive[i] + gain[i : i + 1])
         elif rule == "oja":
-            found = grid_roots(lambda h: row(i, h) @ seen[i], drive[i], activation)  # noqa: B023 (used at once)
+            of_unit = grid_roots(lambda h: row(i, h) @ seen[i], drive[i], activation)  # noqa: B023 (called at once)
         else:
-            found = affine_roots(drive[i], gain[i], activation)
-        unit += [i] * len(found)
-        roots += found.tolist()
+            of_unit = affine_roots(drive[i], gain[i], activation)
+        unit += [i] * len(of_unit)
+        roots += of_unit.tolist()
     units, h = np.array(unit, int), np.array(roots, float)
     modulation = np.array([row(i, value) for i, value in zip(units, h, strict=True)]).reshape(len(h), len(x))
     u = drive[units] + (modulation * seen[units]).sum(axis=1)
@@ -209,17 +213,17 @@ def mpn_fixed_points(
 
 # --- any network: minima of the speed -----------------------------------------------------------------------
 
-DENSE = 512  # states up to this size have their whole Jacobian computed
-LEADING = 6  # eigenvalues of larger ones
+DENSE = 512  # largest size of a state whose whole Jacobian is computed
+LEADING = 6  # number of eigenvalues for larger states
 Step = Callable[[np.ndarray], np.ndarray]
 
 
 class Minima(NamedTuple):
     """Distinct minima of the speed, slowest first.
 
-    states (P, S); speed (P,): |F(z) - z|; fixed (P,): whether that is zero up to the tolerance, else z is merely slow;
-    eigenvalues (P, S or LEADING): of F's Jacobian, by falling size; stable (P,): fixed with all of them inside the unit
-    circle; found (P,): by how many starts.
+    states (P, S). speed (P,): |F(z) - z|. fixed (P,): whether the speed is zero up to the tolerance; else z is a slow
+    point. eigenvalues (P, S or LEADING): of F's Jacobian, by decreasing modulus. stable (P,): fixed, with all
+    eigenvalues inside the unit circle. found (P,): number of starts that lead there.
     """
 
     states: np.ndarray
@@ -241,14 +245,19 @@ def minimise_speed(
 ) -> Minima:
     """Fixed points z = F(z) and slow points of any network: minima of |F(z) - z|^2 / 2 from many starts.
 
-    L-BFGS from every start, then Newton's method while it helps, which also reaches unstable points; minima closer
-    than `same` (relative to 1 + |z|) are one. Nothing is sure to be found that no start leads to.
+    L-BFGS from every start, then Newton's method while it reduces the speed; it also reaches unstable points. Points
+    that no start leads to are missed.
 
     Args:
         step: F under the constant input, (B, S) -> (B, S), in float64.
-        starts: (n, S), states that the network visits, with noise around them.
-        vjp: (z, v) -> v^T dF/dz, both (S,); needed for S > DENSE, else differences of `step` serve.
+        starts: states that the network visits, (n, S).
+        vjp: (z, v) -> v^T dF/dz, both (S,); required for S > DENSE, otherwise None uses differences of `step`.
         tolerance: speed below which a point is fixed.
+        same: minima closer than this, relative to 1 + |z|, are one.
+        iterations: of L-BFGS, at most.
+
+    Raises: ValueError for S > DENSE without `vjp`.
+
     Source: Sussillo & Barak 2013 (Neural Computation 25).
     """
     starts = np.atleast_2d(np.asarray(starts, float))
@@ -281,6 +290,8 @@ def numeric_jacobian(step: Step, z: np.ndarray, h: float = 1e-6) -> np.ndarray:
 
 
 def _descended(step: Step, start: np.ndarray, vjp: Callable | None, iterations: int) -> np.ndarray:
+    """The end of L-BFGS on |F(z) - z|^2 / 2 from one start."""
+
     def speed(z: np.ndarray) -> tuple[float, np.ndarray]:
         residual = step(z[None])[0] - z
         pulled = numeric_jacobian(step, z).T @ residual if vjp is None else vjp(z, residual)
@@ -291,7 +302,7 @@ def _descended(step: Step, start: np.ndarray, vjp: Callable | None, iterations: 
 
 
 def _action(step: Step, z: np.ndarray, shift: float = 0.0) -> LinearOperator:
-    """v -> (dF/dz - shift) v by central differences, without the matrix."""
+    """The linear operator v -> (dF/dz - shift) v, by central differences without the matrix."""
 
     def product(v: np.ndarray) -> np.ndarray:
         v = v.ravel()
@@ -303,7 +314,7 @@ def _action(step: Step, z: np.ndarray, shift: float = 0.0) -> LinearOperator:
 
 
 def _polished(step: Step, z: np.ndarray, most: int = 20) -> np.ndarray:
-    """Newton's steps for F(z) = z, as long as each makes the speed smaller."""
+    """Newton's method for F(z) = z, as long as each step reduces the speed."""
     residual = step(z[None])[0] - z
     for _ in range(most):
         if len(z) <= DENSE:
@@ -319,6 +330,7 @@ def _polished(step: Step, z: np.ndarray, most: int = 20) -> np.ndarray:
 
 
 def _leading_eigenvalues(step: Step, z: np.ndarray) -> np.ndarray:
+    """Eigenvalues of dF/dz, all or the LEADING largest, by decreasing modulus."""
     if len(z) <= DENSE:
         values = np.linalg.eigvals(numeric_jacobian(step, z)).astype(complex)
     else:

@@ -1,17 +1,18 @@
-"""Experiments on a trained network: longer delays, noise, lesions, frozen plasticity. Held inputs: `dynamics.py`.
+"""Probes of a trained network: longer delays, noise, lesions, frozen plasticity. Constant inputs: `dynamics.py`.
 
-A probe plays greedy episodes in which something is done to the agent, the same episodes at every point of a curve, and
-gives the task's own score with its 95 % interval: the share of trials done right, or the return where a task scores no
-trials. What a task or core cannot give raises `confidence_intervals.MissingDataError`.
+A probe plays greedy episodes with an intervention, the same episodes at every point of a curve. The result is the
+task's own score with its 95 % interval: the share of correct trials, or the return where a task scores no trials.
+Where a task or core lacks what a probe needs, it raises `confidence_intervals.MissingDataError`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
+import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,48 +21,57 @@ from mpn_rl import config as cfg
 from mpn_rl import registry
 from mpn_rl.analysis import confidence_intervals
 from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError
-from mpn_rl.contracts import state_parts
+from mpn_rl.contracts import State, state_parts
+from mpn_rl.networks.encoder import AgentNetwork
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import Intervention, evaluate, run_scripted
 from mpn_rl.tasks.lanes import EpisodeSeeds
 from neurogym_wrapper import make_neurogym
 
 LANES = 64
-SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)  # of the trained delay
-DELAYS = (0, 200, 500, 1000, 2000, 4000)  # ms, where training had none
-NOISE = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)  # in standard deviations of what the agent saw, or of its state
-STEPS = 24  # points of a curve over the trial, at most
-STARTS = 32  # states that are kept, for `dynamics` to begin from
+SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)  # multiples of the trained delay
+DELAYS = (0, 200, 500, 1000, 2000, 4000)  # ms, for tasks that were trained without a delay
+NOISE = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)  # in standard deviations of the observations or of the state
+STEPS = 24  # largest number of points of a curve over the trial
+STARTS = 32  # number of states that are kept as starts for `dynamics`
 
 
 class Curve(NamedTuple):
-    """The score over x (k,): y holds arrays (k,). What x and y are; chance (nan: unknown); x in training, or nan;
-    marks: {period: the step at which it begins}, for curves over the trial."""
+    """The score y (arrays (k,)) over x (k,), with their axis labels.
+
+    chance: the score of guessing, nan where unknown. trained: x in training, nan where there is none.
+    marks: {period: the step at which it begins}, for curves over the trial.
+    """
 
     x: np.ndarray
-    y: Estimate
+    y: Estimate[np.ndarray]
     xlabel: str
     ylabel: str
     chance: float = np.nan
     trained: float = np.nan
-    marks: dict[str, float] = {}  # noqa: RUF012 (never changed)
+    marks: Mapping[str, float] = {}
 
 
 class Subject:
-    """A trained network with its task, and what it saw and held in undisturbed episodes.
+    """A trained network with its task, and its observations and states in episodes without intervention.
 
     Args:
-        network, config: as `loading.load_policy` returns them.
-        trials: NeuroGym trials at each point of a curve, at least; other tasks play LANES episodes.
-        seed: of the episodes, which neither training nor the choice of best_model.pt ever uses.
+        network, config: as `evaluation.load_policy` returns them.
+        trials: smallest number of NeuroGym trials at each point of a curve; other tasks play LANES episodes.
+        seed: of the episodes; neither training nor the choice of best_model.pt uses these.
+
     Attributes:
-        dt_ms: 0 where the task has no clock. median_trial_steps: of a trial. marks: first step of each period.
-        baseline: the undisturbed score. seen: mean observation at each step of the trial, (median_trial_steps, D).
+        dt_ms: duration of a step, 0 where the task has no clock.
+        median_trial_steps: length of the median trial.
+        marks: {period: its first step}.
+        baseline: the score without intervention.
+        seen: mean observation at each step of the trial, (median_trial_steps, D).
         obs_sd, state_sd: root mean square deviation of observations and of each part of the state from their means.
-        states: up to STARTS states that it passed through, as parts (n, ...). chance: see `chance_level`.
+        states: up to STARTS visited states, as parts (n, ...).
+        chance: see `chance_level`.
     """
 
-    def __init__(self, network: Any, config: cfg.Config, trials: int = 400, seed: int = 0) -> None:
+    def __init__(self, network: AgentNetwork, config: cfg.Config, trials: int = 400, seed: int = 0) -> None:
         self.network, self.config, self.trials, self.seed = network, config, trials, seed
         env = registry.make_env(config.env)
         self.neurogym = isinstance(config.env, cfg.NeuroGymConfig)
@@ -80,14 +90,15 @@ class Subject:
     def ylabel(self) -> str:
         return "accuracy" if self.scored else "return per episode"
 
-    def score(self, intervene: Intervention | None = None, env: cfg.EnvConfig | None = None) -> Estimate:
-        """The score of greedy episodes with an intervention, or on another variant of the task."""
+    def score(self, intervene: Intervention | None = None, env: cfg.EnvConfig | None = None) -> Estimate[float]:
+        """The score of greedy episodes, with an intervention or on a variant of the task."""
         return self._play(env or self.config.env, intervene)[0]
 
-    def _play(self, env: Any, intervene: Intervention | None) -> tuple[Estimate, bool]:
+    def _play(self, env: cfg.EnvConfig, intervene: Intervention | None) -> tuple[Estimate[float], bool]:
+        """The mean score per trial, else per episode, and whether the task scores trials."""
         first = registry.make_env(env)
         episodes = LANES
-        if self.neurogym:
+        if isinstance(env, cfg.NeuroGymConfig):
             steps = _typical(first)[0]
             per_episode = max(1, (env.max_episode_steps or steps) // steps)
             episodes = -(-self.trials // per_episode)
@@ -98,26 +109,24 @@ class Subject:
         scored = len(result.performance) > 0
         return confidence_intervals.mean(result.performance if scored else result.returns), scored
 
-    def curve(self, x: Iterable[float], make: Callable[[float], Intervention], xlabel: str, **more: Any) -> Curve:
-        """The score at each x, with the intervention that `make` gives for it."""
+    def curve(
+        self, x: Iterable[float], make: Callable[[float], Intervention], xlabel: str, marks: Mapping[str, float] = {}
+    ) -> Curve:
+        """The score at each x, with the intervention make(x)."""
         points = np.array(list(x), float)
-        y = stacked([self.score(make(float(value))) for value in points])
-        return Curve(points, y, xlabel, self.ylabel, self.chance, **more)
+        y = confidence_intervals.gather([self.score(make(float(value))) for value in points])
+        return Curve(points, y, xlabel, self.ylabel, self.chance, marks=marks)
 
     def need_memory(self) -> list[int]:
-        """Places of the memory in the state. Raises: MissingDataError where there is none that changes."""
+        """`memory_parts` of the network. Raises: MissingDataError where no part of the state is a memory."""
         if not self.memory:
             why = "has no state" if not any(part.numel() for part in self.states) else "has frozen plasticity"
             raise MissingDataError(f"the core {self.config.core.name} {why}, so there is no memory to act on")
         return self.memory
 
 
-def stacked(parts: Sequence[Estimate]) -> Estimate:
-    return Estimate(*(np.array([part[field] for part in parts], float) for field in range(4)))
-
-
-def _typical(env: Any, trials: int = 50) -> tuple[int, dict[str, float]]:
-    """Steps of the median trial, and the median first step of each period."""
+def _typical(env: gymnasium.Env, trials: int = 50) -> tuple[int, dict[str, float]]:
+    """Length of the median trial in steps, and the median first step of each period."""
     env.reset(seed=0)
     lengths, starts = [], []
     for _ in range(trials):
@@ -129,9 +138,9 @@ def _typical(env: Any, trials: int = 50) -> tuple[int, dict[str, float]]:
     return int(np.median(lengths)), dict(sorted(marks.items(), key=lambda item: item[1]))
 
 
-def memory_parts(network: Any, config: cfg.Config) -> list[int]:
-    """Places in the state of what holds the memory: M of an MPN, the traces of backpropamine, all of an RNN's state."""
-    if getattr(config.core, "freeze_plasticity", False):
+def memory_parts(network: AgentNetwork, config: cfg.Config) -> list[int]:
+    """Indices of the memory among the parts of the state: M, the traces of backpropamine, or all of an RNN's state."""
+    if isinstance(config.core, cfg.MPNConfig) and config.core.freeze_plasticity:
         return []
     names = list(network.core.state_arrays(network.init_state(1)))
     plastic = [i for i, name in enumerate(names) if re.fullmatch(r"M\d*|[HE]", name)]
@@ -139,7 +148,7 @@ def memory_parts(network: Any, config: cfg.Config) -> list[int]:
 
 
 class _Moments:
-    """Sums for the mean and the root mean square deviation of arrays over their first axis."""
+    """Running sums for the mean and the root mean square deviation over the first axis."""
 
     def __init__(self) -> None:
         self.n = 0
@@ -158,7 +167,7 @@ class _Moments:
 
 
 class _Watch:
-    """An intervention that changes nothing and remembers what passed."""
+    """An intervention that changes nothing and records observations and states."""
 
     def __init__(self, steps: int) -> None:
         self.by_step = [_Moments() for _ in range(steps)]
@@ -166,7 +175,7 @@ class _Watch:
         self.state: list[_Moments] = []
         self.kept: list[tuple[Tensor, ...]] = []
 
-    def __call__(self, obs: Tensor, state: Any, since: np.ndarray, episode: np.ndarray) -> tuple[Tensor, Any]:
+    def __call__(self, obs: Tensor, state: State, since: np.ndarray, episode: np.ndarray) -> tuple[Tensor, State]:
         parts = state_parts(state)
         self.state = self.state or [_Moments() for _ in parts]
         self.obs.add(obs)
@@ -190,10 +199,10 @@ class _Watch:
 
 
 def chance_level(config: cfg.Config, seed: int = 0) -> float:
-    """One over the number of right actions that the decision may have; nan where the task does not tell them."""
+    """One over the number of different right actions at the decision; nan where the task does not give them."""
     right: set[int] = set()
 
-    def right_action(env: Any, rng: np.random.Generator) -> int:
+    def right_action(env: gymnasium.Env, rng: np.random.Generator) -> int:
         if env.at_decision:
             right.add(env.ground_truth_action())
         return max(env.ground_truth_action(), 0)
@@ -204,13 +213,15 @@ def chance_level(config: cfg.Config, seed: int = 0) -> float:
 
 
 def delay_curve(subject: Subject, delays: Sequence[float] | None = None) -> Curve:
-    """Accuracy against the length of the task's delay, in ms; by default from half to eight times the trained one.
+    """Accuracy against the length of the delay; episodes are long enough for three trials.
 
-    Episodes are made long enough for three trials. Raises: MissingDataError where the task has no delay of its own.
+    Args: delays: in ms; None: from half to eight times the trained delay.
+
+    Raises: MissingDataError where the task has no delay, or its delay cannot be set.
     """
-    if not subject.neurogym:
+    env_config = subject.config.env
+    if not isinstance(env_config, cfg.NeuroGymConfig):
         raise MissingDataError("the task has no delay period")
-    env_config: Any = subject.config.env
     env = make_neurogym(**registry.options(env_config))
     names = [name for name in env.periods if "delay" in name]
     if not names:
@@ -224,9 +235,9 @@ def delay_curve(subject: Subject, delays: Sequence[float] | None = None) -> Curv
     if delays is None:
         delays = [scale * trained for scale in SCALES] if trained else DELAYS
     steps = sorted({round(delay / env.dt_ms) for delay in delays})
-    scores = []
+    given, scores = env_config.env_args.get("timing"), []
     for count in steps:
-        timing = {**env_config.env_args.get("timing", {}), **dict.fromkeys(names, count * env.dt_ms)}
+        timing = {**(given if isinstance(given, dict) else {}), **dict.fromkeys(names, count * env.dt_ms)}
         longer = dataclasses.replace(env_config, env_args={**env_config.env_args, "timing": timing})
         try:
             changed = make_neurogym(**registry.options(longer))
@@ -238,16 +249,16 @@ def delay_curve(subject: Subject, delays: Sequence[float] | None = None) -> Curv
         limit = max(env_config.max_episode_steps or 0, 3 * _typical(changed)[0])
         scores.append(subject.score(env=dataclasses.replace(longer, max_episode_steps=limit)))
     x = np.array(steps) * env.dt_ms
-    return Curve(x, stacked(scores), "delay (ms)", subject.ylabel, subject.chance, trained)
+    return Curve(x, confidence_intervals.gather(scores), "delay (ms)", subject.ylabel, subject.chance, trained)
 
 
 def memory_horizon(curve: Curve) -> float:
-    """The longest delay up to which the interval stays above chance; nan where it never does.
+    """The longest delay up to which the 95 % interval stays above chance; nan where it never does.
 
-    Raises: MissingDataError where chance is not known.
+    Raises: MissingDataError where chance is unknown.
     """
     if not np.isfinite(curve.chance):
-        raise MissingDataError("the task does not tell its right actions, so chance is unknown")
+        raise MissingDataError("the task does not give its right actions, so chance is unknown")
     above = np.asarray(curve.y.low) > curve.chance
     held = int(np.argmin(above)) if not above.all() else len(above)
     return float(curve.x[held - 1]) if held else np.nan
@@ -257,12 +268,12 @@ def memory_horizon(curve: Curve) -> float:
 
 
 def input_noise_curve(subject: Subject, levels: Sequence[float] = NOISE) -> Curve:
-    """The score against Gaussian noise on every entry of the observation, in standard deviations of observations."""
+    """The score under Gaussian noise on every entry of the observation; `levels` are in `obs_sd`."""
 
     def make(level: float) -> Intervention:
         generator = torch.Generator().manual_seed(subject.seed)
 
-        def intervene(obs: Tensor, state: Any, since: np.ndarray, episode: np.ndarray) -> tuple[Tensor, Any]:
+        def intervene(obs: Tensor, state: State, since: np.ndarray, episode: np.ndarray) -> tuple[Tensor, State]:
             noise = torch.randn(obs.shape, generator=generator).to(obs.device)
             return obs + level * subject.obs_sd * noise, state
 
@@ -272,13 +283,13 @@ def input_noise_curve(subject: Subject, levels: Sequence[float] = NOISE) -> Curv
 
 
 def state_noise_curve(subject: Subject, levels: Sequence[float] = NOISE) -> Curve:
-    """The score against Gaussian noise on every entry of the memory at every step, in the memory's own deviations."""
+    """The score under Gaussian noise on every entry of the memory at every step; `levels` are in `state_sd`."""
     parts = subject.need_memory()
 
     def make(level: float) -> Intervention:
         generator = torch.Generator().manual_seed(subject.seed)
 
-        def intervene(obs: Tensor, state: Any, since: np.ndarray, episode: np.ndarray) -> tuple[Tensor, Any]:
+        def intervene(obs: Tensor, state: State, since: np.ndarray, episode: np.ndarray) -> tuple[Tensor, State]:
             def noisy(place: int, part: Tensor) -> Tensor:
                 noise = torch.randn(part.shape, generator=generator).to(part.device)
                 return part + level * subject.state_sd[place] * noise
@@ -290,26 +301,28 @@ def state_noise_curve(subject: Subject, levels: Sequence[float] = NOISE) -> Curv
     return subject.curve(levels, make, "noise on the memory at every step (sd of the memory)")
 
 
-def changed(state: Any, places: Sequence[int], change: Callable[[int, Tensor], Tensor]) -> Any:
-    """The state with change(place, part) in place of its parts at `places`."""
+def changed(state: State, places: Sequence[int], change: Callable[[int, Tensor], Tensor]) -> State:
+    """The state with change(place, part) instead of each part at `places`."""
     parts = [change(i, part) if i in places else part for i, part in enumerate(state_parts(state))]
     return tuple(parts) if isinstance(state, tuple) else parts[0]
 
 
 def steps_of_trial(subject: Subject) -> np.ndarray:
-    """The steps at which lesions are made: all of the median trial, or STEPS of them."""
+    """The steps of a lesion curve: all steps of the median trial, or STEPS evenly spaced ones."""
     return np.unique(np.linspace(0, subject.median_trial_steps - 1, STEPS).round().astype(int))
 
 
 def lesion_curve(subject: Subject) -> Curve:
-    """The score when the memory is set back to its start before one step of every trial, for each step in turn."""
+    """The score when the memory is reset to its initial value before one step of every trial, for each step."""
     parts = subject.need_memory()
     fresh = state_parts(subject.network.init_state(1))
 
     def make(at: float) -> Intervention:
-        def intervene(obs: Tensor, state: Any, since: np.ndarray, episode: np.ndarray) -> tuple[Tensor, Any]:
+        def intervene(obs: Tensor, state: State, since: np.ndarray, episode: np.ndarray) -> tuple[Tensor, State]:
             rows = torch.from_numpy(since == at).to(obs.device)
-            return obs, changed(state, parts, lambda i, part: torch.where(_over(rows, part), fresh[i], part))
+            return obs, changed(
+                state, parts, lambda i, part: torch.where(rows.view(-1, *[1] * (part.ndim - 1)), fresh[i], part)
+            )
 
         return intervene
 
@@ -318,13 +331,13 @@ def lesion_curve(subject: Subject) -> Curve:
 
 
 def frozen_curve(subject: Subject) -> Curve:
-    """The score when the memory stays, from one step of the trial to its end, as it was before that step."""
+    """The score when the memory does not change from one step of every trial to its end, for each step."""
     parts = subject.need_memory()
 
     def make(at: float) -> Intervention:
         held: dict[int, list[Tensor]] = {}  # episode -> the memory's parts
 
-        def intervene(obs: Tensor, state: Any, since: np.ndarray, episode: np.ndarray) -> tuple[Tensor, Any]:
+        def intervene(obs: Tensor, state: State, since: np.ndarray, episode: np.ndarray) -> tuple[Tensor, State]:
             now = state_parts(state)
             for row in np.flatnonzero(since == at):
                 held[int(episode[row])] = [now[i][row].clone() for i in parts]
@@ -342,12 +355,6 @@ def frozen_curve(subject: Subject) -> Curve:
     label = "step of the trial from which the memory is held"
     return subject.curve(steps_of_trial(subject), make, label, marks=subject.marks)
 
-
-def _over(rows: Tensor, part: Tensor) -> Tensor:
-    return rows.view(-1, *[1] * (part.ndim - 1))
-
-
-# --- all of them --------------------------------------------------------------------------------------------
 
 CURVES: dict[str, Callable[[Subject], Curve]] = {
     "delay": delay_curve,

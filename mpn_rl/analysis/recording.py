@@ -1,4 +1,4 @@
-"""activity.npz written episode by episode, so that a long recording never stands in memory as a whole."""
+"""Writes activity.npz episode by episode, so that a long recording never needs to fit in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -15,25 +15,27 @@ from model_utils import atomic_file
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import join_episodes
 
-COPIED = 2**20  # bytes moved at a time
+COPY_BYTES = 2**20  # copied at a time
 
 
 class ActivityWriter:
-    """Takes the episodes of `rollout.record_episodes`; arrays with more than one number per step go to disk at once.
+    """Collects the episodes of `rollout.record_episodes`; arrays with several numbers per step go directly to disk.
 
-    The file is an ordinary NPZ, a ZIP of .npy members, which `np.load` and `pca_analysis.load_activity` read. A kill
-    leaves nothing behind: what is not yet complete has no name.
+    The result is an ordinary NPZ, a ZIP of .npy members, which `np.load` and `pca_analysis.load_activity` read. If the
+    process is killed, no file remains: the temporary files have no names.
 
     Args:
-        folder: where to write, on the disk that takes the result.
-        states: names of the states to keep, "M"; None: all.
-    Attributes: episodes, steps, nbytes: what was taken so far; nbytes counts the arrays uncompressed.
+        folder: for the temporary files, on the disk of the result.
+        states: names of the states to keep, as "M"; None keeps all.
+
+    Attributes:
+        episodes, steps, nbytes: of the episodes so far; nbytes is the uncompressed size.
     """
 
     def __init__(self, folder: Path, states: Sequence[str] | None = None) -> None:
         self.folder, self.states = folder, states
         self.columns: list[dict[str, np.ndarray]] = []
-        self.wide: dict[str, tuple[IO[bytes], np.ndarray]] = {}  # name -> its bytes so far, an episode's array
+        self.wide: dict[str, tuple[IO[bytes], np.ndarray]] = {}  # name -> its file, an empty array of its kind
         self.episodes = self.steps = self.nbytes = 0
 
     def __enter__(self) -> ActivityWriter:
@@ -44,7 +46,7 @@ class ActivityWriter:
             file.close()
 
     def chosen(self, episode: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The episode without the states that are not wanted. Raises: ConfigError for one that is not there."""
+        """The episode without the states that `states` leaves out. Raises: ConfigError for an unknown state."""
         if self.states is None:
             return episode
         there = [name.removeprefix("state_") for name in episode if name.startswith("state_")]
@@ -55,7 +57,7 @@ class ActivityWriter:
         return {name: array for name, array in episode.items() if name not in dropped}
 
     def add(self, episode: dict[str, np.ndarray], most: float = np.inf) -> bool:
-        """Take one episode, unless the recording would then have more than `most` bytes: False."""
+        """Add one episode; return False, without adding it, if the recording would exceed `most` bytes."""
         episode = self.chosen(episode)
         size = sum(array.nbytes for array in episode.values())
         if self.nbytes + size > most:
@@ -67,15 +69,13 @@ class ActivityWriter:
                 self.wide[name] = (raw, np.empty((0, *array.shape[1:]), array.dtype))
             self.wide[name][0].write(array.data)
         self.columns.append(episode)
-        self.episodes, self.steps, self.nbytes = (
-            self.episodes + 1,
-            self.steps + len(episode["rewards"]),
-            self.nbytes + size,
-        )
+        self.episodes += 1
+        self.steps += len(episode["rewards"])
+        self.nbytes += size
         return True
 
-    def write(self, path: Path, **scalars: Any) -> None:
-        """The NPZ, whole or not at all; `scalars` are what is one number for the whole recording."""
+    def write(self, path: Path, **scalars: float) -> None:
+        """Write the NPZ atomically; `scalars` are single numbers for the whole recording."""
         columns = {**join_episodes(self.columns), **{name: np.array(value) for name, value in scalars.items()}}
         with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, array in columns.items():
@@ -86,9 +86,10 @@ class ActivityWriter:
                 raw.seek(0)
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array_header_1_0(member, {**header, "shape": (self.steps, *empty.shape[1:])})
-                    shutil.copyfileobj(raw, member, COPIED)
+                    shutil.copyfileobj(raw, member, COPY_BYTES)
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays as a compressed NPZ, atomically."""
     with atomic_file(path) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -1,4 +1,4 @@
-"""Everything behind `python main.py analyze`: record, draw, probe, compare, report."""
+"""The stages of `python main.py analyze`: collect, plot, probe, compare, report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.progress import Progress
@@ -21,48 +21,47 @@ from mpn_rl import registry
 from mpn_rl.analysis.compare_runs import compare_runs, formats_of, plot_plasticity
 from mpn_rl.analysis.recording import ActivityWriter, write_npz
 from mpn_rl.config import Config
+from mpn_rl.console import stderr, stdout
 from mpn_rl.evaluation import acting, load_policy, stored_config
 from mpn_rl.options import ConfigError
-from mpn_rl.reporting import stderr, stdout
 from mpn_rl.rollout import record_episodes
 from mpn_rl.tasks.lanes import EpisodeSeeds
-from mpn_rl.training import history
 from neurogym_wrapper import REFERENCES
+
+if TYPE_CHECKING:  # matplotlib and SciPy are slow to import
+    from mpn_rl.analysis.pages.standard_pages import Page
+    from mpn_rl.analysis.probes import Subject
 
 
 def analyze(args: argparse.Namespace) -> int:
-    """Each stage for each experiment in turn; compare takes all of them together."""
-    names = chosen(args)
-    for option in ("output", "group_by"):
-        if getattr(args, option) is not None and args.stage != "compare":
-            raise ConfigError(f"--{option.replace('_', '-')} belongs to analyze compare")
+    """Run a stage on each experiment in turn; `compare` takes all of them together."""
+    names = matching_names(args)
     if args.stage == "compare":
         return compare_runs(args, names)
-    stages: dict[str | None, list[Callable]] = {
-        None: [collect, plot],
-        "collect": [collect],
-        "plot": [plot],
-        "probe": [probe],
-        "report": [report],
-    }
+    for option, value in (("--output", args.output), ("--group-by", args.group_by)):
+        if value is not None:
+            raise ConfigError(f"{option} belongs to analyze compare")
+    stages: dict[str | None, list[Callable[[argparse.Namespace, str], None]]] = {
+        None: [collect, plot], "collect": [collect], "plot": [plot], "probe": [probe], "report": [report],
+    }  # fmt: skip
     for name in names:
-        for run in stages[args.stage]:
-            run(args, name)
+        for stage in stages[args.stage]:
+            stage(args, name)
     if len(names) > 1 and plot in stages[args.stage]:
         plot_plasticity(args, names)
     return 0
 
 
-def chosen(args: argparse.Namespace) -> list[str]:
-    """The experiments that the names and patterns mean, each once. Raises: ConfigError for a pattern without any."""
+def matching_names(args: argparse.Namespace) -> list[str]:
+    """The experiments that --experiment-name names, each once. Raises: ConfigError for a pattern without a match."""
     names: list[str] = []
     for pattern in args.experiment_name:
-        found = [pattern]
+        matches = [pattern]
         if re.search(r"[*?\[]", pattern):
-            found = fnmatch.filter(Experiment.names(args.experiments_dir), pattern)
-            if not found:
+            matches = fnmatch.filter(Experiment.names(args.experiments_dir), pattern)
+            if not matches:
                 raise ConfigError(f"--experiment-name {pattern!r} matches no experiment in {args.experiments_dir}/")
-        names += [name for name in found if name not in names]
+        names += [name for name in matches if name not in names]
     return names
 
 
@@ -70,39 +69,36 @@ def chosen(args: argparse.Namespace) -> list[str]:
 
 
 def collect(args: argparse.Namespace, name: str) -> None:
-    """activity.npz: what the agent saw, did and held in its state; network.npz: its weights; collected.json: how."""
+    """Record greedy episodes: activity.npz (every step), network.npz (the weights), collected.json (the settings)."""
     experiment, config, network = load_policy(args, name)
     env = registry.make_env(config.env)
     source = EpisodeSeeds("eval", args.seed)
-    options = {
-        "epsilon": args.epsilon,
-        "precision": args.precision,
-        "reset_state_on_trial": config.run.reset_state_on_trial,
-    }
-    episodes = record_episodes(network, env, [source() for _ in range(args.num_episodes)], **options)
+    seeds = [source() for _ in range(args.num_episodes)]
+    episodes = record_episodes(network, env, seeds, epsilon=args.epsilon, precision=args.precision,
+                               reset_state_on_trial=config.run.reset_state_on_trial)  # fmt: skip
     first = next(episodes)
     if args.color_by:
         import pca_analysis
 
-        pca_analysis.colour_values(first, args.color_by)  # refuses what is not there, before anything is written
+        pca_analysis.colour_values(first, args.color_by)  # an unknown value fails here, before any file is written
     path = experiment.analysis_dir / "activity.npz"
     with ActivityWriter(path.parent, args.states) as writer, Progress(console=stderr) as bar:
         task = bar.add_task(f"recording {name}", total=args.num_episodes)
         for episode in itertools.chain([first], episodes):
             if not writer.add(episode, args.max_megabytes * 2**20):
-                taken = writer.episodes
-                stderr.print(f"stopped after {taken} episodes: --max-megabytes {args.max_megabytes} is reached")
+                stderr.print(
+                    f"stopped after {writer.episodes} episodes: --max-megabytes {args.max_megabytes} is reached"
+                )
                 break
             bar.advance(task)
         if not writer.episodes:
-            raise ConfigError(
-                f"--max-megabytes {args.max_megabytes} does not hold one episode; raise it, or keep fewer --states"
-            )
+            limit = f"--max-megabytes {args.max_megabytes}"
+            raise ConfigError(f"{limit} is too small for one episode; raise it, or keep fewer --states")
         writer.write(path, dt_ms=float(env.dt_ms))
     write_npz(path.with_name("network.npz"), {k: part.cpu().numpy() for k, part in network.state_dict().items()})
-    told = {"checkpoint": args.checkpoint, "seed": args.seed, "epsilon": args.epsilon, "acting": acting(network)}
-    told |= {"episodes": writer.episodes, "steps": writer.steps, "states": args.states, "versions": versions()}
-    write_json(path.with_name("collected.json"), told)
+    settings = {"checkpoint": args.checkpoint, "seed": args.seed, "epsilon": args.epsilon, "acting": acting(network),
+                "episodes": writer.episodes, "steps": writer.steps, "states": args.states}  # fmt: skip
+    write_json(path.with_name("collected.json"), {**settings, "versions": versions()})
     megabytes = path.stat().st_size / 2**20
     stdout.print(f"{writer.episodes} episodes, {writer.steps:,} steps, {megabytes:.0f} MB: {path}")
 
@@ -110,16 +106,15 @@ def collect(args: argparse.Namespace, name: str) -> None:
 # --- plot and probe -----------------------------------------------------------------------------------------
 
 
-def recorded_pages(args: argparse.Namespace, experiment: Experiment, config: Config) -> Iterator[Any]:
+def recorded_pages(args: argparse.Namespace, experiment: Experiment, config: Config) -> Iterator[Page]:
     """The pages of the experiment's recording. Raises: ConfigError where there is none."""
     import pca_analysis
     from mpn_rl.analysis.pages import mechanism_pages, standard_pages
 
     path = experiment.path / "analysis" / "activity.npz"
     if not path.is_file():
-        raise ConfigError(
-            f"no recording {path}; make it with: python main.py analyze collect --experiment-name {experiment.name}"
-        )
+        way_out = f"record it with: python main.py analyze collect --experiment-name {experiment.name}"
+        raise ConfigError(f"no recording {path}; {way_out}")
     weights: dict[str, np.ndarray] = {}
     if path.with_name("network.npz").is_file():
         with np.load(path.with_name("network.npz"), allow_pickle=False) as archive:
@@ -129,36 +124,30 @@ def recorded_pages(args: argparse.Namespace, experiment: Experiment, config: Con
     yield from mechanism_pages.pages(recording)
 
 
-def learning_page(experiment: Experiment, config: Config) -> Any:
-    """The learning curve from metrics.jsonl."""
-    from mpn_rl.analysis.pages import standard_pages
-
-    rows = experiment.read_metrics()
-    columns = history(rows)
-    keys = {"step": "steps", "reward": "episode_rewards", "length": "episode_lengths", "loss": "losses"}
-    keys |= {"accuracy": "accuracies", "epsilon": "epsilons", "entropy": "entropies"}
-    return standard_pages.learning_page(
-        {name: columns[key] for name, key in keys.items() if key in columns},
-        [row for row in rows if row["kind"] == "eval"],
-        REFERENCES.get(config.env.env_name, {}),
-        title_of(config),
-    )
-
-
-def growth_pages(experiment: Experiment, config: Config) -> list[Any]:
-    """How able to learn the networks stayed, from metrics.jsonl, and how the topology grew, from masks.npz."""
+def training_pages(experiment: Experiment, config: Config) -> Iterator[Page]:
+    """Learning curves, plasticity metrics (both from metrics.jsonl) and topology (from masks.npz)."""
     from mpn_rl.analysis.pages import standard_pages
 
     rows, title = experiment.read_metrics(), title_of(config)
-    return [standard_pages.plasticity_page(rows, title), standard_pages.masks_page(experiment.read_masks(), title)]
+    episodes = [row for row in rows if row["kind"] == "episode"]
+    keys = ("step", "reward", "length", "loss", "accuracy", "epsilon", "entropy")
+    history = {key: [row[key] for row in episodes] for key in keys if all(key in row for row in episodes)}
+    evaluations = [row for row in rows if row["kind"] == "eval"]
+    yield standard_pages.learning_page(history, evaluations, REFERENCES.get(config.env.env_name, {}), title)
+    yield standard_pages.plasticity_page(rows, title)
+    yield standard_pages.masks_page(experiment.read_masks(), title)
 
 
 def title_of(config: Config) -> str:
+    """Task and core, for titles."""
     return f"{config.env.env_name}, {config.core.name}"
 
 
-def save(page: Any, folder: Path, formats: Iterable[str]) -> list[Path]:
-    """A page's picture in every format and its numbers beside it; a picture that can no longer be made goes."""
+def save(page: Page, folder: Path, formats: Iterable[str]) -> list[Path]:
+    """Write a page's figure in every format and its numbers beside it; delete outdated figures.
+
+    Returns: the paths of the figures.
+    """
     import visualize
 
     written = []
@@ -177,78 +166,82 @@ def save(page: Any, folder: Path, formats: Iterable[str]) -> list[Path]:
 
 
 def plot(args: argparse.Namespace, name: str) -> None:
-    """Every page of the recording: its picture, its numbers; in one line each what is not available."""
+    """Write the figure and the numbers of every page; print a line for each page that is not available."""
     experiment = Experiment.open(name, args.experiments_dir)
     config = stored_config(experiment)
     written: list[Path] = []
-    learned = [learning_page(experiment, config), *growth_pages(experiment, config)]
-    for page in (*recorded_pages(args, experiment, config), *learned):
+    for page in itertools.chain(recorded_pages(args, experiment, config), training_pages(experiment, config)):
         written += save(page, experiment.analysis_dir, formats_of(args))
         if page.name == "pca_variance":
-            for state, told in page.numbers["states"].items():
-                share = 100 * sum(told["explained_variance_ratio"][:3])
-                ratio = f"participation ratio {told['participation_ratio']:.2f}"
+            for state, values in page.numbers["states"].items():
+                share = 100 * sum(values["explained_variance_ratio"][:3])
+                ratio = f"participation ratio {values['participation_ratio']:.2f}"
                 stdout.print(f"{state}: {ratio}, three components hold {share:.0f} % of the variance")
         if page.missing:
             stdout.print(f"{page.title}: {page.missing}")
-    stdout.print("drawn, with the numbers beside them: " + ", ".join(str(path) for path in written))
+    stdout.print("figures, with the numbers beside them: " + ", ".join(str(path) for path in written))
 
 
-def probe(args: argparse.Namespace, name: str, tell: bool = True) -> None:
-    """probes.json, probes.csv and their pictures: what happens when something is done to the agent."""
+def probe(args: argparse.Namespace, name: str, print_pages: bool = True) -> None:
+    """Run every probe; write probes.json, probes.csv and their figures."""
     from mpn_rl.analysis import probes
     from mpn_rl.analysis.pages import probe_pages
 
     experiment, config, network = load_policy(args, name)
     with Progress(console=stderr) as bar:
         task = bar.add_task(f"probing {name}", total=None)
-
-        def note(what: str) -> None:
-            bar.update(task, description=f"probing {name}: {what}")
-
         subject = probes.Subject(network, config, args.num_trials, args.seed)
-        found = run_probes(subject, args.delays, note)
+        results = run_probes(subject, args.delays, lambda step: bar.update(task, description=f"probing {name}: {step}"))
     folder = experiment.analysis_dir
-    found |= {"seed": args.seed, "checkpoint": args.checkpoint, "versions": versions()}
-    write_json(folder / "probes.json", found)
-    write_bytes_atomic(folder / "probes.csv", probes_csv(found).encode())
+    results |= {"seed": args.seed, "checkpoint": args.checkpoint, "versions": versions()}
+    write_json(folder / "probes.json", results)
+    write_bytes_atomic(folder / "probes.csv", probes_csv(results).encode())
     baseline = subject.baseline
     ends = f"[{baseline.low:.3f}, {baseline.high:.3f}]"
-    stdout.print(f"{subject.ylabel} undisturbed {baseline.value:.3f} {ends}, n = {baseline.n:,}")
-    for page in probe_pages.pages(jsonable(found), title_of(config)):
+    stdout.print(f"{subject.ylabel} without intervention {baseline.value:.3f} {ends}, n = {baseline.n:,}")
+    for page in probe_pages.pages(jsonable(results), title_of(config)):
         save(page, folder, formats_of(args))
-        if tell:
+        if print_pages:
             stdout.print(f"{page.title}: {page.missing or folder / (page.name + '.png')}")
 
 
-def run_probes(subject: Any, delays: list[float] | None, note: Callable[[str], None]) -> dict[str, Any]:
-    """Every probe by name: what it gives as nested dicts, or the sentence that says why it cannot be had."""
-    from mpn_rl.analysis import confidence_intervals, dynamics, probes
+def run_probes(subject: Subject, delays: list[float] | None, report_step: Callable[[str], None]) -> dict[str, object]:
+    """The result of every probe by name, for JSON; a sentence where a probe is not available.
 
-    found: dict[str, Any] = {"baseline": subject.baseline._asdict(), "measure": subject.ylabel}
+    Args:
+        delays: in ms, as in `probes.delay_curve`.
+        report_step: called with the name of each probe before it runs.
+    """
+    from mpn_rl.analysis import dynamics, probes
+    from mpn_rl.analysis.confidence_intervals import attempt
+
+    results: dict[str, object] = {"baseline": subject.baseline._asdict(), "measure": subject.ylabel}
     for name, make in probes.CURVES.items():
-        note(name.replace("_", " "))
-        options = {"delays": delays} if name == "delay" else {}
-        curve = confidence_intervals.attempt(partial(make, subject, **options))
-        found[name] = curve if isinstance(curve, str) else {**curve._asdict(), "y": curve.y._asdict()}
+        report_step(name.replace("_", " "))
+        curve = attempt(partial(probes.delay_curve, subject, delays) if name == "delay" else partial(make, subject))
+        results[name] = curve if isinstance(curve, str) else {**curve._asdict(), "y": curve.y._asdict()}
         if name == "delay" and not isinstance(curve, str):
-            found["memory_horizon_ms"] = confidence_intervals.attempt(partial(probes.memory_horizon, curve))
+            results["memory_horizon_ms"] = attempt(partial(probes.memory_horizon, curve))
+    relaxations: dict[str, object] = {}
+    slow_points: dict[str, object] = {}
     for name, obs in dynamics.held_inputs(subject).items():
-        note(f"{name} held")
-        rest = confidence_intervals.attempt(partial(dynamics.relaxation, subject, obs))
-        plain = rest if isinstance(rest, str) else {**rest._asdict(), "distance": rest.distance._asdict()}
-        found.setdefault("relaxation", {})[name] = plain
-        points = confidence_intervals.attempt(partial(dynamics.slow_points_told, subject, obs))
-        found.setdefault("fixed_points", {})[name] = points
-    return found
+        report_step(f"constant input: {name}")
+        rest = attempt(partial(dynamics.relaxation, subject, obs))
+        relaxations[name] = rest if isinstance(rest, str) else {**rest._asdict(), "distance": rest.distance._asdict()}
+        points = attempt(partial(dynamics.slow_points, subject, obs))
+        slow_points[name] = points if isinstance(points, str) else {
+            "speed": points.speed, "fixed": points.fixed, "stable": points.stable, "found": points.found,
+            "eigenvalue_size": np.abs(points.eigenvalues)[:, :20],
+        }  # fmt: skip
+    return {**results, "relaxation": relaxations, "fixed_points": slow_points}
 
 
-def probes_csv(found: dict[str, Any]) -> str:
+def probes_csv(results: dict[str, object]) -> str:
     """Every curve in long form: probe, x, value, low, high, n."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["probe", "x", "value", "low", "high", "n"])
-    for name, curve in found.items():
+    for name, curve in results.items():
         if isinstance(curve, dict) and "y" in curve:
             lines = zip(curve["x"], *(curve["y"][field] for field in ("value", "low", "high", "n")), strict=True)
             writer.writerows([name, *(f"{value:g}" for value in line)] for line in lines)
@@ -259,70 +252,62 @@ def probes_csv(found: dict[str, Any]) -> str:
 
 
 def report(args: argparse.Namespace, name: str) -> None:
-    """analysis/report.html: all pages of an experiment bound together; records and probes first what is missing."""
-    from mpn_rl.analysis.pages import probe_pages, standard_pages
-    from mpn_rl.analysis.report import Drawn, render
+    """Write analysis/report.html with all pages; record and probe first where the results are missing."""
+    from mpn_rl.analysis.pages import probe_pages
+    from mpn_rl.analysis.pages.standard_pages import Page
+    from mpn_rl.analysis.report import SavedPage, render
 
     experiment = Experiment.open(name, args.experiments_dir)
     config = stored_config(experiment)
     checkpoint, folder = experiment.checkpoint(args.checkpoint), experiment.analysis_dir
-    trained = checkpoint.is_file()
-    if not trained and checkpoint.parent != experiment.path / "checkpoints":
-        raise ConfigError(f"no checkpoint {checkpoint}; --checkpoint takes best, final, last or a file's path")
-    if trained and not (folder / "activity.npz").is_file():
-        collect(args, name)
-    if trained and args.probes and not (folder / "probes.json").is_file():
-        probe(args, name, tell=False)
-    notes = (
-        [] if trained else [f"There is no {checkpoint.name}: the agent is untrained, or its checkpoint was removed."]
-    )
-    notes += stale_notes(checkpoint, folder) if trained else []
-    numbers = read_json(folder / "probes.json") if (folder / "probes.json").is_file() else {}
-    found = [learning_page(experiment, config), *growth_pages(experiment, config)]
-    if (folder / "activity.npz").is_file():
-        found += recorded_pages(args, experiment, config)
+    recording, probes_file = folder / "activity.npz", folder / "probes.json"
+    if checkpoint.is_file():
+        if not recording.is_file():
+            collect(args, name)
+        if args.probes and not probes_file.is_file():
+            probe(args, name, print_pages=False)
+        notes = outdated_notes(checkpoint, folder)
+    elif checkpoint.parent == experiment.path / "checkpoints":
+        notes = [f"There is no {checkpoint.name}: the agent is untrained, or its checkpoint was removed."]
     else:
-        why = "not available: no recording, and no checkpoint to make one with: behaviour, state, memory, weights"
-        found.append(standard_pages.Page("recorded", "behaviour", "Recorded activity", missing=why))
-    found += probe_pages.pages(numbers, title_of(config))
-    drawn = []
-    for page in found:
+        raise ConfigError(f"no checkpoint {checkpoint}; --checkpoint takes best, final, last or a file's path")
+    why = "not available: there is no recording, and no checkpoint to record with"
+    unrecorded = [Page("recorded", "behaviour", "Behaviour, state, memory and weights", missing=why)]
+    saved = []
+    for page in itertools.chain(
+        training_pages(experiment, config),
+        recorded_pages(args, experiment, config) if recording.is_file() else unrecorded,
+        probe_pages.pages(read_json(probes_file) if probes_file.is_file() else {}, title_of(config)),
+    ):
         save(page, folder, formats_of(args))
-        picture = folder / f"{page.name}.png"
-        drawn.append(Drawn(page._replace(figure=None), picture.read_bytes() if page.figure is not None else None))
-    settings = {"Recording": recording_settings(folder), "Configuration": _flat(config.to_dict())}
-    settings |= {"Versions of the training": experiment.read_config().get("versions", {}),
-                 "Versions of this analysis": versions()}  # fmt: skip
+        png = (folder / f"{page.name}.png").read_bytes() if page.figure is not None else None
+        saved.append(SavedPage(page._replace(figure=None), png))  # the figure's memory is released
+    collected = read_json(folder / "collected.json") if (folder / "collected.json").is_file() else {}
+    options = {f"{part}.{key}": value for part, values in config.to_dict().items() for key, value in values.items()}
+    settings = {
+        "Recording": {key: collected[key] for key in collected if key != "versions"} or {"recording": "unknown"},
+        "Configuration": options,
+        "Versions at training": experiment.read_config().get("versions", {}),
+        "Versions at analysis": versions(),
+    }
     lead = f"Experiment {name}: {title_of(config)}, learner {config.learner.name}, seed {config.run.seed}."
-    text = render(drawn, title=f"{name}: {title_of(config)}", lead=lead, settings=settings, notes=notes)
+    text = render(saved, title=f"{name}: {title_of(config)}", lead=lead, settings=settings, notes=notes)
     path = folder / "report.html"
     write_bytes_atomic(path, text.encode())
-    missing = [page for page in found if page.missing]
+    missing = [page for page, _ in saved if page.missing]
     for page in missing:
         stdout.print(f"{page.title}: {page.missing}")
-    stdout.print(f"{len(found) - len(missing)} pages, {path.stat().st_size / 2**20:.1f} MB: {path}")
+    stdout.print(f"{len(saved) - len(missing)} pages, {path.stat().st_size / 2**20:.1f} MB: {path}")
 
 
-def stale_notes(checkpoint: Path, folder: Path) -> list[str]:
-    """Sentences on what was measured before the checkpoint was written."""
-    stages = {"activity.npz": "collect", "probes.json": "probe"}
+def outdated_notes(checkpoint: Path, folder: Path) -> list[str]:
+    """A sentence for each result that is older than the checkpoint."""
     notes = []
-    for file, stage in stages.items():
+    for file, stage in {"activity.npz": "collect", "probes.json": "probe"}.items():
         path = folder / file
         if path.is_file() and path.stat().st_mtime < checkpoint.stat().st_mtime:
             notes.append(
-                f"{file} is older than {checkpoint.name}: repeat analyze {stage} to see the agent as it is now."
+                f"{file} is older than {checkpoint.name}: repeat analyze {stage} to analyse the current agent."
             )
             stderr.print(f"note: {notes[-1]}")
     return notes
-
-
-def recording_settings(folder: Path) -> dict[str, Any]:
-    """How the recording was made, for the report's end."""
-    path = folder / "collected.json"
-    told = read_json(path) if path.is_file() else {}
-    return {key: value for key, value in told.items() if key != "versions"} or {"recording": "none, or not told"}
-
-
-def _flat(nested: dict[str, Any]) -> dict[str, Any]:
-    return {f"{part}.{key}": value for part, section in nested.items() for key, value in section.items()}

@@ -1,7 +1,7 @@
-"""Trials side by side: aligned on the task's periods, with their conditions, choices and evidence.
+"""Trials of a recording: alignment on the task's periods, conditions, choices and evidence.
 
-Reads the arrays of one recording (`pca_analysis.load_activity`). A trial's choice is the action of its last step, its
-ground truth the right action there: the step at which NeuroGym scores the decision.
+The input is one recording (`pca_analysis.load_activity`). The choice of a trial is the action of its last step, the
+ground truth is the right action there: NeuroGym scores the decision at this step.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from mpn_rl.options import ConfigError
 from pca_analysis import Activity, split_trials
 
 Table = dict[str, np.ndarray]
-# Conditions that name what was shown first and is to be remembered, by how their names begin.
+# Prefixes of the conditions that describe the first stimulus, which the agent must remember.
 STIMULI = ("sample", "stim", "theta", "pair", "v1", "duration1", "direction")
-SIGNED = ("log_odd", "v1-v2", "duration1-duration2")  # strengths that carry their own sign
-FEW = 8  # numbers with more values than this are no categories
+SIGNED = ("log_odd", "v1-v2", "duration1-duration2")  # strengths that have a sign
+FEW = 8  # largest number of categories; numbers with more values are grouped
 
 
 class Aligned(NamedTuple):
-    """Rows of the recording, one line per trial, one column per aligned step.
+    """Steps of the recording, a row per trial, a column per aligned step.
 
-    rows (n, T): the step of the recording, -1 where a trial has none. time (T,): of the column, in `unit` (ms, or steps
-    where the task has no clock). onsets: the column at which each period begins, in order.
+    rows (n, T): index of the step in the recording, -1 where a trial has none. time (T,): of the column, in `unit` (ms,
+    or steps for a task without a clock). onsets: {period: column at which it begins}, in order.
     """
 
     rows: np.ndarray
@@ -46,7 +46,7 @@ class Aligned(NamedTuple):
 
 
 class Strength(NamedTuple):
-    """Signed strength of the evidence per trial (n,), its name, and the two actions: for negative, for positive."""
+    """Signed strength of the evidence per trial (n,), its name, and the right actions for negative and positive."""
 
     values: np.ndarray
     label: str
@@ -58,36 +58,41 @@ class Strength(NamedTuple):
 
 
 def complete_trials(activity: Activity) -> list[np.ndarray]:
-    """The trials that were played to their end; the episodes of a task without trials."""
+    """The steps of each complete trial; of each episode for a task without trials."""
     return split_trials(activity, complete_only=bool(np.any(activity["new_trial"])))
 
 
 def _periods(activity: Activity, trial: np.ndarray) -> dict[str, tuple[int, int]]:
-    """(first step in the trial, number of steps) of each period; one that comes again is called `name 2`."""
+    """{period: (first step in the trial, number of steps)}; the second occurrence of a period is `name 2`."""
     names = activity["period"][trial] if "period" in activity else np.full(len(trial), "")
     starts = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1), len(trial)]
-    found: dict[str, tuple[int, int]] = {}
+    spans: dict[str, tuple[int, int]] = {}
     seen: dict[str, int] = {}
     for start, end in zip(starts[:-1], starts[1:], strict=True):
         name = str(names[start]) or "trial"
         seen[name] = seen.get(name, 0) + 1
-        found[name if seen[name] == 1 else f"{name} {seen[name]}"] = (int(start), int(end - start))
-    return found
+        spans[name if seen[name] == 1 else f"{name} {seen[name]}"] = (int(start), int(end - start))
+    return spans
 
 
 def _clock(activity: Activity) -> tuple[float, str]:
+    """Duration of a step and its unit: ms, or steps for a task without a clock."""
     dt_ms = float(activity.get("dt_ms", 0.0))
     return (dt_ms, "ms") if dt_ms > 0 else (1.0, "steps")
 
 
 def align_periods(activity: Activity, trials: Sequence[np.ndarray]) -> Aligned:
-    """Align every period on its own onset, one after the other: fixation | stimulus | delay | decision.
+    """Align every period on its own onset: fixation | stimulus | delay | decision.
 
-    A period that most trials have gets as many columns as it has steps in the median trial: the rest of a longer one
-    is left out, a shorter one leaves -1. The time of a column is that of the median trial.
+    A period has as many columns as it has steps in the median trial (none if fewer than half of the trials have it): a
+    longer one is cut, a shorter one is filled with -1. The time of a column is that of the median trial.
+
+    Args: trials: the steps of each trial, as from `complete_trials`.
+
+    Raises: MissingDataError without trials, or without a period that most trials have.
     """
     if not trials:
-        raise MissingDataError("the recording holds no complete trial")
+        raise MissingDataError("the recording has no complete trial")
     spans = [_periods(activity, trial) for trial in trials]
     names = list(dict.fromkeys(name for span in spans for name in span))
     lengths = {name: int(np.median([span.get(name, (0, 0))[1] for span in spans])) for name in names}
@@ -109,14 +114,19 @@ def align_periods(activity: Activity, trials: Sequence[np.ndarray]) -> Aligned:
 def align_on(
     activity: Activity, trials: Sequence[np.ndarray], period: str, before: int = 0, after: int | None = None
 ) -> Aligned:
-    """Align trials on the onset of one period: columns from `before` steps earlier to `after` steps later.
+    """Align trials on the onset of one period; trials without the period have a row of -1.
 
-    Trials without the period get a line of -1. Raises ConfigError, listing the periods there are.
+    Args:
+        trials: the steps of each trial.
+        period: its name.
+        before, after: number of columns before and from the onset; None: up to the end of the longest trial.
+
+    Raises: ConfigError for an unknown period; it lists the known ones.
     """
     spans = [_periods(activity, trial) for trial in trials]
-    known = list(dict.fromkeys(name for span in spans for name in span))
-    if period not in known:
-        raise ConfigError(f"no period {period!r} in this recording; there is {', '.join(known)}")
+    periods = list(dict.fromkeys(name for span in spans for name in span))
+    if period not in periods:
+        raise ConfigError(f"no period {period!r} in this recording; its periods are {', '.join(periods)}")
     if after is None:
         after = max(len(trial) - span[period][0] for trial, span in zip(trials, spans, strict=True) if period in span)
     rows = np.full((len(trials), before + after), -1)
@@ -130,16 +140,20 @@ def align_on(
 
 
 def take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The values at aligned rows (n, T), as floats (n, T, ...); nan where a trial has no step."""
+    """The values at aligned rows (n, T), as floats (n, T, ...); nan where a row is -1."""
     taken = np.asarray(array)[rows].astype(np.result_type(array.dtype, np.float32))
     taken[rows < 0] = np.nan
     return taken
 
 
 def at_period_ends(array: np.ndarray, aligned: Aligned, labels: np.ndarray | None = None) -> dict[str, Table]:
-    """Mean of a state at each period's last aligned step, over all trials or per label: {period: {label: (...)}}.
+    """Mean of a state at the last aligned step of each period, over all trials or per label.
 
-    For M these are the snapshots that show where a memory is written: (H, D') each.
+    Args:
+        array: the state at every step of the recording, (N, ...).
+        labels: one per trial, (n,); None averages over all trials.
+
+    Returns: {period: {label: (...)}}.
     """
     labels = np.full(len(aligned.rows), "all trials") if labels is None else np.asarray(labels)
     snapshots: dict[str, Table] = {}
@@ -155,24 +169,24 @@ def at_period_ends(array: np.ndarray, aligned: Aligned, labels: np.ndarray | Non
     return snapshots
 
 
-# --- what each trial was ------------------------------------------------------------------------------------
+# --- the trial table ------------------------------------------------------------------------------------
 
 
 def known(values: np.ndarray) -> np.ndarray:
-    """Where a label is known: neither nan nor an empty string."""
+    """Whether each label is known, i.e. neither nan nor an empty string."""
     if values.dtype.kind in "US":
         return values != ""
     return ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
 
 
 def trial_table(activity: Activity, trials: Sequence[np.ndarray]) -> Table:
-    """One value per trial in every column, (n,): `pandas.DataFrame(trial_table(...))` reads it.
+    """One value per trial in every column, (n,), ready for `pandas.DataFrame`.
 
-    episode, trial, length (steps), choice, ground_truth (nan: none), correct (the task's score), every
-    condition_<name>, decided (whether the trial reached the period in which most trials end) and reaction (time from
-    that period's onset to the trial's last step, ms or steps; nan where it was not reached).
+    The columns are episode, trial, length (steps), choice, ground_truth (nan where unknown), correct (the task's
+    score), every condition_<name>, decided (whether the trial reached the period in which most trials end), and
+    reaction (time from the onset of that period to the last step, in ms or steps; nan where it was not reached).
 
-    Raises MissingDataError for a task without trials.
+    Raises: MissingDataError for a task without trials.
     """
     if not np.any(activity["new_trial"]) or not trials:
         raise MissingDataError("the task has no trials that end")
@@ -194,12 +208,13 @@ def trial_table(activity: Activity, trials: Sequence[np.ndarray]) -> Table:
 
 
 def _condition(table: Table, name: str) -> np.ndarray | None:
+    """A numeric condition of each trial, (n,); None where the task has none of this name."""
     values = table.get(f"condition_{name}")
     return values.astype(float) if values is not None and values.dtype.kind in "biuf" else None
 
 
 def _magnitude(table: Table) -> tuple[np.ndarray, str] | None:
-    """The evidence's strength without its sign: `coh`, or coh_1, coh_2, ... of the context's own channel."""
+    """Unsigned strength of the evidence and its name: `coh`, or the coh_1, coh_2, ... that the context selects."""
     if (coherence := _condition(table, "coh")) is not None:
         return np.abs(coherence), "coherence"
     context, channel = _condition(table, "context"), 1
@@ -212,53 +227,51 @@ def _magnitude(table: Table) -> tuple[np.ndarray, str] | None:
     return np.abs(np.stack(channels)[context.astype(int), np.arange(len(context))]), "attended coherence"
 
 
-def _difference(table: Table, name: str) -> np.ndarray | None:
-    parts = [_condition(table, part) for part in name.split("-")]
-    if any(part is None for part in parts):
-        return None
-    return parts[0] if len(parts) == 1 else parts[0] - parts[1]  # type: ignore[operator]
-
-
 def signed_strength(table: Table) -> Strength:
-    """How strongly each trial spoke for one of two choices, and for which.
+    """Strength of the evidence in each trial; the sign shows which of two choices it supports.
 
         strength = coherence x (+1 where the right action is the higher of the two, -1 where it is the lower)
 
-    The coherence is the condition `coh`, or of `coh_1`, `coh_2` that which the condition `context` attends to. Tasks
-    without one may have a strength that carries its own sign (SIGNED), turned so that it grows with the higher action.
+    The coherence is the condition `coh`, or the one of `coh_1`, `coh_2` that the condition `context` selects. Tasks
+    without coherence may have a strength with a sign (SIGNED); it is flipped if necessary to grow with the higher
+    action.
 
-    Raises MissingDataError where there is neither, or where the task has not exactly two right actions.
+    Raises: MissingDataError where there is neither, or where the task does not have exactly two right actions.
     """
     truth = table["ground_truth"]
     sides = np.unique(truth[known(truth)])
     if len(sides) != 2:
-        raise MissingDataError(f"the task has {len(sides)} right actions at the decision where two are needed")
+        raise MissingDataError(f"the task has {len(sides)} right actions at the decision; this measure needs two")
     sign = np.where(np.isnan(truth), np.nan, np.where(truth == sides[1], 1.0, -1.0))
     if (strength := _magnitude(table)) is not None:
         magnitude, label = strength
         return Strength(magnitude * sign, f"{label} (%)" if magnitude.max() > 1 else label, *map(int, sides))
     for name in SIGNED:
-        values = _difference(table, name)
-        if values is not None:
+        first, _, second = name.partition("-")
+        values, less = _condition(table, first), _condition(table, second)
+        if values is not None and (less is not None or not second):
+            values = values if less is None else values - less
             turned = values * (1.0 if np.nansum(values * sign) >= 0 else -1.0)
             label = name if np.array_equal(turned, values, equal_nan=True) else f"-({name})"
             return Strength(turned, label, *map(int, sides))
-    raise MissingDataError("the task's conditions hold no coherence or other graded evidence")
+    raise MissingDataError("the task's conditions have no coherence or other graded evidence")
 
 
 def accumulated_evidence(
     activity: Activity, aligned: Aligned, strength: np.ndarray, context: np.ndarray | None = None
 ) -> np.ndarray:
-    """The evidence that the agent had seen up to each aligned step, noise included, (n, T).
+    """The evidence that the agent has seen up to each aligned step, including noise.
 
         e_t = sum_{s <= t} w . (obs_s - mean over trials of obs_s)      w = sum_s cov(obs_s, strength)
 
-    w weights each observation entry by how it follows the signed strength over trials, in each context apart, so no
-    knowledge of the task's channels is needed. Positive values speak for the higher action; 0 before there was any.
+    w weights each observation entry by its covariance with the signed strength over trials, separately for each
+    context, so it needs no knowledge of the task's channels.
 
     Args:
         strength: signed coherence, (n,), nan where unknown.
-        context: which channel was to be attended, (n,); None if there is but one.
+        context: the channel to attend to, (n,); None if there is only one.
+
+    Returns: (n, T); positive values support the higher action; 0 before the first evidence.
     """
     seen = take(activity["observations"], aligned.rows).astype(float)  # (n, T, D)
     evidence = np.zeros(aligned.rows.shape)
@@ -268,7 +281,7 @@ def accumulated_evidence(
         there = ~np.isnan(seen[own])
         count = np.maximum(there.sum(axis=0), 1)
         centred = np.where(there, seen[own] - np.where(there, seen[own], 0.0).sum(axis=0) / count, 0.0)
-        centred[:, np.abs(centred).max(axis=(0, 2)) < 1e-6] = 0.0  # rounding, where all trials see the same
+        centred[:, np.abs(centred).max(axis=(0, 2)) < 1e-6] = 0.0  # rounding errors where all trials see the same
         drive = np.where(known(strength[own]), strength[own] - np.nanmean(strength[own]), 0.0)
         weight = np.einsum("n,ntd->d", drive, centred)
         evidence[own] = np.cumsum(centred @ (weight / max(np.linalg.norm(weight), 1e-12)), axis=1)
@@ -276,7 +289,7 @@ def accumulated_evidence(
 
 
 def _category(values: np.ndarray, groups: int = 4) -> np.ndarray:
-    """Labels as they are if few; numbers with more than FEW values cut at their quantiles, labelled by group means."""
+    """Labels unchanged if they have at most FEW values; else grouped by quantiles, with the group means as labels."""
     kinds = np.unique(values[known(values)])
     if len(kinds) <= FEW or values.dtype.kind in "US":
         return values
@@ -287,14 +300,14 @@ def _category(values: np.ndarray, groups: int = 4) -> np.ndarray:
 
 
 def label_sets(activity: Activity, aligned: Aligned, table: Table) -> tuple[Table, dict[str, str]]:
-    """What can be asked of the state at every step: labels per trial, (n,), or per trial and step, (n, T).
+    """The labels for decoding: one per trial, (n,), or one per trial and step, (n, T).
 
-        stimulus   the first condition called like a stimulus (STIMULI), else the right choice
-        evidence   the sign of the evidence seen so far (`accumulated_evidence`); nan before any
-        choice     the action at the trial's last step
-        context    the condition of that name, or `rule`
+        stimulus   the first condition whose name begins as in STIMULI, else the right choice
+        evidence   the sign of the evidence so far (`accumulated_evidence`); nan before the first evidence
+        choice     the action at the last step of the trial
+        context    the condition `context`, or `rule`
 
-    Returns: the labels that vary, and for the others the sentence that says why not.
+    Returns: the labels that vary, and a sentence for each label that is missing.
     """
     conditions = {name.removeprefix("condition_"): name for name in table if name.startswith("condition_")}
     shown = [n for start in STIMULI for n in conditions if n.startswith(start) and not n.endswith("period")]
@@ -304,7 +317,7 @@ def label_sets(activity: Activity, aligned: Aligned, table: Table) -> tuple[Tabl
     try:
         strength = signed_strength(table)
         if strength.label.startswith(SIGNED + tuple(f"-({name})" for name in SIGNED)):
-            raise MissingDataError("the task shows its evidence at once, with nothing to accumulate")
+            raise MissingDataError("the task shows all its evidence at once, so there is nothing to accumulate")
         evidence = accumulated_evidence(activity, aligned, strength.values, table.get("condition_context"))
         labels["evidence"] = np.where(np.abs(evidence) < 1e-9, np.nan, np.sign(evidence))
     except MissingDataError as reason:

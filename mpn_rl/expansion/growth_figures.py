@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from mpn_rl.statistics import common_grid
-from visualize import OTHER_COLOURS, house_style, new_figure, page_title, plot_band, thousands
+from visualize import OTHER_COLOURS, house_style, new_panels, page_title, plot_band, thousands
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values of one run
 Curves = Sequence[Curve]  # one per seed
@@ -79,8 +79,8 @@ def expansion_figure(runs: Mapping[str, Mapping[str, Curves]], *, title: str | N
     quantities = list(dict.fromkeys(name for run in runs.values() for name in run))
     columns = min(len(quantities), PANELS_PER_ROW)
     lines = -(-len(quantities) // columns)
-    fig, axes = new_figure(3.4 * columns + 0.4, 2.7 * lines + 0.7, rows=lines, columns=columns)
-    panels = np.atleast_1d(axes).ravel()
+    fig, axes = new_panels(3.4 * columns + 0.4, 2.7 * lines + 0.7, rows=lines, columns=columns)
+    panels = axes.ravel()
     for ax in panels[len(quantities) :]:
         ax.remove()
     for quantity, ax in zip(quantities, panels, strict=False):
@@ -126,14 +126,14 @@ def mask_figure(masks: np.ndarray, steps: ArrayLike, *, title: str | None = None
     shown = np.unique(np.linspace(0, len(steps) - 1, min(panels, len(steps))).round().astype(int))
     height, width = past.shape[1:]
     wide = float(np.clip(3.0 * width / height, 1.3, 3.0))
-    fig, axes = new_figure(max(5.4, wide * len(shown) + 0.8), 3.9, columns=len(shown))
+    fig, axes = new_panels(max(5.4, wide * len(shown) + 0.8), 3.9, columns=len(shown))
     colours = ListedColormap(list(MASK_COLOURS.values()))
-    for index, ax in zip(shown, np.atleast_1d(axes), strict=True):
+    for index, ax in zip(shown, axes[0], strict=True):
         ax.imshow(past[index], cmap=colours, vmin=-0.5, vmax=3.5, aspect="auto", interpolation="nearest")
         ax.set(title=f"{thousands(steps[index])} steps\ndensity {masks[index].mean():.2f}", xlabel="input")
         ax.spines[:].set_visible(True)
         ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-    np.atleast_1d(axes)[0].set_ylabel("hidden unit")
+    axes[0, 0].set_ylabel("hidden unit")
     handles = [Patch(fc=colour, ec="#AAAAAA", lw=0.5, label=name) for name, colour in MASK_COLOURS.items()]
     fig.legend(handles=handles, ncols=4, loc="outside lower left")
     page_title(fig, title)

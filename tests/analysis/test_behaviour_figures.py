@@ -36,7 +36,7 @@ def test_the_behaviour_page_states_n_and_units_everywhere(measured, tmp_path):
     fit, label, groups, rates, confusion = measured
     fig = behaviour_figures.behaviour_figure(fit, groups, rates, confusion, label=label, title="task, mpn")
     curve, scores, shares, counts = fig.axes
-    assert curve.get_xlabel() == "signed coherence (%)" and "n = 200 trials" in legend(curve)
+    assert curve.get_xlabel() == "signed coherence (%)" and "measured (n = 200 trials)" in legend(curve)
     assert "threshold" in curve.get_title(loc="left") and "[" in curve.get_title(loc="left")
     assert scores.get_yticklabels()[0].get_text() == "all trials  (200)"
     assert "95 % interval" in scores.get_xlabel() and "95 % interval" in shares.get_xlabel()
@@ -79,14 +79,6 @@ def test_bands_hold_the_intervals_and_the_legend_counts(tmp_path):
     visualize.save_figure(fig, tmp_path / "a.png")
 
 
-def test_learning_bands_say_what_the_band_is():
-    _, ax = visualize.new_figure()
-    curves = {"mpn": confidence_intervals.learning_band([([0, 1000], [0.5, 0.9]), ([0, 1000], [0.4, 0.8])])}
-    behaviour_figures.plot_learning_bands(curves, ax)
-    assert "95 % bootstrap over seeds" in ax.get_legend().get_title().get_text()
-    assert ax.get_xlabel() == "environment steps" and legend(ax) == ["MPN (n = 2 seeds)"]
-
-
 def test_periods_are_shaded_and_named_up_to_the_end():
     _, ax = visualize.new_figure()
     behaviour_figures.shade_periods(ax, {"fixation": 0.0, "stimulus": 100.0}, 300.0)
@@ -100,22 +92,19 @@ def test_comparisons_have_a_panel_per_measure_and_a_point_per_seed(tmp_path, see
     measures = {name: {core: rng.random(seeds) for core in ("mpn", "gru")} for name in ("accuracy", "PR of h")}
     measures["accuracy"]["mpn-frozen"] = rng.random(seeds)
     rows, pairs = confidence_intervals.compare(measures)
-    fig = behaviour_figures.comparison_figure(rows, title="cores")
-    assert [ax.get_xlabel() for ax in fig.axes] == ["accuracy", "PR of h"]
-    names = [text.get_text() for text in fig.axes[1].get_yticklabels()]
+    band = confidence_intervals.learning_band([([0, 1000], [0.5, 0.9]), ([0, 1000], [0.4, 0.8])])
+    curves = {"a task": ("greedy accuracy", {"mpn": band}), "another": "not available: no evaluations were logged"}
+    fig = behaviour_figures.comparison_page(rows, pairs, curves, title="cores")
+    assert "95 % bootstrap" in fig.get_suptitle()
+    learning, empty, scores, dimensions, better = [ax for ax in fig.axes if ax.get_xlabel() or ax.texts][:5]
+    assert learning.get_xlabel() == "environment steps" and legend(learning) == ["MPN (n = 2 seeds)"]
+    assert "no evaluations were logged" in empty.texts[0].get_text().replace("\n", " ")
+    assert [scores.get_xlabel(), dimensions.get_xlabel()] == ["accuracy", "PR of h"]
+    names = [text.get_text() for text in dimensions.get_yticklabels()]
     assert names == [f"MPN (n = {seeds})", f"GRU (n = {seeds})", "frozen MPN (none)"]
-    assert len(fig.axes[0].lines[0].get_xdata()) == seeds
+    assert len(scores.lines[0].get_xdata()) == seeds
+    assert better.get_yticklabels()[0].get_text() == f"MPN > GRU (n = {2 * seeds})"
     visualize.save_figure(fig, tmp_path / "a.png")
-    fig = behaviour_figures.improvement_figure(pairs)
-    assert fig.axes[0].get_yticklabels()[0].get_text() == f"MPN > GRU (n = {2 * seeds})"
-    visualize.save_figure(fig, tmp_path / "b.png")
-
-
-def test_a_page_title_is_wrapped_to_the_page():
-    fig, _ = visualize.new_figure(3, 3)
-    behaviour_figures.title_page(fig, "short", "a long line that does not fit on a page of three inches", None)
-    lines = fig.get_suptitle().splitlines()
-    assert lines[0] == "short" and len(lines) > 2 and max(map(len, lines)) <= 36
 
 
 def test_drawing_needs_no_pyplot_and_changes_nothing_global(measured):

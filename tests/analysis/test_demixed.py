@@ -1,4 +1,4 @@
-"""Claims about the demixed view: known parts come back with known shares, and noise is told from them."""
+"""Claims about the demixed variance: known parts have known shares, and noise has none."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_trials_that_end_early_count_as_long_as_they_last():
 
 def test_factors_that_never_part_are_a_sentence():
     x, rows, labels = population(stimulus=1)
-    with pytest.raises(MissingDataError, match=r"too few trials \(0\) have stimulus -1.0, choice 1.0 to tell"):
+    with pytest.raises(MissingDataError, match=r"too few trials \(0\) have stimulus -1.0, choice 1.0 to separate"):
         demixed.demixed(x, rows, {"stimulus": labels["stimulus"], "choice": labels["stimulus"]})
     with pytest.raises(MissingDataError, match="choice is the same"):
         demixed.demixed(x, rows, {"stimulus": labels["stimulus"], "choice": np.ones(TRIALS)})

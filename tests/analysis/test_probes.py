@@ -1,4 +1,4 @@
-"""Probes do to the agent what they say, and held inputs lead where the equations say."""
+"""Probes intervene as they claim, and constant inputs lead where the equations predict."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ def test_the_delay_is_what_the_curve_says(match: probes.Subject, monkeypatch: py
     lengths = []
 
     def note(intervene: Any = None, env: Any = None) -> Estimate:
-        made = registry.make_env(env)
-        start, end = made.periods["delay"]
-        lengths.append((end - start) * made.dt_ms)
-        assert env.max_episode_steps >= 3 * made.trial_steps
+        changed = registry.make_env(env)
+        start, end = changed.periods["delay"]
+        lengths.append((end - start) * changed.dt_ms)
+        assert env.max_episode_steps >= 3 * changed.trial_steps
         return Estimate(0.5, 0.4, 0.6, 10)
 
     monkeypatch.setattr(match, "score", note)
@@ -100,7 +100,7 @@ def test_the_delay_is_what_the_curve_says(match: probes.Subject, monkeypatch: py
 
 def test_a_task_without_a_delay_says_so() -> None:
     with pytest.raises(MissingDataError, match="the task has no delay period"):
-        probes.delay_curve(SimpleNamespace(neurogym=False))  # type: ignore[arg-type]
+        probes.delay_curve(SimpleNamespace(config=SimpleNamespace(env=None)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

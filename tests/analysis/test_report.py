@@ -69,7 +69,7 @@ def check(text: str) -> Outline:
     for image in outline.all("img"):
         assert len(image["alt"] or "") > 20 and int(image["width"] or 0) > 100 and int(image["height"] or 0) > 50
     assert len(outline.all("figcaption")) == len(outline.all("img"))
-    assert "How it was made" in outline.words and "nan" not in " ".join(outline.words).split()
+    assert "Settings and versions" in outline.words and "nan" not in " ".join(outline.words).split()
     return outline
 
 
@@ -88,13 +88,13 @@ def picture(width: int = 320, height: int = 160) -> bytes:
 
 def test_a_report_holds_its_pictures_captions_numbers_and_settings() -> None:
     table = [Row("accuracy", 0.9, 0.85, 0.93, 450), Row("gain", float("inf"))]
-    drawn = [
-        report.Drawn(
+    saved = [
+        report.SavedPage(
             Page("b", "behaviour", "Did", "It shows this. n = 450.", None, table, headline=(table[0],)), picture()
         ),
-        report.Drawn(Page("l", "learning", "Learned", missing="not available: <nothing> was logged"), None),
+        report.SavedPage(Page("l", "learning", "Learned", missing="not available: <nothing> was logged"), None),
     ]
-    text = report.render(drawn, title="a & b", lead="x", settings={"Configuration": {"core.name": "mpn"}})
+    text = report.render(saved, title="a & b", lead="x", settings={"Configuration": {"core.name": "mpn"}})
     outline = check(text)
     (image,) = outline.all("img")
     assert (image["width"], image["height"]) == ("200", "100")  # 160 dots per inch, a hundred shown
@@ -134,7 +134,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def made(home: Path, name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> Outline:
+def report_of(home: Path, name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> Outline:
     monkeypatch.chdir(home)
     few = ["--num-episodes", "8", "--num-trials", "4"]
     assert main.main(["analyze", "report", "--experiment-name", name, *few, *options]) == 0
@@ -146,7 +146,7 @@ def missing(outline: Outline) -> str:
 
 
 def test_the_report_of_an_mpn_has_every_page(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outline = made(home, "mpn", monkeypatch)
+    outline = report_of(home, "mpn", monkeypatch)
     titles = {attributes["id"] for attributes in outline.all("h3")}
     names = ("learning", "behaviour", "pca_variance", "trajectories_M", "trajectories_hidden", "demixed", "decoding",
              "snapshots", "fixed_points", "delay", "noise", "lesions", "relaxation", "weights", "readout")  # fmt: skip
@@ -158,29 +158,29 @@ def test_the_report_of_an_mpn_has_every_page(home: Path, monkeypatch: pytest.Mon
 
 
 def test_a_core_without_m_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outline = made(home, "gru", monkeypatch, "--no-probes")
-    said = missing(outline)
+    outline = report_of(home, "gru", monkeypatch, "--no-probes")
+    text = missing(outline)
     assert "is older than" not in " ".join(outline.words)
-    assert "the core gru has no M and no trace" in said
-    assert "the core gru has no scalar equations" in said
-    assert "no probes were made yet" in said
+    assert "the core gru has no M and no trace" in text
+    assert "the core gru has no scalar equations" in text
+    assert "there are no probes yet" in text
 
 
 def test_a_task_without_trials_and_a_core_without_memory_say_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outline = made(home, "mlp", monkeypatch)
-    said = missing(outline)
-    assert "the task has no trials that end" in said
-    assert "the task has no delay period" in said
-    assert "the core mlp has no state" in said
+    outline = report_of(home, "mlp", monkeypatch)
+    text = missing(outline)
+    assert "the task has no trials that end" in text
+    assert "the task has no delay period" in text
+    assert "the core mlp has no state" in text
     assert "return per episode" in " ".join(outline.words)
 
 
 def test_an_untrained_agent_without_data_has_a_page_that_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outline = made(home, "gone", monkeypatch)
-    said = " ".join(outline.words)
-    assert "no recording, and no checkpoint to make one with" in said
-    assert "nothing was logged in metrics.jsonl" in said
-    assert "There is no best_model.pt" in said
+    outline = report_of(home, "gone", monkeypatch)
+    text = " ".join(outline.words)
+    assert "there is no recording, and no checkpoint to record with" in text
+    assert "metrics.jsonl has no episodes and no evaluations" in text
+    assert "There is no best_model.pt" in text
     assert not outline.all("img")
 
 
@@ -190,7 +190,8 @@ def test_an_older_recording_is_pointed_out(
     folder = home / "experiments" / "gru"
     later = (folder / "analysis/activity.npz").stat().st_mtime + 100
     os.utime(folder / "checkpoints/best_model.pt", (later, later))
-    assert "activity.npz is older than best_model.pt" in " ".join(made(home, "gru", monkeypatch, "--no-probes").words)
+    outline = report_of(home, "gru", monkeypatch, "--no-probes")
+    assert "activity.npz is older than best_model.pt" in " ".join(outline.words)
     assert "repeat analyze collect" in capsys.readouterr().err
 
 
@@ -202,7 +203,7 @@ def test_a_wrong_checkpoint_is_one_line(
     assert capsys.readouterr().err.splitlines()[-1].startswith("main.py analyze: no checkpoint nowhere.pt")
 
 
-def test_a_recording_of_nothing_but_numbers_is_said_to_be_too_small(tmp_path: Path) -> None:
+def test_a_recording_of_nothing_but_numbers_has_pages_that_say_so(tmp_path: Path) -> None:
     """One episode of one trial: what needs more says so, and nothing fails."""
     from recordings import make_recording
 
@@ -268,7 +269,7 @@ def test_the_report_works_in_a_browser_by_keyboard_and_on_a_phone(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     browser()
-    made(home, "mpn", monkeypatch)
+    report_of(home, "mpn", monkeypatch)
     text = (home / "experiments/mpn/analysis/report.html").read_text()
     harness = tmp_path / "harness.html"
     harness.write_text(HARNESS.format(page=html.escape(text)))
@@ -282,7 +283,7 @@ def test_the_report_works_in_a_browser_by_keyboard_and_on_a_phone(
 
 
 def test_old_numbers_without_probes_still_make_pages() -> None:
-    """What probes.json says in a sentence is said again; null is nan."""
+    """What probes.json says in a sentence is text again; null is nan."""
     from mpn_rl.analysis.pages import probe_pages
 
     y = {"value": [0.9, 0.6], "low": [0.8, None], "high": [0.95, None], "n": [100, 100]}
@@ -302,7 +303,7 @@ def test_old_numbers_without_probes_still_make_pages() -> None:
     assert np.isnan(found["delay"].table[2].low)
     assert found["lesions"].missing == "not available: no memory"
     assert found["relaxation"].missing == "not available: no state"
-    assert found["noise"].missing == "not available: there is no probe input_noise: analyze probe"
+    assert found["noise"].missing == "not available: there is no probe input_noise: run analyze probe"
     assert all(page.missing == probe_pages.NOT_YET for page in probe_pages.pages({}, "x"))
 
 

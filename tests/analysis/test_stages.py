@@ -118,8 +118,8 @@ def test_every_picture_has_its_numbers_beside_it(home: Path) -> None:
     assert pictures >= {"behaviour", "decoding", "demixed", "fixed_points", "learning", "pca_variance", "readout",
                         "snapshots", "trajectories_M", "trajectories_hidden", "weights"}  # fmt: skip
     for name in pictures:
-        told = numbers(home, "trained", name)
-        assert re.search(r"\bn = [\d,]+", told["caption"]) or name == "weights", name
+        settings = numbers(home, "trained", name)
+        assert re.search(r"\bn = [\d,]+", settings["caption"]) or name == "weights", name
     assert "missing" in numbers(home, "trained", "modulator") and "modulator" not in pictures
 
 
@@ -197,11 +197,11 @@ def test_the_same_seed_records_the_same_and_states_are_chosen(home: Path) -> Non
     assert all(np.array_equal(first[name], again[name], equal_nan=first[name].dtype.kind == "f") for name in first)
     assert not np.array_equal(first["actions"], other["actions"])
     assert "state_M" in first and set(first) - set(chosen) == {"state_M"}
-    told = json.loads(path.with_name("collected.json").read_text())
-    assert (told["episodes"], told["steps"], told["epsilon"], told["states"]) == (3, 180, 0.5, ["h"])
+    settings = json.loads(path.with_name("collected.json").read_text())
+    assert (settings["episodes"], settings["steps"], settings["epsilon"], settings["states"]) == (3, 180, 0.5, ["h"])
 
 
-def test_what_the_task_tells_of_each_step_is_recorded_and_can_colour(tmp_path: Path) -> None:
+def test_the_numbers_of_each_step_are_recorded_and_can_colour(tmp_path: Path) -> None:
     task = {"env_name": "GridMaze-v0", "env_args": {"episode_steps": 12, "size": 5}}
     config = cfg.make_config("train", {**task, "core": "gru", "hidden_dim": 4})
     env = registry.make_env(config.env)
@@ -237,10 +237,10 @@ def test_patterns_mean_experiments_each_once(home: Path) -> None:
         experiments_dir = "experiments"
         experiment_name = ("seed-1", "seed-*", "rival")
 
-    assert stages.chosen(Args) == ["seed-1", "seed-0", "rival"]  # type: ignore[arg-type]
+    assert stages.matching_names(Args) == ["seed-1", "seed-0", "rival"]  # type: ignore[arg-type]
     Args.experiment_name = ("none-*",)  # type: ignore[assignment]
     with pytest.raises(ConfigError, match="'none-\\*' matches no experiment in experiments/"):
-        stages.chosen(Args)  # type: ignore[arg-type]
+        stages.matching_names(Args)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -292,8 +292,9 @@ def test_compare_judges_groups_on_the_same_episodes(home: Path, capsys: pytest.C
 
 
 def test_measures_are_taken_together_where_all_groups_have_all_tasks() -> None:
-    def run(group: str, task: str, score: float) -> dict[str, Any]:
-        return {"group": group, "task": task, "accuracy": score, "normalised_score": None, "return_mean": 10 * score}
+    def run(group: str, task: str, score: float) -> compare_runs.Run:
+        scores = {"accuracy": score, "normalised_score": None, "return_mean": 10 * score}
+        return compare_runs.Run("name", group, task, 0, scores, [])
 
     even = [run(group, task, score) for score, (group, task) in
             enumerate([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")])]  # fmt: skip
@@ -325,7 +326,7 @@ def test_groups_are_named_by_any_option() -> None:
 def test_probes_leave_numbers_tables_and_pictures(home: Path, capsys: pytest.CaptureFixture) -> None:
     argv = ["analyze", "probe", "--experiment-name", "rival", "--num-trials", "4", "--delays", "100", "300"]
     assert main.main(argv) == 0
-    assert "accuracy undisturbed" in capsys.readouterr().out
+    assert "accuracy without intervention" in capsys.readouterr().out
     folder = home / "experiments/rival/analysis"
     found = json.loads((folder / "probes.json").read_text())
     assert found["delay"]["x"] == [100, 300] and found["lesion"]["chance"] == 0.5
@@ -371,9 +372,9 @@ def test_runs_that_are_plotted_together_show_their_plasticity_side_by_side(
     ]:
         assert main.main(["train-neurogym", "--experiment-name", name, *measured, *options]) == 0
     assert main.main(["analyze", "--experiment-name", "dense-*", "grown-0", "--num-episodes", "2", *where]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (tmp_path / "compare-dense-paper" / "plasticity_ContextDecisionMaking-v0.png").stat().st_size > 0
-    assert "runs side by side: " in said
+    assert "comparison of runs: " in output
     page = json.loads((tmp_path / "grown-0" / "analysis" / "plasticity.json").read_text())
     logged = [row for row in Experiment.open("grown-0", tmp_path).read_metrics() if row["kind"] == "plasticity"]
     assert page["density, online"]["values"] == [row["online/density"] for row in logged]

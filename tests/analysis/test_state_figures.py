@@ -69,7 +69,7 @@ def test_the_demixed_page_shows_shares_chance_and_a_line_per_condition(recorded,
 
 
 @pytest.mark.parametrize("rule", ["associative", "oja"])
-def test_fixed_points_are_counted_and_told_apart_by_stability(tmp_path, rule):
+def test_fixed_points_are_counted_by_stability(tmp_path, rule):
     rng = np.random.default_rng(0)
     weight, x = rng.normal(size=(20, 4)), rng.normal(size=4)
     points = fixed_points.mpn_fixed_points(weight, None, 0.7, 0.88, x, rule=rule)
@@ -84,7 +84,7 @@ def test_fixed_points_are_counted_and_told_apart_by_stability(tmp_path, rule):
     visualize.save_figure(fig, tmp_path / "a.png")
 
 
-def test_fixed_points_that_are_missing_or_never_stable_are_said(tmp_path):
+def test_fixed_points_that_are_missing_or_never_stable_leave_a_sentence(tmp_path):
     fig = state_figures.fixed_points_figure("not available: the core has no M")
     assert fig.axes[0].texts[0].get_text() == "not available: the core has no M"
     points = fixed_points.mpn_fixed_points(np.eye(2) * 9, None, 2.0, 0.5, np.ones(2), activation="linear")
@@ -113,7 +113,7 @@ def test_snapshots_show_each_label_at_each_period_end_and_their_difference(recor
     visualize.save_figure(fig, tmp_path / "a.png")
 
 
-def test_a_snapshot_without_trials_is_said():
+def test_a_snapshot_without_trials_leaves_a_sentence():
     fig = state_figures.snapshots_figure(
         {"delay": {"a": np.ones((2, 2)), "b": np.zeros((2, 2))}, "go": {"a": np.eye(2)}}
     )
@@ -126,7 +126,7 @@ def test_readout_bars_are_cosines_and_the_legend_says_how_much_they_hold():
     np.testing.assert_allclose(projection.cosines, [[0.6, 0.8], [0, 0]])
     np.testing.assert_allclose(projection.inside, [1, 0])
     _, ax = visualize.new_figure()
-    state_figures.plot_readout(projection, ax, actions=["left", "right"])
+    state_figures.plot_readout(projection, ax)
     assert [bar.get_height() for bar in ax.containers[0]] == pytest.approx([0.6, 0.8])
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["left (100 % in 2 components)", "right (0 % in 2 components)"]
+    assert labels == ["action 0 (100 % in 2 components)", "action 1 (0 % in 2 components)"]

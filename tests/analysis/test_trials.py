@@ -82,7 +82,7 @@ def test_snapshots_at_period_ends_are_means_over_the_trials_of_a_label():
     assert trials.at_period_ends(activity["hidden"], aligned)["fix"]["all trials"].tolist() == [5.0]
 
 
-def test_no_complete_trial_is_said():
+def test_no_complete_trial_is_an_error():
     with pytest.raises(MissingDataError, match="no complete trial"):
         trials.align_periods(three_trials(), [])
 

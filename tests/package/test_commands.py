@@ -271,7 +271,7 @@ def test_collect_and_plot_are_the_two_halves(home: Path, capsys: pytest.CaptureF
                 "float32", "--epsilon", "0.5", "--seed", "7")  # fmt: skip
     assert first.startswith("2 episodes, 120 steps")
     second = run(capsys, "analyze", "plot", "--experiment-name", "context", "--color-by", "context")
-    assert "drawn, with the numbers beside them: " in second
+    assert "figures, with the numbers beside them: " in second
     assert json.loads((home / "experiments/context/analysis/pca_variance.json").read_text())["coloured_by"] == "context"
 
 
@@ -282,7 +282,7 @@ def test_a_colour_that_is_not_there_names_the_choices_and_keeps_the_recording(
     before = (home / "experiments/context/analysis/activity.npz").read_bytes()
     for stage in ([], ["plot"]):
         assert main.main(["analyze", *stage, "--experiment-name", "context", "--color-by", "colour"]) == 2
-        assert "no 'colour' to colour by in this activity; there is coh_1" in capsys.readouterr().err
+        assert "cannot colour by 'colour'; this recording has coh_1" in capsys.readouterr().err
     assert (home / "experiments/context/analysis/activity.npz").read_bytes() == before
 
 

@@ -1,12 +1,11 @@
-"""Pictures of what the state holds: decoding, demixed variance, fixed points, weights and snapshots of M.
+"""Figures of the state: decoding, demixed variance, fixed points, weights and snapshots of M.
 
-As in `analysis_figures`, a measure may be replaced by the sentence that says why it is not available.
+As in `behaviour_figures`, a sentence that says what is missing may replace a measure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,27 +14,44 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import LineStyleType
 
 from mpn_rl.analysis.decoding import Decoding
 from mpn_rl.analysis.demixed import Demixed
-from mpn_rl.analysis.figures.behaviour_figures import BLUE, INK, ORANGE, say, shade_periods, title_page
+from mpn_rl.analysis.figures.behaviour_figures import BLUE, INK, ORANGE, shade_periods, write_reason
 from mpn_rl.analysis.fixed_points import FixedPoints, relaxation_time
 from pca_analysis import ReadoutProjection
-from visualize import OTHER_COLOURS, SEQUENTIAL, STATE_COLOURS, house_style, new_figure, short
+from visualize import (
+    OTHER_COLOURS,
+    SEQUENTIAL,
+    STATE_COLOURS,
+    colour_bar,
+    house_style,
+    new_figure,
+    new_panels,
+    page_title,
+    short,
+)  # fmt: skip
 
 BAND = "#BDBDBD"
-SIGNED = "RdBu_r"  # for maps on which both signs occur: safe for the colour-blind
+SIGNED = "RdBu_r"  # for maps with both signs; safe for the colour-blind
 
 
-# --- what the state holds -----------------------------------------------------------------------------------
+# --- decoding and demixed variance -----------------------------------------------------------------------------------
 
 
 @house_style()
 def plot_decoding(results: Mapping[str, Decoding], ax: Axes, time: np.ndarray, marks: Mapping[str, float]) -> Axes:
-    """One label's held-out accuracy from every state over time, {state: Decoding}, above the band of shuffles."""
+    """Held-out accuracy of one label over time, a line per state, with the band of shuffled labels.
+
+    Args:
+        results: {state: Decoding}.
+        time: of each aligned step, (T,).
+        marks: {period: time at which it begins}.
+    """
     step = time[1] - time[0] if len(time) > 1 else 1.0
     shade_periods(ax, marks, time[-1] + step)
-    middle = time + step / 2  # a step lasts from its own time to the next one's
+    middle = time + step / 2  # a step lasts from its own time to that of the next step
     both = np.stack([result.band for result in results.values()])
     shuffles = len(next(iter(results.values())).shuffled)
     ax.fill_between(middle, both[:, 0].min(axis=0), both[:, 1].max(axis=0), color=BAND, alpha=0.7, lw=0, zorder=1,
@@ -60,14 +76,13 @@ def decoding_figure(
     unit: str = "ms",
     title: str | None = None,
 ) -> Figure:
-    """All labels on one page, two panels in a line.
+    """Decoding of all labels, two panels in a row.
 
-    Args: results: `decoding.decode_states`, {state: {label: Decoding}}.
+    Args: results: `decoding.decode_states`, {state: {label: Decoding}}. time, marks: as in `plot_decoding`.
     """
     labels = list(dict.fromkeys(label for of_state in results.values() for label in of_state))
     rows, columns = (len(labels) + 1) // 2, min(2, len(labels))
-    fig, axes = new_figure(2 + 3.5 * columns, 0.8 + 2.9 * rows, rows, columns)
-    axes = np.atleast_1d(axes)
+    fig, axes = new_panels(2 + 3.5 * columns, 0.8 + 2.9 * rows, rows, columns)
     for ax, name in zip(axes.flat, labels, strict=False):
         of_label = {state: of_state[name] for state, of_state in results.items() if name in of_state}
         plot_decoding(of_label, ax, time, marks)
@@ -79,7 +94,7 @@ def decoding_figure(
     handles, names = axes.flat[0].get_legend_handles_labels()
     interval = Patch(color=STATE_COLOURS["M"], alpha=0.3, lw=0)
     fig.legend([*handles, interval], [*names, "coloured: 95 % interval"], loc="outside lower left", ncols=columns + 1)
-    title_page(fig, title)
+    page_title(fig, title)
     return fig
 
 
@@ -92,59 +107,56 @@ def demixed_figure(
     unit: str = "ms",
     title: str | None = None,
 ) -> Figure:
-    """A line of panels per state, {state: demixed(...)}: shares of the variance, trial means along each part's axis."""
+    """A row of panels per state: shares of the variance, and trial means along the axis of each part.
+
+    Args: results: {state: `demixed(...)`}. time, marks: as in `plot_decoding`.
+    """
     given = [result for result in results.values() if not isinstance(result, str)]
     parts = given[0].factors if given else ()
     height = 0.9 + (2.6 if given else 1.0) * len(results)
-    fig, axes = new_figure(max(6.4, 3.2 * (1 + len(parts))), height, len(results), 1 + len(parts))
-    axes = np.atleast_2d(axes).reshape(len(results), -1)
+    fig, axes = new_panels(max(6.4, 3.2 * (1 + len(parts))), height, len(results), 1 + len(parts))
     step = time[1] - time[0] if len(time) > 1 else 1.0
     for (state, result), line in zip(results.items(), axes, strict=True):
         if isinstance(result, str):
-            say(line[0], result, state)
+            write_reason(line[0], result, state)
             for ax in line[1:]:
                 ax.axis("off")
             continue
-        _plot_shares(result, line[0], state)
+        places = np.arange(len(result.shares))
+        line[0].barh(places, [100 * share for share in result.shares.values()], height=0.66,
+                     color=STATE_COLOURS.get(state, INK))  # fmt: skip
+        if result.chance:  # shuffling moves variance from the other parts to time, so time has no chance level
+            ticks = [100 * result.chance[name] for name in result.shares]
+            line[0].plot(ticks[1:], places[1:], "|", ms=14, mew=2, color=INK)
+        line[0].set_yticks(places, [name.replace(" x ", "\nx ") for name in result.shares])
+        line[0].invert_yaxis()
+        line[0].set(xlabel=f"variance of trial means of {state} (%)", xlim=(0, 104))
+        line[0].set_title(f"{state}: {100 * result.within:.0f} % of the total lies within conditions", fontsize=8.5)
         for name, ax in zip(parts, line[1:], strict=True):
             shade_periods(ax, marks, time[-1] + step)
             for cell, course in zip(result.cells, result.courses[name], strict=True):
-                ax.plot(time + step / 2, course, lw=1.8, **_cell_style(result, cell))
+                colour, dashes = _cell_style(result, cell)
+                ax.plot(time + step / 2, course, lw=1.8, color=colour, ls=dashes)
             ax.set_title(f"along {name}", pad=22)
             ax.set(xlabel=f"time ({unit})", ylabel=f"trial mean of {state}")
     if given:
-        handles = [Line2D([], [], lw=1.8, label=f"{_cell_name(given[0], cell)} (n = {n} trials)",
-                          **_cell_style(given[0], cell))
-                   for cell, n in zip(given[0].cells, given[0].n, strict=True)]  # fmt: skip
+        handles = []
+        for cell, n in zip(given[0].cells, given[0].n, strict=True):
+            colour, dashes = _cell_style(given[0], cell)
+            name = ", ".join(f"{factor} {short(label)}" for factor, label in zip(parts, cell, strict=True))
+            handles.append(Line2D([], [], lw=1.8, color=colour, ls=dashes, label=f"{name} (n = {n} trials)"))
         chance = Line2D([], [], ls="", marker="|", ms=9, mew=2, color=INK, label="95 % of shuffled labels")
         fig.legend(handles=[*handles, chance], loc="outside lower left", ncols=3)
-    title_page(fig, title)
+    page_title(fig, title)
     return fig
 
 
-def _cell_style(result: Demixed, cell: tuple) -> dict[str, Any]:
-    """Colour by the first factor, line by the second."""
+def _cell_style(result: Demixed, cell: tuple) -> tuple[str, LineStyleType]:
+    """The colour shows the first factor, the dashes the second."""
     kinds = [sorted({own[axis] for own in result.cells}) for axis in range(len(result.factors))]
     place = [kind.index(label) for kind, label in zip(kinds, cell, strict=True)]
-    dashes = ("-", (0, (3, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
-    return {"color": OTHER_COLOURS[place[0] % 8], "ls": dashes[place[1] % 4] if len(place) > 1 else "-"}
-
-
-def _cell_name(result: Demixed, cell: tuple) -> str:
-    return ", ".join(f"{name} {short(label)}" for name, label in zip(result.factors, cell, strict=True))
-
-
-def _plot_shares(result: Demixed, ax: Axes, state: str) -> None:
-    places = np.arange(len(result.shares))
-    colour = STATE_COLOURS.get(state, INK)
-    ax.barh(places, [100 * share for share in result.shares.values()], color=colour, height=0.66)
-    if result.chance:  # time gains what the others lose by shuffling, so it has no level of chance
-        ticks = [100 * result.chance[name] for name in result.shares]
-        ax.plot(ticks[1:], places[1:], "|", ms=14, mew=2, color=INK)
-    ax.set_yticks(places, [name.replace(" x ", "\nx ") for name in result.shares])
-    ax.invert_yaxis()
-    ax.set(xlabel=f"variance of trial means of {state} (%)", xlim=(0, 104))
-    ax.set_title(f"{state}: {100 * result.within:.0f} % of all is within conditions", fontsize=8.5)
+    dashes: tuple[LineStyleType, ...] = ("-", (0, (3, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+    return OTHER_COLOURS[place[0] % 8], dashes[place[1] % 4] if len(place) > 1 else "-"
 
 
 # --- fixed points -------------------------------------------------------------------------------------------
@@ -154,14 +166,17 @@ def _plot_shares(result: Demixed, ax: Axes, state: str) -> None:
 def fixed_points_figure(
     points: FixedPoints | str, *, dt: float = 1.0, unit: str = "steps", title: str | None = None
 ) -> Figure:
-    """Feedback gains, fixed points by unit, eigenvalues, and relaxation times."""
-    fig, axes = new_figure(9, 6.4, 2, 2)
+    """Feedback gains, fixed points by unit, eigenvalues and relaxation times, in four panels.
+
+    Args: dt: duration of a step in `unit`.
+    """
+    fig, axes = new_panels(9, 6.4, 2, 2)
     gains, roots, plane, times = axes.flat
     if isinstance(points, str):
-        say(gains, points, "fixed points")
+        write_reason(gains, points, "fixed points")
         for ax in axes.flat[1:]:
             ax.axis("off")
-        title_page(fig, title)
+        page_title(fig, title)
         return fig
     units = len(points.gain)
     per_unit = points.per_unit()
@@ -179,30 +194,28 @@ def fixed_points_figure(
         values = points.eigenvalues[own].ravel()
         plane.plot(values.real, values.imag, "o", ms=3.5, mec=colour, mfc=face, mew=0.8, label=name)
     roots.set(xlabel="hidden unit, by gain", ylabel="h at the fixed point")
+    roots.set_title("fixed points of each unit", fontsize=9)
     roots.legend(loc="upper left")
     around = np.exp(1j * np.linspace(0, 2 * np.pi, 200))
     plane.plot(around.real, around.imag, color="#999999", lw=0.8)
     plane.set(xlabel="real part", ylabel="imaginary part", aspect="equal")
-    plane.set_title("eigenvalues of the update of M; circle: size 1", fontsize=9)
+    plane.set_title("eigenvalues of the update of M; circle: modulus 1", fontsize=9)
     slowest = relaxation_time(points.eigenvalues[points.stable], dt).max(axis=1, initial=0.0)
-    _histogram(times, slowest[slowest > 0])
     times.set(xlabel=f"slowest relaxation time ({unit})", ylabel="stable fixed points")
-    title_page(fig, title)
+    times.set_title("relaxation times of the stable fixed points", fontsize=9)
+    if not (slowest > 0).any():
+        write_reason(times, "not available: no fixed point is stable")
+    else:
+        values = slowest[slowest > 0]
+        low, high = values.min() / 1.05, values.max() * 1.05
+        wide = values.max() > 10 * values.min()  # more than a decade needs a logarithmic axis
+        times.hist(values, (np.geomspace if wide else np.linspace)(low, high, 25).tolist(), color=BLUE)
+        times.set_xscale("log" if wide else "linear")
+        median = float(np.median(values))
+        times.axvline(median, color=INK, lw=1, ls=(0, (4, 3)), label=f"median {median:.3g}")
+        times.legend()
+    page_title(fig, title)
     return fig
-
-
-def _histogram(ax: Axes, values: np.ndarray) -> None:
-    """On a logarithmic axis where the values span more than a decade."""
-    if not len(values):
-        say(ax, "not available: no fixed point is stable")
-        return
-    wide = values.max() > 10 * values.min()
-    low, high = values.min() / 1.05, values.max() * 1.05
-    edges = np.geomspace(low, high, 25) if wide else np.linspace(low, high, 25)
-    ax.hist(values, edges.tolist(), color=BLUE)
-    ax.set_xscale("log" if wide else "linear")
-    ax.axvline(float(np.median(values)), color=INK, lw=1, ls=(0, (4, 3)), label=f"median {np.median(values):.3g}")
-    ax.legend()
 
 
 # --- weights ------------------------------------------------------------------------------------------------
@@ -210,16 +223,17 @@ def _histogram(ax: Axes, values: np.ndarray) -> None:
 
 @house_style()
 def plot_map(matrix: np.ndarray, ax: Axes, *, label: str, norm: Normalize | None = None) -> Axes:
-    """A matrix, hidden units down, inputs across, with its colour bar: diverging about 0 where both signs occur."""
+    """A matrix as an image with a colour bar; the colours diverge around 0 where both signs occur.
+
+    Args: matrix: (H, D), hidden units down, inputs across. label: of the colour bar. norm: None fits the values.
+    """
     matrix = np.atleast_2d(matrix)
     low, high = float(matrix.min()), float(matrix.max())
     if norm is None:
         norm = CenteredNorm(0, max(abs(low), abs(high), 1e-12)) if low < 0 < high else Normalize(low, high)
     cmap = SIGNED if isinstance(norm, CenteredNorm) else SEQUENTIAL
     image = ax.imshow(matrix, cmap=cmap, norm=norm, aspect="auto", interpolation="nearest")
-    bar: Any = ax.figure.colorbar(image, ax=ax, pad=0.02)
-    bar.set_label(label)
-    bar.outline.set_visible(False)
+    colour_bar(image, [ax], label)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set(xlabel="input", ylabel="hidden unit")
@@ -228,20 +242,20 @@ def plot_map(matrix: np.ndarray, ax: Axes, *, label: str, norm: Normalize | None
 
 @house_style()
 def weights_figure(maps: Mapping[str, np.ndarray], *, title: str | None = None) -> Figure:
-    """W, eta, lambda side by side, {"W": (H, D), "eta": ...}; what is one number for all synapses stands in the title.
+    """W, eta and lambda side by side; a map whose values are all equal is a number in the title instead.
 
-    Rows (H, 1) and columns (1, D), one value per hidden unit or per input, are drawn as such.
+    Args: maps: {"W": (H, D), "eta": ...}; (H, 1) and (1, D) hold one value per hidden unit or per input.
     """
     matrices = {name: np.atleast_2d(np.asarray(matrix, float)) for name, matrix in maps.items()}
     drawn = {name: matrix for name, matrix in matrices.items() if np.ptp(matrix) > 0}
-    fig, axes = new_figure(0.6 + 3.2 * max(1, len(drawn)), 3.8, 1, max(1, len(drawn)))
-    for ax, (name, matrix) in zip(np.atleast_1d(axes), drawn.items(), strict=False):
+    fig, axes = new_panels(0.6 + 3.2 * max(1, len(drawn)), 3.8, 1, max(1, len(drawn)))
+    for ax, (name, matrix) in zip(axes[0], drawn.items(), strict=False):
         plot_map(matrix, ax, label=name)
         ax.set_title(f"{name}: {matrix.mean():.3g} ± {matrix.std():.2g} (sd)", fontsize=9)
     alike = ", ".join(f"{name} = {matrix.flat[0]:.4g}" for name, matrix in matrices.items() if name not in drawn)
     if not drawn:
-        say(np.atleast_1d(axes)[0], f"not available: no map varies ({alike})")
-    title_page(fig, title, f"for all synapses {alike}" if alike else None)
+        write_reason(axes[0, 0], f"not available: no map varies ({alike})")
+    page_title(fig, title, f"for all synapses {alike}" if alike else None)
     return fig
 
 
@@ -249,11 +263,13 @@ def weights_figure(maps: Mapping[str, np.ndarray], *, title: str | None = None) 
 def snapshots_figure(
     snapshots: Mapping[str, Mapping[str, np.ndarray]], *, name: str = "M", title: str | None = None
 ) -> Figure:
-    """M at period ends, `trials.at_period_ends`: a column per period, a line per label, and two labels' difference."""
+    """M at the ends of periods: a column per period, a row per label, and the difference where there are two labels.
+
+    Args: snapshots: `trials.at_period_ends`, {period: {label: (H, D)}}.
+    """
     labels = list(dict.fromkeys(label for of_period in snapshots.values() for label in of_period))[:4]
     lines = [*labels, "difference"] if len(labels) == 2 else labels
-    fig, axes = new_figure(1.7 * len(snapshots) + 1.2, 2.1 * len(lines) + 0.5, len(lines), len(snapshots))
-    axes = np.asarray(axes).reshape(len(lines), len(snapshots))
+    fig, axes = new_panels(1.7 * len(snapshots) + 1.2, 2.1 * len(lines) + 0.5, len(lines), len(snapshots))
     largest = max((float(np.abs(image).max()) for shown in snapshots.values() for image in shown.values()), default=0.0)
     for row, line in enumerate(lines):
         images = {}
@@ -266,31 +282,29 @@ def snapshots_figure(
         size = largest if line in labels else max(float(np.abs(image).max()) for image in images.values())
         for column, ax in enumerate(axes[row]):
             if column not in images:
-                say(ax, "not available: no such trial")
+                write_reason(ax, "not available: no such trial")
                 continue
             drawn = ax.imshow(
                 np.atleast_2d(images[column]), cmap=SIGNED, norm=CenteredNorm(0, size or 1), aspect="auto"
             )
             ax.set(xlabel="input" if row == len(lines) - 1 else "", xticks=[], yticks=[])
-        axes[row, 0].set_ylabel(f"{line}\nhidden unit" if line != "difference" else f"{labels[1]} less {labels[0]}")
-        bar: Any = fig.colorbar(drawn, ax=axes[row].tolist(), pad=0.01)
-        bar.set_label(f"mean {name}")
-        bar.outline.set_visible(False)
-    title_page(fig, title)
+        axes[row, 0].set_ylabel(f"{line}\nhidden unit" if line != "difference" else f"{labels[1]} - {labels[0]}")
+        colour_bar(drawn, axes[row].tolist(), f"mean {name}", pad=0.01)
+    page_title(fig, title)
     return fig
 
 
 @house_style()
-def plot_readout(
-    projection: ReadoutProjection, ax: Axes, actions: Sequence[str] | None = None, shown: int = 10
-) -> Axes:
-    """Cosines of each action's readout vector with the leading components; the legend says how much of it they hold."""
+def plot_readout(projection: ReadoutProjection, ax: Axes, shown: int = 10) -> Axes:
+    """Cosines of each action's readout vector with the first `shown` principal components.
+
+    The legend gives the share of its squared length within all fitted components.
+    """
     cosines = projection.cosines[:, :shown]
     width = 0.8 / len(cosines)
     for index, (line, inside) in enumerate(zip(cosines, projection.inside, strict=True)):
-        name = actions[index] if actions else f"action {index}"
         places = np.arange(1, len(line) + 1) + (index - (len(cosines) - 1) / 2) * width
-        label = f"{name} ({100 * inside:.0f} % in {projection.cosines.shape[1]} components)"
+        label = f"action {index} ({100 * inside:.0f} % in {projection.cosines.shape[1]} components)"
         ax.bar(places, line, width * 0.92, color=OTHER_COLOURS[index % 8], label=label)
     ax.axhline(0, color=INK, lw=0.8)
     ax.set_xticks(range(1, cosines.shape[1] + 1))
@@ -301,12 +315,12 @@ def plot_readout(
 
 @house_style()
 def readout_figure(projection: ReadoutProjection, *, title: str | None = None) -> Figure:
-    """`plot_readout` as a page; of more than eight actions a map, actions down, components across."""
+    """`plot_readout` as a figure; a map (actions down, components across) for more than eight actions."""
     fig, ax = new_figure(7, 3.6)
     if len(projection.cosines) <= 8:
         plot_readout(projection, ax)
     else:
         plot_map(projection.cosines, ax, label="cosine with the readout vector")
         ax.set(xlabel="principal component of h, from 0", ylabel="action")
-    title_page(fig, title)
+    page_title(fig, title)
     return fig

@@ -1,6 +1,6 @@
-"""Videos of an agent at work: a Gymnasium task beside its Q-values, a NeuroGym episode with all that happened in it.
+"""Videos of an agent: rendered Gymnasium frames beside Q-values, and NeuroGym episodes as moving plots.
 
-Every page is drawn once; a frame draws again only what moves. Colours and style are those of `visualize`.
+A page is drawn once; each frame redraws only the artists that change. Colours and style are those of `visualize`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -20,34 +21,37 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from mpn_rl.options import ConfigError
-from visualize import MODEL_COLOURS, OTHER_COLOURS, PERIOD_TINTS, atomic_path, house_style
+from visualize import MODEL_COLOURS, OTHER_COLOURS, PERIOD_TINTS, atomic_path, colour_bar, house_style
+
+A = TypeVar("A", bound=Artist)
+Episode = Mapping[str, np.ndarray]  # the arrays of one episode of an activity.npz
 
 
 class _Film:
-    """A page drawn once; for each frame only its moving artists are drawn again, over the saved background.
+    """A page that is drawn once; each frame redraws only its moving artists over the saved background.
 
-    Drawing a page takes 100 ms, this 5 ms. Its size is even, as the H.264 codec wants it.
+    Drawing the whole page takes 100 ms, a frame 5 ms. Width and height are even, which the H.264 codec requires.
     """
 
     def __init__(self, width: int, height: int) -> None:
         self.fig = Figure(figsize=((width + width % 2) / 100, (height + height % 2) / 100), dpi=100)
         self.canvas = FigureCanvasAgg(self.fig)
-        self.moving: list[Any] = []
+        self.moving: list[Artist] = []
 
-    def move(self, artist: Any) -> Any:
-        """Mark an artist as one that changes from frame to frame."""
+    def move(self, artist: A) -> A:
+        """Mark an artist as one that changes between frames."""
         artist.set_animated(True)
         self.moving.append(artist)
         return artist
 
     def freeze(self) -> None:
-        """Draw what does not move."""
+        """Draw everything that does not move."""
         with house_style():
             self.canvas.draw()
         self.background = self.canvas.copy_from_bbox(self.fig.bbox)
 
     def frame(self) -> np.ndarray:
-        """The page as it is now, (height, width, 3) uint8."""
+        """The current page, (height, width, 3) uint8."""
         self.canvas.restore_region(self.background)
         for artist in self.moving:
             artist.draw(self.canvas.get_renderer())
@@ -58,7 +62,7 @@ Update = Callable[[int], None]
 
 
 def _q_panel(film: _Film, ax: Axes, q_values: np.ndarray, actions: np.ndarray, names: Sequence[str]) -> Update:
-    """Q-values as bars on a fixed scale, the chosen action's filled."""
+    """Q-values as bars on a fixed scale; the bar of the chosen action is blue."""
     q_values = np.nan_to_num(np.asarray(q_values, dtype=float))
     low, high = min(0.0, q_values.min()), max(0.0, q_values.max())
     pad = 0.06 * (high - low or 1.0)
@@ -80,15 +84,21 @@ def _q_panel(film: _Film, ax: Axes, q_values: np.ndarray, actions: np.ndarray, n
 
 @house_style()
 def gym_frames(
-    frames: Sequence[np.ndarray],
+    frames: Sequence[np.ndarray] | np.ndarray,
     q_values: np.ndarray,
     actions: np.ndarray,
     rewards: np.ndarray,
     action_names: Sequence[str] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Rendered frames beside the Q-values of each step, with the return so far; uint8 RGB, even size.
+    """Rendered frames beside the Q-values of each step, with the return so far.
 
-    Args: frames (T, H, W, 3) uint8, q_values (T, A), actions (T,), rewards (T,).
+    Args:
+        frames: (T, H, W, 3) uint8.
+        q_values: (T, A).
+        actions, rewards: (T,) each.
+        action_names: (A,), by default the numbers of the actions.
+
+    Returns: T frames, uint8 RGB, of even width and height.
     """
     height, width = np.shape(frames[0])[:2]
     scale = 400 / height
@@ -116,16 +126,19 @@ def gym_frames(
 
 @house_style()
 def neurogym_frames(
-    recording: Mapping[str, Any], channel_names: Sequence[str] | None = None, window: int = 80
+    recording: Episode, channel_names: Sequence[str] | None = None, window: int = 80
 ) -> Iterator[np.ndarray]:
-    """An episode of trials as it happens: observations, actions, rewards, Q-values, M; uint8 RGB, 960 x 600.
+    """An episode of trials: observations, actions, rewards, Q-values and M.
 
-    Time runs from left to right over `window` steps, then the page turns. Frame t shows observation t, the
-    action and Q-values that answered it, the reward that followed, and the state after it.
+    Time runs from left to right over `window` steps, then starts again at the left. Frame t shows observation t, the
+    action and Q-values for it, the reward that followed, and the state after it.
 
     Args:
-        recording: the arrays of one episode of an activity.npz; without state_M, h takes its place.
+        recording: the arrays of one episode of an activity.npz; without state_M, the video shows h.
         channel_names: one per observation feature.
+        window: number of steps on a page.
+
+    Returns: a frame per step, uint8 RGB, 960 x 600.
     """
     film = _Film(960, 600)
     grid = film.fig.add_gridspec(3, 2, width_ratios=[2.3, 1], height_ratios=[2.6, 1.1, 0.9], hspace=0.36,
@@ -176,14 +189,14 @@ Reveal = Callable[[slice], None]
 
 
 def _observation_panel(
-    film: _Film, ax: Axes, recording: Mapping[str, Any], time: np.ndarray, names: Sequence[str] | None
+    film: _Film, ax: Axes, recording: Episode, time: np.ndarray, names: Sequence[str] | None
 ) -> Reveal:
-    """The observation channels as traces one above the other, on one scale, the first on top."""
+    """The observation channels as traces on one scale, stacked from top to bottom."""
     channels = np.asarray(recording["observations"], dtype=float).T
     names = names or [f"obs_{index}" for index in range(len(channels))]
     above, below = channels.max(axis=1).clip(min=0), channels.min(axis=1).clip(max=0)
     gap = 0.2 * (above - below).max() or 1.0
-    levels = np.concatenate([[0.0], np.cumsum(below[:-1] - above[1:] - gap)])  # where each channel's zero lies
+    levels = np.concatenate([[0.0], np.cumsum(below[:-1] - above[1:] - gap)])  # the zero of each channel
     ax.set_ylim(levels[-1] + below[-1] - gap, above[0] + gap)
     every = -(-len(channels) // 16)
     ax.set_yticks(levels[::every], [str(name)[:14] for name in names[::every]])
@@ -198,36 +211,37 @@ def _observation_panel(
     return reveal
 
 
-def _action_panel(film: _Film, ax: Axes, recording: Mapping[str, Any], time: np.ndarray) -> Reveal:
-    """The chosen action, right or wrong, over the correct one; where none is known, just the chosen one."""
+def _action_panel(film: _Film, ax: Axes, recording: Episode, time: np.ndarray) -> Reveal:
+    """The chosen action, right or wrong, over the correct one; only the chosen one where none is known."""
     chosen = np.asarray(recording["actions"], dtype=float)
     correct = np.asarray(recording.get("ground_truth", -np.ones(len(chosen))), dtype=float)
     known = correct >= 0
-    looks: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
-        "correct": (np.where(known, correct, np.nan),
-                    {"marker": "s", "mfc": "#BDBDBD", "mec": "none", "ms": 9}),
-        "chosen, right": (np.where(known & (chosen == correct), chosen, np.nan),
-                          {"marker": "o", "color": MODEL_COLOURS["rnn"], "ms": 4}),
-        "chosen, wrong": (np.where(known & (chosen != correct), chosen, np.nan),
-                          {"marker": "X", "color": MODEL_COLOURS["lstm"], "mec": "none", "ms": 6}),
-        "chosen": (np.where(known, np.nan, chosen), {"marker": "o", "color": MODEL_COLOURS["mpn"], "ms": 4}),
-    }  # fmt: skip
-    looks = {name: look for name, look in looks.items() if np.isfinite(look[0]).any()}
-    lines = [film.move(ax.plot([], [], ls="", label=name, **look)[0]) for name, (_, look) in looks.items()]
-    handles = [Line2D([], [], ls="", label=name, **look) for name, (_, look) in looks.items()]
+    looks = [
+        ("correct", np.where(known, correct, np.nan), "s", "#BDBDBD", 9),
+        ("chosen, right", np.where(known & (chosen == correct), chosen, np.nan), "o", MODEL_COLOURS["rnn"], 4),
+        ("chosen, wrong", np.where(known & (chosen != correct), chosen, np.nan), "X", MODEL_COLOURS["lstm"], 6),
+        ("chosen", np.where(known, np.nan, chosen), "o", MODEL_COLOURS["mpn"], 4),
+    ]
+    looks = [look for look in looks if np.isfinite(look[1]).any()]
+    lines, handles = [], []
+    for name, _, marker, colour, size in looks:
+        line = Line2D([], [], ls="", label=name, marker=marker, color=colour, mec="none", ms=size)
+        handles.append(line)
+        lines.append(film.move(ax.plot([], [], ls="", marker=marker, color=colour, mec="none", ms=size)[0]))
     ax.legend(handles=handles, ncols=4, loc="lower right", bbox_to_anchor=(1.01, 0.96), handletextpad=0.1)
     ax.set_title("action")
     ax.set_ylim(-0.6, recording["q_values"].shape[1] - 0.4)
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
 
     def reveal(shown: slice) -> None:
-        for line, (values, _) in zip(lines, looks.values(), strict=True):
-            line.set_data(time[shown], values[shown])
+        for line, look in zip(lines, looks, strict=True):
+            line.set_data(time[shown], look[1][shown])
 
     return reveal
 
 
-def _reward_panel(film: _Film, ax: Axes, recording: Mapping[str, Any], time: np.ndarray) -> Reveal:
+def _reward_panel(film: _Film, ax: Axes, recording: Episode, time: np.ndarray) -> Reveal:
+    """The reward of each step as a bar."""
     rewards = np.asarray(recording["rewards"], dtype=float)
     low, high = min(0.0, rewards.min()), max(0.0, rewards.max())
     pad = 0.1 * (high - low or 1.0)
@@ -242,8 +256,8 @@ def _reward_panel(film: _Film, ax: Axes, recording: Mapping[str, Any], time: np.
     return reveal
 
 
-def _state_panel(film: _Film, ax: Axes, recording: Mapping[str, Any]) -> Update:
-    """M (H, D) as a heat map, or h; the limits are fixed and hold 99.5 % of the episode's values."""
+def _state_panel(film: _Film, ax: Axes, recording: Episode) -> Update:
+    """M (H, D) as a heat map, or h; the colour limits are fixed and include 99.5 % of the episode's values."""
     state = recording.get("state_M")
     if state is not None:
         ax.set(title="modulation M", xlabel="input", ylabel="hidden unit")
@@ -256,13 +270,12 @@ def _state_panel(film: _Film, ax: Axes, recording: Mapping[str, Any]) -> Update:
     limit = float(np.quantile(np.abs(state), 0.995)) or 1.0
     image = film.move(ax.imshow(state[0], cmap="RdBu_r", vmin=-limit, vmax=limit,
                                 aspect="auto", interpolation="nearest"))  # fmt: skip
-    bar: Any = ax.figure.colorbar(image, ax=ax, fraction=0.06, pad=0.04, extend="both")
-    bar.outline.set_visible(False)
+    colour_bar(image, [ax], "", fraction=0.06, pad=0.04, extend="both")
     return lambda t: image.set_data(state[t])
 
 
-def _mark_trials(axes: Sequence[Axes], recording: Mapping[str, Any], time: np.ndarray, clock: float) -> None:
-    """A line where each trial ends, a tint behind each named period, and a legend over the first axes."""
+def _mark_trials(axes: Sequence[Axes], recording: Episode, time: np.ndarray, clock: float) -> None:
+    """A line at the end of each trial, a tint behind each named period, and a legend above the first axes."""
     for ax in axes:
         for end in time[np.flatnonzero(recording["new_trial"])]:
             ax.axvline(end + clock / 2, color="#888888", lw=0.8, ls=(0, (2, 2)), zorder=1)
@@ -282,10 +295,15 @@ def _mark_trials(axes: Sequence[Axes], recording: Mapping[str, Any], time: np.nd
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 10.0) -> Path:
-    """Write RGB uint8 frames as .gif (Pillow) or .mp4 (imageio-ffmpeg), atomically.
+    """Write RGB uint8 frames atomically as .gif (Pillow) or .mp4 (imageio-ffmpeg).
 
-    A GIF counts in 10 ms, so fps is rounded to 100 / n, and identical frames in a row become one long one.
-    Raises ConfigError: another suffix, fps out of range, no frames, or MP4 without the [video] extra.
+    GIF durations are multiples of 10 ms, so fps is rounded to 100 / n; identical consecutive frames become one.
+
+    Args: frames: (height, width, 3) uint8 each. fps: frames per second, in (0, 100].
+
+    Returns: the path.
+
+    Raises: ConfigError for another suffix, fps out of range, no frames, or .mp4 without the [video] extra.
     """
     path = Path(path)
     if path.suffix not in (".gif", ".mp4"):
@@ -311,8 +329,7 @@ def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        way_out = "pip install 'mpn-rl[video]', or write a .gif"
-        raise ConfigError(f"writing .mp4 needs imageio-ffmpeg: {way_out}") from error
+        raise ConfigError("writing .mp4 needs imageio-ffmpeg: pip install 'mpn-rl[video]', or write a .gif") from error
     frames = iter(frames)
     first = next(frames)
     size = first.shape[1::-1]

@@ -1,4 +1,4 @@
-"""Pages on how the network does it: snapshots of M, fixed points, the neuromodulator, weights and readout."""
+"""Pages on the mechanism: snapshots of M, fixed points, the neuromodulator, weights and readout."""
 
 from __future__ import annotations
 
@@ -9,53 +9,50 @@ import numpy as np
 
 import pca_analysis
 from mpn_rl.analysis import confidence_intervals, fixed_points, trials
-from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError
+from mpn_rl.analysis.confidence_intervals import MissingDataError
 from mpn_rl.analysis.figures import behaviour_figures, state_figures
-from mpn_rl.analysis.pages.standard_pages import Page, Recording, Row, made, row
+from mpn_rl.analysis.pages.standard_pages import WITHOUT_WEIGHTS, Page, Recording, Row, attempt_page, row
 
-AROUND = 10  # steps before and after a rewarded one
+AROUND = 10  # steps before and after a rewarded step
+MODULATOR = "Neuromodulator around rewards"
+READOUT = "Readout vectors on the components of h"
 
 
 def pages(recording: Recording) -> Iterator[Page]:
-    """One page after the other, as in `standard_pages.pages`."""
-    yield made("snapshots", "memory", "M at the ends of periods", lambda: snapshots_page(recording))
-    yield made("fixed_points", "dynamics", "Fixed points of the MPN", lambda: fixed_points_page(recording))
-    yield made("modulator", "dynamics", "The neuromodulator", lambda: modulator_page(recording))
-    yield made("weights", "weights", "Weights", lambda: weights_page(recording))
-    yield made("readout", "weights", "Where the readout looks", lambda: readout_page(recording))
+    """The pages on the mechanism, one at a time, as in `standard_pages.pages`."""
+    yield attempt_page("snapshots", "memory", "M at the end of each period", lambda: snapshots_page(recording))
+    yield attempt_page("fixed_points", "dynamics", "Fixed points of the MPN", lambda: fixed_points_page(recording))
+    yield attempt_page("modulator", "dynamics", MODULATOR, lambda: modulator_page(recording))
+    yield attempt_page("weights", "weights", "Weights", lambda: weights_page(recording))
+    yield attempt_page("readout", "weights", READOUT, lambda: readout_page(recording))
 
 
 # --- M -----------------------------------------------------------------------------------------------------
 
 
-def _matrices(recording: Recording) -> list[str]:
-    return [name for name, array in recording.states.items() if array.ndim == 3]
-
-
 def snapshots_page(recording: Recording) -> Page:
     """The mean M (or trace) at the end of each period, by choice."""
-    matrices = _matrices(recording)
-    if not matrices:
+    name = next((name for name, array in recording.states.items() if array.ndim == 3), None)
+    if name is None:
         raise MissingDataError(f"the core {recording.config['core']['name']} has no M and no trace")
-    aligned, table = recording.trial_parts()
-    name = matrices[0]
+    table, aligned = recording.table, recording.aligned
     labels = np.array([f"choice {choice:g}" for choice in table["choice"]])
     snapshots = trials.at_period_ends(recording.states[name], aligned, labels)
-    figure = state_figures.snapshots_figure(snapshots, name=name, title=f"{recording.title}; by choice")
+    figure = state_figures.snapshots_figure(snapshots, name=name, title=f"{recording.title}: mean {name} by choice")
     arrays = {f"{period}_{label}": image for period, of in snapshots.items() for label, image in of.items()}
     caption = (
-        f"{name}, hidden units by inputs, averaged over the trials of each choice (n = {len(table['trial']):,} "
-        "trials in all) at the last step of every period; last line, where there are two: their difference. Blue is "
-        "negative, red positive, one scale per line."
+        f"{name}, hidden units by inputs, at the last step of every period: mean over the trials of each choice (n = "
+        f"{len(table['trial']):,} trials in total) and, for two choices, their difference in the last row. Blue is "
+        "negative, red positive; each row has one scale."
     )
-    return Page("snapshots", "memory", f"{name} at the ends of periods", caption, figure, arrays=arrays)
+    return Page("snapshots", "memory", f"{name} at the end of each period", caption, figure, arrays=arrays)
 
 
 # --- dynamics -----------------------------------------------------------------------------------------------
 
 
 def constant_inputs(recording: Recording) -> dict[str, np.ndarray]:
-    """{"silence": zeros, period: its mean observation}, each (obs_dim,)."""
+    """Zeros as "silence", and the mean observation of each period, {name: (obs_dim,)}."""
     seen = recording.activity["observations"].astype(float)
     inputs = {"silence": np.zeros(seen.shape[1])}
     names = recording.activity.get("period", np.full(len(seen), ""))
@@ -65,7 +62,7 @@ def constant_inputs(recording: Recording) -> dict[str, np.ndarray]:
 
 
 def encoded(weights: Mapping[str, np.ndarray], obs: np.ndarray, constant_input: bool) -> np.ndarray:
-    """What the core sees of an observation: `encoder.Encoder` in NumPy."""
+    """The input of the core for the observation `obs` (D,): `encoder.Encoder` in NumPy."""
     x = np.asarray(obs, float)
     if "encoder.embedding.weight" in weights:
         x = np.tanh(np.asarray(weights["encoder.embedding.weight"], float) @ x + weights["encoder.embedding.bias"])
@@ -73,11 +70,11 @@ def encoded(weights: Mapping[str, np.ndarray], obs: np.ndarray, constant_input: 
 
 
 def mpn_points(recording: Recording, obs: np.ndarray) -> fixed_points.FixedPoints:
-    """All fixed points of the first MPN layer while `obs` is held. Raises: MissingDataError."""
+    """All fixed points of the first MPN layer under the constant observation `obs` (D,). Raises: MissingDataError."""
     core = recording.config["core"]
     if "freeze_plasticity" not in core:
         raise MissingDataError(
-            f"the core {core['name']} has no scalar equations; analyze probe looks for its fixed points by minimisation"
+            f"the core {core['name']} has no scalar equations; analyze probe searches its fixed points by minimisation"
         )
     if core["freeze_plasticity"]:
         raise MissingDataError("plasticity is frozen: M is constant and every input has one state")
@@ -100,38 +97,38 @@ def mpn_points(recording: Recording, obs: np.ndarray) -> fixed_points.FixedPoint
 
 
 def fixed_points_page(recording: Recording) -> Page:
-    """All roots under the mean observation of every period, drawn for the delay (else the first period)."""
+    """Fixed points under the mean observation of every period; the figure shows the delay, else the first period."""
     inputs = constant_inputs(recording)
     points = {name: mpn_points(recording, obs) for name, obs in inputs.items()}
     shown = next((name for name in points if "delay" in name), list(points)[min(1, len(points) - 1)])
     dt = float(recording.activity.get("dt_ms", 0.0)) or 1.0
     unit = "ms" if float(recording.activity.get("dt_ms", 0.0)) else "steps"
     figure = state_figures.fixed_points_figure(
-        points[shown], dt=dt, unit=unit, title=f"{recording.title}: mean observation of {shown} held"
+        points[shown], dt=dt, unit=unit, title=f"{recording.title}: fixed points under the mean observation of {shown}"
     )
     rows, numbers = [], {}
-    for name, found in points.items():
-        stable = found.per_unit(stable_only=True)
-        times = fixed_points.relaxation_time(found.eigenvalues[found.stable], dt).max(axis=1, initial=0.0)
+    for name, of_input in points.items():
+        stable = of_input.per_unit(stable_only=True)
+        times = fixed_points.relaxation_time(of_input.eigenvalues[of_input.stable], dt).max(axis=1, initial=0.0)
         slowest = float(times.max(initial=0.0)) if len(times) else np.nan
         numbers[name] = {
             "units_with_two_stable_points": int((stable > 1).sum()),
-            "log2_stable_states": found.log2_states(),
+            "log2_stable_states": of_input.log2_states(),
             f"slowest_relaxation_{unit}": slowest,
             "median_relaxation": float(np.median(times)) if len(times) else np.nan,
-            "gain": found.gain,
+            "gain": of_input.gain,
         }
-        units = len(found.gain)
+        units = len(of_input.gain)
         rows.append(Row(f"{name}: units with two stable points", float((stable > 1).sum()), n=units))
         rows.append(Row(f"{name}: slowest relaxation ({unit})", slowest, n=units))
-    found = points[shown]
+    drawn = points[shown]
     caption = (
-        f"Every point at which M stays as it is while the mean observation of {shown} is held, from one scalar "
-        f"equation h = f(a + c h) per hidden unit (n = {len(found.gain)} units, {len(found.h)} points; first layer). "
-        "A unit with feedback gain c above 1 can have two stable points and hold one bit for ever. Filled: stable, "
-        "all eigenvalues of the update of that row of M inside the unit circle. The table has the other periods."
+        f"All fixed points of M under the constant mean observation of {shown}, from one scalar equation h = f(a + c "
+        f"h) per hidden unit (n = {len(drawn.gain)} units, {len(drawn.h)} points; first layer). A unit with feedback "
+        "gain c above 1 can have two stable points and thus hold one bit without limit in time. Filled: stable, all "
+        "eigenvalues of the update of that row of M lie inside the unit circle. The table lists the other periods."
     )
-    arrays = {name: np.asarray(part) for name, part in found._asdict().items() if name != "modulation"}
+    arrays = {name: np.asarray(part) for name, part in drawn._asdict().items() if name != "modulation"}
     headline = tuple(line for line in rows if line.what.startswith(f"{shown}: units"))
     title = "Fixed points of the MPN"
     return Page("fixed_points", "dynamics", title, caption, figure, rows, numbers, arrays, headline=headline)
@@ -141,9 +138,8 @@ def modulator_page(recording: Recording) -> Page:
     """The neuromodulator around rewarded steps."""
     activity = recording.activity
     if "state_modulator" not in activity:
-        raise MissingDataError(
-            f"the core {recording.config['core']['name']} has no neuromodulator, or it was not recorded"
-        )
+        core = recording.config["core"]["name"]
+        raise MissingDataError(f"the core {core} has no neuromodulator, or it was not recorded")
     event = activity["info_hit"] > 0 if "info_hit" in activity else activity["rewards"] > 0
     signal, episode = activity["state_modulator"].reshape(len(event)).astype(float), activity["episode"]
     offsets = np.arange(-AROUND, AROUND + 1)
@@ -158,25 +154,26 @@ def modulator_page(recording: Recording) -> Page:
     means = np.array([_nanmean(around[of_episode == own]) for own in np.unique(of_episode)])
     columns = [confidence_intervals.mean(column) for column in means.T if np.isfinite(column).any()]
     kept = np.isfinite(means).any(axis=0)
-    course = Estimate(*(np.array([column[field] for column in columns]) for field in range(4)))
+    course = confidence_intervals.gather(columns)
     overall = confidence_intervals.mean(_nanmean(signal[None]))
     figure = behaviour_figures.curve_figure(
-        {"modulator": (offsets[kept], course)}, xlabel="steps from a rewarded one", ylabel="modulator M",
-        of="episodes", reference=(float(overall.value), "mean over all steps"), title=recording.title,
+        {"modulator": (offsets[kept], course)}, xlabel="steps after a rewarded step", ylabel="modulator M",
+        of="episodes", reference=(overall.value, "mean over all steps"),
+        title=f"{recording.title}: neuromodulator around rewards",
     )  # fmt: skip
     what = "hits" if "info_hit" in activity else "steps with a positive reward"
     caption = (
-        f"The neuromodulator around n = {len(places):,} {what}: mean over each episode's, then over episodes (n = "
-        f"{len(means):,}); band: 95 % bootstrap over episodes. Dashed: its mean over all steps."
+        f"The neuromodulator around n = {len(places):,} {what}: mean within each episode, then over episodes (n = "
+        f"{len(means):,}); band: 95 % bootstrap over episodes. Dashed: the mean over all steps."
     )
     rows = [row(f"modulator {offset:+d} steps", column)
             for offset, column in zip(offsets[kept], columns, strict=True) if offset in (-1, 0, 1, 2)]  # fmt: skip
     arrays = {"offset": offsets[kept], **course._asdict()}
-    return Page("modulator", "dynamics", "The neuromodulator around rewards", caption, figure, rows, arrays=arrays)
+    return Page("modulator", "dynamics", MODULATOR, caption, figure, rows, arrays=arrays)
 
 
 def _nanmean(values: np.ndarray) -> np.ndarray:
-    """Means of columns, nan without a warning where all is nan."""
+    """Means of columns; nan, without a warning, where all values are nan."""
     there = np.isfinite(values)
     total = np.where(there, values, 0.0).sum(axis=0)
     return np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan)
@@ -189,52 +186,48 @@ NAMES = {"weight": "W", "eta": "eta", "lambda_decay": "lambda", "alpha": "alpha"
 
 
 def core_maps(recording: Recording, most: int = 4) -> dict[str, np.ndarray]:
-    """The core's matrices by readable names, of the first layers."""
+    """The first `most` matrices of the core, by readable names. Raises: MissingDataError where there is none."""
     frozen = recording.config["core"].get("freeze_plasticity", False)
     maps = {}
     for name, array in recording.weights.items():
-        found = re.fullmatch(r"core\.(?:layers\.|net\.)?(?:(\d+)\.)?([a-z_]+?)(\d*)", name)
-        if (
-            not found
-            or np.ndim(array) != 2
-            or found[2] not in NAMES
-            or (frozen and found[2] in ("eta", "lambda_decay"))
-        ):
+        match = re.fullmatch(r"core\.(?:layers\.|net\.)?(?:(\d+)\.)?([a-z_]+?)(\d*)", name)
+        if not match or np.ndim(array) != 2 or match[2] not in NAMES:
             continue
-        layer = int(found[1] or found[3] or 0)
-        maps[NAMES[found[2]].strip() + (f" {layer + 1}" if layer else "")] = np.asarray(array, float)
+        if frozen and match[2] in ("eta", "lambda_decay"):
+            continue
+        layer = int(match[1] or match[3] or 0)
+        maps[NAMES[match[2]].strip() + (f" {layer + 1}" if layer else "")] = np.asarray(array, float)
     if not maps:
-        again = "the weights were not recorded: collect again"
-        raise MissingDataError("the core has no matrix of a known name" if recording.weights else again)
+        raise MissingDataError("the core has no matrix of a known name" if recording.weights else WITHOUT_WEIGHTS)
     return dict(list(maps.items())[:most])
 
 
 def weights_page(recording: Recording) -> Page:
-    """Maps of W, eta and lambda, or of the core's other matrices."""
+    """Maps of W, eta and lambda, or of the other matrices of the core."""
     maps = core_maps(recording)
-    figure = state_figures.weights_figure(maps, title=recording.title)
+    figure = state_figures.weights_figure(maps, title=f"{recording.title}: weights")
     rows = [Row(f"{name}, mean", float(array.mean()), n=array.size) for name, array in maps.items()]
     numbers = {name: {"mean": array.mean(), "sd": array.std(), "shape": array.shape} for name, array in maps.items()}
     caption = (
         "The core's trained weights, hidden units down, inputs across: "
         + ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in maps.items())
-        + ". Where one number serves all synapses it stands in the title. Blue is negative, red positive."
+        + ". A value that all synapses share is given in the title. Blue is negative, red positive."
     )
     return Page("weights", "weights", "Weights", caption, figure, rows, numbers, maps)
 
 
 def readout_page(recording: Recording) -> Page:
-    """The readout vectors of the actions on the principal components of h."""
+    """Cosines of the actions' readout vectors with the principal components of h."""
     name = next((name for name in recording.weights if re.fullmatch(r"head\.(\w+\.)?weight", name)), "head.weight")
     readout, fit = recording.weight(name), recording.fit("h")
     projection = pca_analysis.project_readout(readout, fit.components)
-    figure = state_figures.readout_figure(projection, title=recording.title)
+    figure = state_figures.readout_figure(projection, title=f"{recording.title}: readout vectors")
     rows = [Row(f"action {action}: share within {len(fit.components)} components (%)", 100 * float(inside))
             for action, inside in enumerate(projection.inside)]  # fmt: skip
     caption = (
         f"Cosine of each action's readout vector (its row of the head, n = {len(readout)} actions) with the leading "
-        f"principal components of h; the legend says what share of its squared length lies within the first "
-        f"{len(fit.components)}."
+        f"principal components of h; the legend gives the share of its squared length within the first "
+        f"{len(fit.components)} components."
     )
     arrays = {"cosines": projection.cosines, "inside": projection.inside}
-    return Page("readout", "weights", "Where the readout looks", caption, figure, rows, arrays=arrays)
+    return Page("readout", "weights", READOUT, caption, figure, rows, arrays=arrays)

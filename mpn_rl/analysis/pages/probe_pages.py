@@ -1,4 +1,4 @@
-"""Pages on what was tried on the network, from the numbers of `analyze probe`: delays, noise, lesions, held inputs."""
+"""Pages on the probes of `analyze probe`: delays, noise, lesions, constant inputs."""
 
 from __future__ import annotations
 
@@ -10,175 +10,182 @@ import numpy as np
 
 from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError
 from mpn_rl.analysis.figures import behaviour_figures
-from mpn_rl.analysis.pages.standard_pages import Page, Row, made
+from mpn_rl.analysis.pages.standard_pages import Page, Row, attempt_page
 
-NOT_YET = "not available: no probes were made yet: analyze probe"
-Numbers = Mapping[str, Any]
+NOT_YET = "not available: there are no probes yet: run analyze probe"
+DELAY = "Score against delay length"
+NOISE = "Score under noise"
+LESIONS = "Score with erased or frozen memory"
+RELAXATION = "Relaxation under constant input"
+Numbers = Mapping[str, Any]  # read from JSON
 
 
 def pages(numbers: Numbers, title: str) -> Iterator[Page]:
-    """One page after the other.
+    """The pages of all probes, one at a time.
 
-    Args: numbers: what `analyze probe` writes to probes.json; {} if it was not run.
+    Args: numbers: the content of probes.json; {} if there is none.
     """
     all_pages: list[tuple[str, str, str, Callable[[Numbers, str], Page]]] = [
-        ("delay", "tests", "Longer and shorter delays", delay_page),
-        ("noise", "tests", "Noise", noise_page),
-        ("lesions", "tests", "Erased and held memory", lesion_page),
-        ("relaxation", "dynamics", "Where the state comes to rest", relaxation_page),
+        ("delay", "tests", DELAY, delay_page),
+        ("noise", "tests", NOISE, noise_page),
+        ("lesions", "tests", LESIONS, lesion_page),
+        ("relaxation", "dynamics", RELAXATION, relaxation_page),
     ]
     for name, part, heading, make in all_pages:
         if numbers:
-            yield made(name, part, heading, partial(make, numbers, title))
+            yield attempt_page(name, part, heading, partial(make, numbers, title))
         else:
             yield Page(name, part, heading, missing=NOT_YET)
 
 
-def estimate(numbers: Numbers) -> Estimate:
-    """Arrays from JSON, where nan is null."""
+def estimate(numbers: Numbers) -> Estimate[np.ndarray]:
+    """An estimate of arrays from JSON, in which nan is null."""
     return Estimate(*(np.array(numbers[name], float) for name in Estimate._fields))
 
 
-def curve(numbers: Numbers, name: str) -> tuple[np.ndarray, Estimate, Numbers]:
-    """x, the score and all else of one curve. Raises: MissingDataError where the probe could not be made."""
-    found = numbers.get(name, f"not available: there is no probe {name}: analyze probe")
-    if isinstance(found, str):
-        raise MissingDataError(found.removeprefix("not available: "))
-    return np.array(found["x"], float), estimate(found["y"]), found
+def curve(numbers: Numbers, name: str) -> tuple[np.ndarray, Estimate[np.ndarray], Numbers]:
+    """x, the score, and all numbers of one curve. Raises: MissingDataError where the probe is not available."""
+    result = numbers.get(name, f"not available: there is no probe {name}: run analyze probe")
+    if isinstance(result, str):
+        raise MissingDataError(result.removeprefix("not available: "))
+    return np.array(result["x"], float), estimate(result["y"]), result
 
 
 def _rows(x: np.ndarray, y: Estimate, what: str) -> list[Row]:
+    """A line of the table for each point of a curve."""
     return [Row(f"{what} {at:g}", *(float(part[i]) for part in y)) for i, at in enumerate(x)]
 
 
-def _chance(found: Numbers) -> tuple[float, str] | None:
-    return None if found.get("chance") is None else (float(found["chance"]), "chance")
+def _chance(result: Numbers) -> tuple[float, str] | None:
+    """Height and name of the line at chance."""
+    return None if result.get("chance") is None else (float(result["chance"]), "chance")
 
 
-def _of(numbers: Numbers) -> str:
+def _counted(numbers: Numbers) -> str:
+    """What n counts."""
     return "trials" if numbers["measure"] == "accuracy" else "episodes"
 
 
 def delay_page(numbers: Numbers, title: str) -> Page:
-    """Accuracy against the delay's length, and the memory horizon."""
-    x, y, found = curve(numbers, "delay")
+    """Accuracy against the length of the delay, and the memory horizon."""
+    x, y, result = curve(numbers, "delay")
     figure = behaviour_figures.curve_figure(
-        {"agent": (x, y)}, xlabel=found["xlabel"], ylabel=found["ylabel"], reference=_chance(found), log=True,
-        title=f"{title}; trained at {found['trained']:.0f} ms",
+        {"agent": (x, y)}, xlabel=result["xlabel"], ylabel=result["ylabel"], reference=_chance(result), log=True,
+        title=f"{title}: score against delay length (trained at {result['trained']:.0f} ms)",
     )  # fmt: skip
     horizon = numbers.get("memory_horizon_ms")
     known = isinstance(horizon, int | float)
     rows = [Row("memory horizon (ms)", float(horizon or 0.0))] if known else []
     rows += _rows(x, y, "delay (ms)")
     caption = (
-        "Share of trials done right when the delay is made shorter or longer than in training (mean "
-        f"{found['trained']:.0f} ms there), without exploration, n = {y.n.min():,.0f} trials or more at each point; "
-        "band: Wilson's 95 % interval. Dashed: chance, one over the number of right actions. Memory horizon: the "
-        f"longest delay up to which the interval stays above chance{'' if known else ' (' + str(horizon) + ')'}."
+        "Share of correct trials when the delay is shorter or longer than in training (mean there "
+        f"{result['trained']:.0f} ms), without exploration, n = {y.n.min():,.0f} trials or more at each point; band: "
+        "Wilson's 95 % interval. Dashed: chance, one over the number of right actions. Memory horizon: the longest "
+        f"delay up to which the interval stays above chance{'' if known else ' (' + str(horizon) + ')'}."
     )
-    return Page(
-        "delay", "tests", "Longer and shorter delays", caption, figure, rows, {"delay": found}, headline=tuple(rows[:1])
-    )
+    return Page("delay", "tests", DELAY, caption, figure, rows, {"delay": result}, headline=tuple(rows[:1]))
 
 
 def noise_page(numbers: Numbers, title: str) -> Page:
     """The score against noise on the observation and on the memory."""
     named = {"on the observation": "input_noise", "on the memory": "state_noise"}
-    series, rows, absent, found = _several(numbers, named, "noise")
+    series, rows, absent, result = _several(numbers, named, "noise")
     figure = behaviour_figures.curve_figure(
-        series, xlabel="noise (sd of what it is added to)", ylabel=found["ylabel"], of=_of(numbers),
-        reference=_chance(found), log=True, title=title,
+        series, xlabel="noise (sd of the observation or of the memory)", ylabel=result["ylabel"], of=_counted(numbers),
+        reference=_chance(result), log=True, title=f"{title}: score under noise",
     )  # fmt: skip
     caption = (
         "The score with Gaussian noise added at every step to the observation, or to the memory (M of an MPN, the "
-        "traces of backpropamine, else the whole state). Its size is in standard deviations of observations and of "
-        f"the memory in undisturbed episodes; n = {_least(series):,.0f} {_of(numbers)} or more at each point, the "
-        f"same at all; bands: 95 % intervals.{absent}"
+        "traces of backpropamine, else the whole state). The unit of the noise is the standard deviation of the "
+        f"observations or of the memory in episodes without noise; n = {_least(series):,.0f} {_counted(numbers)} or "
+        f"more, the same at each point; bands: 95 % intervals.{absent}"
     )
-    return Page("noise", "tests", "Noise", caption, figure, rows, {name: numbers[name] for name in named.values()})
+    return Page("noise", "tests", NOISE, caption, figure, rows, {name: numbers[name] for name in named.values()})
 
 
 def lesion_page(numbers: Numbers, title: str) -> Page:
-    """The score after the memory is erased at, or held from, each step of the trial."""
-    named = {"erased before this step": "lesion", "held from this step on": "frozen"}
-    series, rows, absent, found = _several(numbers, named, "step")
+    """The score when the memory is erased before, or frozen from, each step of the trial."""
+    named = {"erased before this step": "lesion", "frozen from this step on": "frozen"}
+    series, rows, absent, result = _several(numbers, named, "step")
     figure = behaviour_figures.curve_figure(
-        series, xlabel="step of the trial", ylabel=found["ylabel"], of=_of(numbers), reference=_chance(found),
-        marks=found["marks"], title=title,
+        series, xlabel="step of the trial", ylabel=result["ylabel"], of=_counted(numbers), reference=_chance(result),
+        marks=result["marks"], title=f"{title}: score with erased or frozen memory",
     )  # fmt: skip
     caption = (
-        "The score when the memory is set back to its start before one step of every trial, and when it stays from "
-        f"that step to the trial's end as it was before it; n = {_least(series):,.0f} {_of(numbers)} or more at each "
-        "point; bands: 95 % intervals; tints: the periods of the median trial. Where erasing costs most, the memory "
-        f"carries what the decision needs; where holding costs nothing any more, all has been written.{absent}"
+        "The score when the memory is reset to its initial value before one step of every trial, and when it does not "
+        f"change from that step to the end of the trial; n = {_least(series):,.0f} {_counted(numbers)} or more at each "
+        "point; bands: 95 % intervals; tints: the periods of the median trial. Where erasing lowers the score most, "
+        "the memory carries what the decision needs. Where freezing no longer lowers the score, the memory is "
+        f"complete.{absent}"
     )
-    return Page("lesions", "tests", "Erased and held memory", caption, figure, rows,
-                {name: numbers[name] for name in named.values()})  # fmt: skip
+    kept = {name: numbers[name] for name in named.values()}
+    return Page("lesions", "tests", LESIONS, caption, figure, rows, kept)
 
 
 def _several(numbers: Numbers, named: Mapping[str, str], what: str) -> tuple[dict, list[Row], str, Numbers]:
-    """The curves that there are, their rows, a sentence for each that there is not, and one curve's labels."""
-    series, rows, absent, found = {}, [], "", None
+    """The available curves, their rows, a sentence for each missing curve, and all numbers of one curve."""
+    series, rows, absent, result = {}, [], "", None
     for label, name in named.items():
         try:
-            x, y, found = curve(numbers, name)
+            x, y, result = curve(numbers, name)
         except MissingDataError as missing:
             absent += f" {label.capitalize()}: {missing}."
             continue
         series[label] = (x, y)
         rows += _rows(x, y, f"{label}, {what}" if what not in label else label)
-    if found is None:
+    if result is None:
         raise MissingDataError(first_reason(absent))
-    return series, rows, absent, found
+    return series, rows, absent, result
 
 
 def first_reason(absent: str) -> str:
-    """The first of several sentences "what: not available: why.", without its dot: why."""
+    """`why` of the first of several sentences "what: not available: why."."""
     return absent.partition("not available: ")[2].partition(". ")[0].rstrip(".")
 
 
-def _least(series: Mapping[str, tuple[np.ndarray, Estimate]]) -> float:
+def _least(series: Mapping[str, tuple[np.ndarray, Estimate[np.ndarray]]]) -> float:
+    """The smallest n of all curves."""
     return min(float(y.n.min()) for _, y in series.values())
 
 
 def relaxation_page(numbers: Numbers, title: str) -> Page:
-    """How the state settles under silence and a held input; the fixed points that a search finds there."""
+    """Relaxation of the state under zero input and under a constant input, and the fixed points that a search finds."""
     series, rows, absent, unit = {}, [], "", "steps"
-    for name, found in numbers.get("relaxation", {}).items():
-        if isinstance(found, str):
-            absent += f" {name}: {found}."
+    for name, result in numbers.get("relaxation", {}).items():
+        if isinstance(result, str):
+            absent += f" {name}: {result}."
             continue
-        series[name] = (np.array(found["time"], float), estimate(found["distance"]))
-        unit = found["unit"]
+        series[name] = (np.array(result["time"], float), estimate(result["distance"]))
+        unit = result["unit"]
         starts = float(series[name][1].n.max())
-        rows.append(Row(f"{name}: different states at the end", found["ends"], n=starts))
-        rows.append(Row(f"{name}: speed at the end, relative", found["speed"], n=starts))
-    for name, found in numbers.get("fixed_points", {}).items():
-        if isinstance(found, str):
-            absent += f" Fixed points under {name}: {found}."
+        rows.append(Row(f"{name}: different final states", result["ends"], n=starts))
+        rows.append(Row(f"{name}: final speed relative to the first", result["speed"], n=starts))
+    for name, result in numbers.get("fixed_points", {}).items():
+        if isinstance(result, str):
+            absent += f" Fixed points under {name}: {result}."
             continue
-        fixed, stable = np.array(found["fixed"], bool), np.array(found["stable"], bool)
-        rows.append(Row(f"{name}: fixed points found", float(fixed.sum()), n=float(np.sum(found["found"]))))
-        rows.append(Row(f"{name}: of these stable", float(stable.sum()), n=float(fixed.sum())))
+        fixed, stable = np.array(result["fixed"], bool), np.array(result["stable"], bool)
+        rows.append(Row(f"{name}: fixed points", float(fixed.sum()), n=float(np.sum(result["found"]))))
+        rows.append(Row(f"{name}: stable fixed points", float(stable.sum()), n=float(fixed.sum())))
     if not series:
-        raise MissingDataError(first_reason(absent) or "nothing was held")
-    settled = max(int(np.flatnonzero(y.value > 0.01)[-1:].sum()) for _, y in series.values())  # the rest is a line at 0
+        raise MissingDataError(first_reason(absent) or "there is no probe with a constant input")
+    settled = max(int(np.flatnonzero(y.value > 0.01)[-1:].sum()) for _, y in series.values())  # then it stays at 0
     shown = {
         name: (x[: settled + 2], Estimate(*(part[: settled + 2] for part in y))) for name, (x, y) in series.items()
     }
     figure = behaviour_figures.curve_figure(
         shown,
-        xlabel=f"time since the input is held ({unit})",
-        ylabel="distance to the last state",
+        xlabel=f"time under constant input ({unit})",
+        ylabel="relative distance to the final state",
         of="starts",
-        title=title,
+        title=f"{title}: relaxation under constant input",
     )
     caption = (
-        "The input is held, and the state goes on from states that the agent passed through (n starts in the "
-        "legend): its distance to where it is at the end, relative to the distance at first; mean and 95 % "
-        "bootstrap band over starts. More than one end means that the state can remember under that input. The "
-        "table has the fixed points that a search from these states finds (minima of the state's speed; what none "
-        f"leads to is not found), n the searches.{absent}"
+        "The input is constant, and the state continues from states that the agent visited (n starts in the legend): "
+        "its distance to the final state, relative to the distance at the start; mean and 95 % bootstrap band over "
+        "starts. Several different final states mean that the state can hold a memory under that input. The table "
+        "lists the fixed points that a search from these states finds (minima of the speed of the state; the search "
+        f"can miss others), with the number of searches as n.{absent}"
     )
     kept = {name: numbers.get(name) for name in ("relaxation", "fixed_points")}
-    return Page("relaxation", "dynamics", "Where the state comes to rest", caption, figure, rows, kept)
+    return Page("relaxation", "dynamics", RELAXATION, caption, figure, rows, kept)
