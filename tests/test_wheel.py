@@ -149,4 +149,4 @@ def test_the_templates_are_checked_where_they_were_copied_to(scripts: Path, tmp_
     for script in (tmp_path / "condor").glob("*.sh"):
         script.write_text(script.read_text().replace('exec "$python" main.py', f'exec "{scripts / "mpn-rl"}"'))
     said = run(scripts / "mpn-rl", "sweep", "check", "condor/train.job", cwd=tmp_path)
-    assert said == "condor/train.job: 12 rows, no mistake\n"
+    assert said == "condor/train.job: 12 rows, no mistakes\n"
