@@ -37,7 +37,7 @@ def _run(args: argparse.Namespace) -> int:
         gc.enable()
         return commands.COMMANDS[args.command](args)
     except ConfigError as error:
-        return _refuse(args, str(error), 2)
+        return _refuse(args, str(error), error.status)
     except MemoryError as error:
         reason = f"out of memory ({error})" if str(error) else "out of memory"
         return _refuse(args, f"{reason}; lower --hidden-dim, --buffer-size or the batch size", 2)

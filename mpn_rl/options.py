@@ -23,6 +23,14 @@ PROGRAM = "mpn-rl" if Path(sys.argv[0]).stem == "mpn-rl" else "python main.py"
 class ConfigError(ValueError):
     """A user's mistake, explained in one line: the option, the rule, the value, the way out."""
 
+    status = 2  # exit status of the program
+
+
+class TemporaryError(ConfigError):
+    """A condition that may pass, such as a held lock or a full disk: the same command line may succeed later."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h: HTCondor, Slurm and `sweep run` try again
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """'; did you mean ...?' with the names most similar to `name`, or an empty text."""
