@@ -279,8 +279,8 @@ def test_a_damaged_config_json_is_named(trained: Path, capsys: pytest.CaptureFix
     whole = json.loads(path.read_text())
     whole["run"]["sede"] = 1
     path.write_text(json.dumps(whole))
-    said = refused(capsys, "eval", "--experiment-name", "gonogo-2")
-    assert "experiments/gonogo-2/config.json: unknown key 'sede' in section 'run'; did you mean 'seed'?" in said
+    message = refused(capsys, "eval", "--experiment-name", "gonogo-2")
+    assert "experiments/gonogo-2/config.json: unknown key 'sede' in section 'run'; did you mean 'seed'?" in message
     path.write_text(path.read_text()[:50])
     assert "config.json does not hold a JSON object" in refused(capsys, "eval", "--experiment-name", "gonogo-2")
 

@@ -1,4 +1,4 @@
-"""The configuration: every default once, every mistake told in one line."""
+"""The configuration: every default once, every mistake reported in one line."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_the_config_json_of_a_run_is_a_config_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_trial_replay_counts_trials_and_keeps_500_unless_told(command: str) -> None:
+def test_trial_replay_counts_trials_and_has_500_by_default(command: str) -> None:
     assert cfg.make_config(command, {"replay": "trial"}).learner.buffer_size == 500
     assert cfg.make_config(command, {"replay": "trial", "buffer_size": 70}).learner.buffer_size == 70
     assert cfg.make_config(command, {}, {"learner": {"replay": "trial"}}).learner.buffer_size == 500
