@@ -1,10 +1,10 @@
-"""This Python and the toolkit's packages as one file, for pools whose machines do not share your disk.
+"""Pack Python and the packages of the toolkit into one file, for pools without a shared disk.
 
-    .venv/bin/python condor/pack.py        writes condor/python.tar.gz and tries it from an empty folder
+    .venv/bin/python condor/pack.py        writes condor/python.tar.gz and tests it in an empty folder
 
-The interpreter, its standard library and the packages that mpn-rl requires are copied as they are installed here,
-so a job runs with the very versions that were tried on this machine, and needs none of its own. A machine that runs
-it needs the same kind of processor and a glibc at least as new as this one's; the last line says which.
+The file contains the interpreter, its standard library and the packages that mpn-rl requires, as they are installed
+here. A job thus uses the versions that were tested on this machine. It needs the same kind of CPU, and a glibc that is
+not older than that of this machine; the last line of output states both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from importlib.metadata import Distribution
 from pathlib import Path
 
 TARGET = Path(__file__).resolve().parent / "python.tar.gz"
-# Libraries that every Linux has, and that must be its own: of the C library, half a set does not run.
+# Libraries of the system, which are not packed: mixing two versions of the C library fails.
 SYSTEM = re.compile(r"(ld-linux|linux-vdso|lib(c|m|dl|rt|pthread|util|resolv|nsl|crypt|gcc_s|stdc\+\+)\.so)")
 LAUNCHER = """\
 #!/bin/sh
@@ -37,7 +37,7 @@ TRIAL = "import torch, numba, gymnasium, neurogym, scipy, matplotlib; torch.ones
 
 
 def requirements(name: str) -> dict[str, Distribution]:
-    """The installed packages that `name` needs, and those that these need: by name, without `name` itself."""
+    """The installed packages that `name` requires directly or indirectly, by name."""
     from packaging.requirements import Requirement
 
     found: dict[str, Distribution] = {}
@@ -62,21 +62,21 @@ def normal(name: str) -> str:
 
 
 def files_of(package: Distribution) -> Iterator[tuple[Path, str]]:
-    """(file, its place under packages/); scripts, which carry this machine's paths, caches and headers stay behind."""
+    """(file, its path under packages/), without caches, headers, and scripts that contain paths of this machine."""
     for file in package.files or []:
         if ".." not in file.parts and file.suffix not in (".pyc", ".h", ".hpp", ".cuh", ".a"):
             yield Path(str(file.locate())), str(file)
 
 
 def shared_libraries(*binaries: Path) -> set[Path]:
-    """What these binaries are linked to, beyond what every Linux has."""
+    """The libraries that these binaries are linked to, except those of the system."""
     listed = subprocess.run(["ldd", *binaries], capture_output=True, text=True).stdout
     found = re.findall(r"^\s*(\S+) => (/\S+)", listed, re.MULTILINE)
     return {Path(path) for name, path in found if not SYSTEM.match(name)}
 
 
 def pack(target: Path) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file atomically."""
     interpreter = Path(os.path.realpath(sys.executable))
     standard = Path(sysconfig.get_path("stdlib"))
     modules = sorted((standard / "lib-dynload").glob("*.so"))
@@ -110,8 +110,8 @@ def pack(target: Path) -> None:
         os.replace(partial, target)
 
 
-def tried(target: Path) -> str:
-    """Unpack into an empty folder and import what training needs, with nothing of this environment in sight."""
+def check_import(target: Path) -> str:
+    """Unpack into an empty folder and import the packages in an empty environment. Returns: PyTorch's version."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["tar", "-xzf", target], cwd=folder, check=True)
         command = ["env", "-i", "PATH=/usr/bin:/bin", "python/bin/python", "-c", TRIAL]
@@ -123,6 +123,6 @@ if __name__ == "__main__":
         sys.exit("pack.py needs Linux")
     pack(TARGET)
     print(f"{TARGET}: {TARGET.stat().st_size / 2**20:.0f} MiB")
-    torch = tried(TARGET)
+    torch = check_import(TARGET)
     needed = f"{platform.machine()}, glibc {platform.libc_ver()[1]} or newer"
-    print(f"tried from an empty folder: PyTorch {torch}; machines need {needed}")
+    print(f"tested in an empty folder: PyTorch {torch}; machines need {needed}")
