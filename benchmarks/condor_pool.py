@@ -1,13 +1,13 @@
-"""A sweep of short runs on a real HTCondor pool, evicted again and again, against the same runs left alone.
+"""Evict short runs on a real HTCondor pool, and compare them with the same runs without eviction.
 
     make condor-pool-test      or      python benchmarks/condor_pool.py [--steps 30000] [--keep]
 
 A whole pool of HTCondor's own daemons runs on this machine, on loopback, as an ordinary user, from a folder
 (tests/condor_tools.py fetches it). Two sweeps are submitted with the templates of condor/, shortened: train.job, with
 a shared disk, and train_transfer.job, whose jobs see nothing but their own empty folder and what HTCondor brings there.
-Each row is vacated twice (SIGTERM) and then vacated at once (SIGKILL), at different points of its training; the rows of
-the second sweep leave by themselves with exit status 85 as well. At its end each must equal, bit for bit, the run
-that was never touched: weights, everything in last.pt, metrics.jsonl. Results in benchmarks/results/condor_pool.json.
+Each row is vacated twice with SIGTERM and once with SIGKILL, at different points of its training; rows of the second
+sweep also exit by themselves with status 85. At the end, the weights, last.pt and metrics.jsonl of each row must equal
+those of the run without eviction, bit for bit. The results go to benchmarks/results/condor_pool.json.
 """
 
 from __future__ import annotations

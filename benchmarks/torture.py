@@ -1,10 +1,10 @@
-"""Nothing lost: kills, bad inputs, a full disk, a hostile file, two processes on one run, a wrong clock.
+"""Test that no work is lost: kills, bad inputs, a full disk, a hostile file, two processes on one run, clock jumps.
 
     make torture      or      python benchmarks/torture.py [--kills 200] [--inputs 1000] [--seed 0]
 
-The figures go to benchmarks/results/torture.json; the exit status is 1 where anything was lost or answered badly. Most
-of the kills and bad inputs run in forks of this process, which has imported everything already; a sample of both runs
-as a user starts it.
+The results go to benchmarks/results/torture.json. The exit status is 1 if anything was lost or a message was not as
+required. Most kills and bad inputs run in forks of this process, which has imported everything already; a sample runs
+in new processes.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ project=$(dirname "${BASH_SOURCE[0]}")/..
 echo "$1 on $(hostname), $(uname -m), glibc $(getconf GNU_LIBC_VERSION | cut -d' ' -f2), in $PWD"
 echo "threads: OMP_NUM_THREADS=${OMP_NUM_THREADS:-unset}; GPUs: ${CUDA_VISIBLE_DEVICES:-none}"
 if [ -x .venv/bin/python ] || [ -x "$project/.venv/bin/python" ]; then
-  echo "the project and its .venv are seen from here: use train.job"
+  echo "the project and its .venv are visible here: use train.job"
 else
-  echo "no project or no .venv is seen from here: use train_transfer.job"
+  echo "the project or its .venv is not visible here: use train_transfer.job"
 fi
 sleep "$2"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Run main.py with the options given, here or as a job: condor/run.sh train --experiment-name try --seed 1
+# Run main.py with the given options, on this machine or as a job: condor/run.sh train --experiment-name try --seed 1
 set -euo pipefail
 
 # Change: your Python, if it is not the one that `make install` installed here.
 python=${MPN_RL_PYTHON:-.venv/bin/python}
 
-if [ "${_CONDOR_SCRATCH_DIR:-none}" -ef . ]; then  # no shared disk: this folder has only the transferred files
+if [ "${_CONDOR_SCRATCH_DIR:-none}" -ef . ]; then  # no shared disk: this folder contains only the transferred files
   [ -d python ] || tar -xzf condor/python.tar.gz
   [[ "$*" =~ --experiment-name[\ =]([^ ]+) ]] && mkdir -p "experiments/${BASH_REMATCH[1]}"
   python=python/bin/python

@@ -267,7 +267,7 @@ def test_the_dummy_says_whether_the_project_is_seen(project: Path, tmp_path: Pat
     def told(wrapper: Path) -> str:
         return subprocess.run([wrapper, "x", "0"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 
-    assert "are seen from here: use train.job" in told(project / "condor" / "dummy.sh")
+    assert "are visible here: use train.job" in told(project / "condor" / "dummy.sh")
     alone = tmp_path / "dir_1" / "condor_exec.exe"
     alone.parent.mkdir()
     shutil.copy(project / "condor" / "dummy.sh", alone)
