@@ -69,20 +69,19 @@ def fused_device(
         return None
     if kernel not in KERNELS:
         raise ConfigError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    first, *others = (a for a in tensors if a is not None)
-    device = first.device.type
-    wrong = [a.dtype for a in (first, *others) if a.dtype is not torch.float32 and a.dtype is not torch.bool]
+    given = [a for a in tensors if a is not None]
+    device = given[0].device
+    if device.type not in packages:
+        problem = problem or f"exists for {' and '.join(packages)}, not for {device.type}"
+    for a in given:
+        if a.dtype is not torch.float32 and a.dtype is not torch.bool:
+            problem = problem or f"needs float32, got {a.dtype}"
+        if a.device != device:
+            problem = problem or "needs all tensors on one device"
+    if problem is None and not installed(packages[device.type]):
+        problem = f"needs {packages[device.type]} on {device.type}: pip install {packages[device.type]}"
     if problem is None:
-        if device not in packages:
-            problem = f"exists for {' and '.join(packages)}, not for {device}"
-        elif any(a.device != first.device for a in others):
-            problem = "needs all tensors on one device"
-        elif wrong:
-            problem = f"needs float32, got {wrong[0]}"
-        elif not installed(packages[device]):
-            problem = f"needs {packages[device]} on {device}: pip install {packages[device]}"
-    if problem is None:
-        return device
+        return device.type
     if kernel == "fused":
         raise ConfigError(f"kernel 'fused' {problem}; use kernel 'auto' or 'reference'")
     return None
@@ -109,8 +108,9 @@ def launch(kernel: Kernel, batch: int, work: int, every: int, size: int, sum_siz
     if scratch is None or scratch.numel() < threads * size + pieces * sum_size:
         scratch = _local.scratch = torch.empty(threads * size + pieces * sum_size)  # on a cache line's boundary
     start = scratch.data_ptr()
-    table = array.array("q", Header(0, 0, 0, pieces, start, size, start + 4 * threads * size, sum_size, every))
-    table.extend(rest)
+    table = array.array(
+        "q", [*Header(0, 0, 0, pieces, start, size, start + 4 * threads * size, sum_size, every), *rest]
+    )
     address = table.buffer_info()[0]
     parallel = _gomp_parallel() if threads > 1 else None
     if parallel is None:

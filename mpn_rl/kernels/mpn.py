@@ -26,6 +26,9 @@ copies of M.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -86,11 +89,17 @@ def mpn_scan(
             xs, weight, bias, modulation, eta, lambda_decay, reset=reset, modulation0=modulation0,
             form=form, rule=rule, activation=activation,
         )  # fmt: skip
+    return _fused_scan(device)(*tensors, form, rule, activation)
+
+
+@functools.cache
+def _fused_scan(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The fused scan, imported at its first use: its compiler is slow to import."""
     if device == "cpu":
         from mpn_rl.kernels.mpn_cpu import scan
     else:
         from mpn_rl.kernels.mpn_cuda import scan
-    return scan(*tensors, form, rule, activation)
+    return scan
 
 
 def mpn_scan_reference(
