@@ -3,20 +3,22 @@
     h_t = f( b + [W * (M_{t-1} + 1)] x_t )        M_t = lambda M_{t-1} + eta h_t x_t^T
 
 W and b are learned by backpropagation, M is the recurrent state. Source: Aitken & Mihalas 2023, eLife
-12:e83035. An input of all zeros reads nothing out of M; see `mpn_dqn.Encoder` for what to do about it.
+12:e83035. While the input is all zero, M has no effect on h; `mpn_rl.networks.encoder.Encoder` has the remedies.
 """
 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mpn_rl.config import MPNConfig
+from mpn_rl.contracts import State, state_parts
 from mpn_rl.kernels.mpn import ACTIVATIONS, mpn_scan
 
-# (H, D) -> the shape of eta and lambda, which broadcasts over the synapses.
+# The shape of eta and lambda for given (H, D); it broadcasts over the synapses.
 GRANULARITIES = {
     "scalar": lambda hidden, inputs: (1, 1),
     "pre": lambda hidden, inputs: (1, inputs),
@@ -26,7 +28,12 @@ GRANULARITIES = {
 
 
 class MPNLayer(nn.Module):
-    """One layer; `MPN` stacks them and documents the options."""
+    """One layer; `MPN` stacks layers and documents the options.
+
+    Args:
+        input_dim: D.
+        options: of the layer.
+    """
 
     def __init__(self, input_dim: int, options: MPNConfig) -> None:
         super().__init__()
@@ -45,31 +52,27 @@ class MPNLayer(nn.Module):
         m0 = torch.zeros(hidden_dim, input_dim)
         self.m0 = nn.Parameter(m0, requires_grad=options.train_m0 and not frozen)
         self.mask: Tensor | None
-        self.register_buffer("mask", None)  # (H, D) bool, where the topology changes: the synapses that exist
+        self.register_buffer("mask", None)  # (H, D) bool, the synapses that exist; None: all
 
     feedforward = True
 
     def maskable_weights(self) -> tuple[str, ...]:
-        """W; eta, lambda and M(0) are no synapses."""
+        """W only: eta, lambda and M(0) are not weights."""
         return ("weight",)
 
-    def init_state(self, batch_size: int) -> Tensor:
-        """M(0) for every row: (B, H, D); a trained M(0) gets its gradient through it."""
-        return self.m0.expand(batch_size, *self.m0.shape).clone()
-
     def forward(self, xs: Tensor, modulation: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, T, D), (B, H, D), (B, T) -> h (B, T, H), M (B, H, D)."""
-        # The options, not requires_grad, tell what is trained: a target network is a copy without gradients.
+        """A sequence, as `mpn_scan`: xs (B, T, D), M (B, H, D) and reset (B, T) -> hs (B, T, H) and the last M."""
+        # What is trained is read from the options, not from requires_grad: a target network has no gradients.
         options = self.options
         if options.freeze_plasticity:
             return ACTIVATIONS[options.activation](nn.functional.linear(xs, self.weight, self.bias)), modulation
         if options.train_lambda:
-            # Projected gradient: the stored value is in range whenever it is used, and never stuck at the edge.
-            # By .data, since within one graph only the first use can change it, and autograd may save it before.
+            # Projected gradient: the stored value is in range at every use, and never stuck at the edge.
+            # By .data: autograd may have saved the tensor, and within one graph only the first use can change it.
             self.lambda_decay.data.clamp_(0.0, options.lambda_max)
         eta: Tensor = self.eta
         m0: Tensor | None = self.m0 if options.train_m0 else None
-        if self.mask is not None and options.form == "additive":  # here alone M acts without W
+        if self.mask is not None and options.form == "additive":  # the one form in which M acts where W is 0
             modulation, eta, m0 = modulation * self.mask, eta * self.mask, None if m0 is None else m0 * self.mask
         hs, modulation = mpn_scan(
             xs,
@@ -94,7 +97,7 @@ class MPNLayer(nn.Module):
 
 
 class MPN(nn.Module):
-    """A multi-plasticity network of one or more layers, behind the core contract.
+    """A multi-plasticity network of one or more layers, with the core contract.
 
         multiplicative  h_t = f( b + [W * (M_{t-1} + 1)] x_t )          additive  h_t = f( b + [W + M_{t-1}] x_t )
         associative     M_t = lambda M_{t-1} + eta h_t x_t^T
@@ -102,23 +105,28 @@ class MPN(nn.Module):
         postsynaptic    M_t = lambda M_{t-1} + eta h_t 1^T
         oja             M_t = lambda M_{t-1} + eta (h_t x_t^T - h_t^2 M_{t-1})
 
-    The state is M, (B, H, D); with several layers a tuple, whose later layers read the h of the one before. Where a
-    layer has a mask (see `expansion/topology.py`), M is 0 at the synapses that do not exist.
+    The state is M, (B, H, D), or with several layers a tuple of them; each layer after the first has the h of the layer
+    before as its input. If a layer has a mask (see `expansion/topology.py`), M is 0 at the synapses that do not exist.
 
     Args:
-        input_dim, hidden_dim: D and H.
-        num_layers: stacked layers, all of H units.
-        activation: f, one of tanh, relu, sigmoid, linear.
-        eta: Hebbian learning rate; negative is anti-Hebbian.
-        lambda_decay: decay of M per step, in [0, lambda_max].
-        lambda_max: at most 1; bounds lambda while it is trained.
-        eta_shape, lambda_shape: scalar, pre (one per input), post (one per hidden unit) or matrix.
-        train_eta, train_lambda, train_m0: whether backpropagation learns eta, lambda and M(0), which starts at 0.
-        form, rule: as above.
-        bias: with or without b.
-        freeze_plasticity: M stays exactly 0: the control that must fail where memory is needed.
-        kernel: auto, reference (plain PyTorch) or fused; see `kernels/mpn.py`.
-    Defaults and ranges are those of `config.MPNConfig`.
+        input_dim: D.
+        hidden_dim: H, of every layer.
+        num_layers: number of stacked layers.
+        options: those of `config.MPNConfig`, which has the defaults and ranges:
+            activation: f, one of tanh, relu, sigmoid, linear.
+            eta: Hebbian learning rate; a negative one is anti-Hebbian.
+            lambda_decay: decay of M per step, in [0, lambda_max].
+            lambda_max: upper bound of lambda while it is trained, at most 1.
+            eta_shape: scalar, pre (one per input), post (one per hidden unit) or matrix.
+            lambda_shape: as eta_shape.
+            train_eta: whether backpropagation trains eta.
+            train_lambda: whether backpropagation trains lambda.
+            train_m0: whether backpropagation trains M(0), which starts at 0.
+            form: multiplicative or additive.
+            rule: associative, presynaptic, postsynaptic or oja.
+            bias: whether there is a b.
+            freeze_plasticity: M stays exactly 0: the control that must fail tasks that need memory.
+            kernel: auto, reference (plain PyTorch) or fused; see `kernels/mpn.py`.
 
     Raises: ConfigError (a ValueError) for a value out of range or an unknown name.
     Source: Aitken & Mihalas 2023, eLife 12:e83035; the additive form: Miconi et al. 2018 (arXiv 1804.02464).
@@ -131,44 +139,52 @@ class MPN(nn.Module):
         self.layers = nn.ModuleList(MPNLayer(sizes[i], checked) for i in range(num_layers))
         self.input_dim, self.hidden_dim = input_dim, hidden_dim
 
-    def init_state(self, batch_size: int, device: torch.device | str | None = None) -> Tensor | tuple[Tensor, ...]:
-        """M(0): (B, H, D), or a tuple with one per layer; on the parameters' device unless another is named."""
-        states = tuple(layer.init_state(batch_size).to(device) for layer in self.layers)  # type: ignore[operator]
+    def init_state(self, batch_size: int, device: torch.device | str | None = None) -> State:
+        """M(0) (B, H, D), or a tuple with one per layer, on the parameters' device or on `device`.
+
+        A trained M(0) receives its gradient through this state.
+        """
+        layers = cast("list[MPNLayer]", self.layers)
+        states = tuple(layer.m0.expand(batch_size, *layer.m0.shape).clone().to(device) for layer in layers)
         return states if len(states) > 1 else states[0]
 
-    def forward(self, x: Tensor, state):
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One step: x (B, D) -> h (B, H) and the next state."""
         hs, state = self.unroll(x.unsqueeze(1), state)
         return hs.squeeze(1), state
 
-    def unroll(self, xs: Tensor, state, reset: Tensor | None = None):
+    def unroll(self, xs: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
         """A sequence: xs (B, T, D) -> hs (B, T, H) and the last state.
 
         Where reset (B, T) is true, the row's state is set back to M(0) before that step.
         """
-        before = state if isinstance(state, tuple) else (state,)
         after = []
-        for layer, modulation in zip(self.layers, before, strict=True):
+        for layer, modulation in zip(self.layers, state_parts(state), strict=True):
             xs, modulation = layer(xs, modulation, reset)
             after.append(modulation)
         return xs, tuple(after) if len(after) > 1 else after[0]
 
-    def forget(self, state, changed: dict[str, Tensor]):
-        """The state with M = 0 where synapses are new or gone: `changed` has masks (H, D) by the name of W."""
-        parts = state if isinstance(state, tuple) else (state,)
+    def forget(self, state: State, changed: dict[str, Tensor]) -> State:
+        """The state with M = 0 at synapses that have appeared or disappeared.
+
+        Args:
+            state: the core's state.
+            changed: masks (H, D) of these synapses, by the name of the weight.
+        """
+        parts = state_parts(state)
         masks = [changed.get(f"layers.{i}.weight") for i in range(len(parts))]
         after = [part if mask is None else part.masked_fill(mask, 0.0) for part, mask in zip(parts, masks, strict=True)]
         return tuple(after) if len(after) > 1 else after[0]
 
-    def state_arrays(self, state) -> dict[str, Tensor]:
-        """{"M": (B, H, D)}, or M1, M2, ... by layer."""
+    def state_arrays(self, state: State) -> dict[str, Tensor]:
+        """{"M": (B, H, D)}, or M1, M2, ... for several layers."""
         if isinstance(state, tuple):
             return {f"M{i + 1}": modulation for i, modulation in enumerate(state)}
         return {"M": state}
 
 
 def main() -> None:
-    """A short self-check: memory decays through silence, and a frozen network has none."""
+    """A short self-check: M decays while the input is zero, and a frozen network has none."""
     torch.manual_seed(0)
     mpn = MPN(4, 8, eta=1.0, lambda_decay=0.85)
     xs = torch.randn(2, 10, 4)
@@ -178,12 +194,15 @@ def main() -> None:
         for t in range(10):
             h, stepped = mpn(xs[:, t], stepped)
         _, silent = mpn.unroll(torch.zeros(2, 10, 4), state)
-    frozen = MPN(4, 8, freeze_plasticity=True)
-    print(f"unroll: xs {tuple(xs.shape)} -> hs {tuple(hs.shape)}, M {tuple(state.shape)}")
+        frozen = MPN(4, 8, freeze_plasticity=True)
+        _, unchanged = frozen.unroll(xs, frozen.init_state(2))
+    m, m_silent, m_frozen = (state_parts(parts)[0] for parts in (state, silent, unchanged))
+    print(f"unroll: xs {tuple(xs.shape)} -> hs {tuple(hs.shape)}, M {tuple(m.shape)}")
     print(f"unroll against stepping: largest difference {float((h - hs[:, -1]).abs().max()):.1e}")
-    share = float(silent.norm() / state.norm())
-    print(f"|M| after 10 silent steps: {share:.3f} of what it was; lambda^10 = {0.85**10:.3f}")
-    print(f"frozen: |M| {float(frozen.unroll(xs, frozen.init_state(2))[1].norm()):.1f}")
+    print(
+        f"|M| after 10 silent steps: {float(m_silent.norm() / m.norm()):.3f} of its value; lambda^10 = {0.85**10:.3f}"
+    )
+    print(f"frozen: |M| {float(m_frozen.norm()):.1f}")
 
 
 if __name__ == "__main__":

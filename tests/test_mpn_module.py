@@ -43,7 +43,7 @@ def steps(mpn: MPN, xs: list[list[float]]) -> tuple[list, list]:
 
 
 def randomised(mpn: MPN, seed: int = 0) -> MPN:
-    """Every parameter drawn anew, eta of both signs and lambda within (0, 1)."""
+    """The network with new random parameters, eta of both signs and lambda within (0, 1)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in mpn.named_parameters():
@@ -494,4 +494,4 @@ def test_hidden_dim_must_be_positive() -> None:
 def test_the_module_runs_as_a_script(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(Path(mpn_module.__file__)), run_name="__main__")
     printed = capsys.readouterr().out
-    assert "frozen: |M| 0.0" in printed and "0.197 of what it was" in printed
+    assert "frozen: |M| 0.0" in printed and "0.197 of its value" in printed

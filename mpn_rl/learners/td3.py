@@ -76,6 +76,8 @@ class Actor(AgentNetwork):
         low, high: bounds of the actions, (action_dim,).
     """
 
+    head: BoundedHead
+
     def __init__(
         self,
         obs_dim: int,

@@ -1,4 +1,4 @@
-"""RNN, GRU, LSTM (torch.nn's own) and a memoryless MLP behind the core contract: the baselines of the MPN."""
+"""The baselines of the MPN, with the core contract: torch.nn's RNN, GRU and LSTM, and an MLP without memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
+from mpn_rl.contracts import State, map_state, state_parts
 from mpn_rl.kernels.linear import Linear
 from mpn_rl.kernels.mpn import ACTIVATIONS
 
@@ -16,12 +17,13 @@ KINDS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 class RecurrentCore(nn.Module):
     """torch.nn's RNN (tanh), GRU or LSTM.
 
-    The state is h (B, layers, H), and for the LSTM (h, c): the batch comes first, unlike in torch.nn, so
-    that rows can be stored, reset and replayed alike for every core.
+    The state is h (B, layers, H), and for the LSTM (h, c). Unlike in torch.nn the batch comes first, as in every core.
 
     Args:
         kind: rnn, gru or lstm.
-        input_dim, hidden_dim, num_layers: D, H and the stacked layers, all of H units.
+        input_dim: D.
+        hidden_dim: H, of every layer.
+        num_layers: number of stacked layers.
     Source: torch.nn.RNN, GRU, LSTM, whose documentation has the equations.
     """
 
@@ -30,20 +32,20 @@ class RecurrentCore(nn.Module):
         self.kind, self.input_dim, self.hidden_dim, self.num_layers = kind, input_dim, hidden_dim, num_layers
         self.net = KINDS[kind](input_dim, hidden_dim, num_layers, batch_first=True)
 
-    def init_state(self, batch_size: int, device: torch.device | str | None = None):
-        """Zeros in the parameters' dtype, and on their device unless another is named."""
+    def init_state(self, batch_size: int, device: torch.device | str | None = None) -> State:
+        """Zeros in the parameters' dtype, on their device or on `device`."""
         zeros = next(self.parameters()).new_zeros(batch_size, self.num_layers, self.hidden_dim, device=device)
         return (zeros, zeros.clone()) if self.kind == "lstm" else zeros
 
-    def forward(self, x: Tensor, state):
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One step: x (B, D) -> h (B, H) and the next state."""
         hs, state = self._run(x.unsqueeze(1), state)
         return hs.squeeze(1), state
 
-    def unroll(self, xs: Tensor, state, reset: Tensor | None = None):
-        """A sequence: xs (B, T, D) -> hs (B, T, H); the state of a row is 0 again where reset (B, T) is true.
+    def unroll(self, xs: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
+        """A sequence: xs (B, T, D) -> hs (B, T, H) and the last state; `reset` as in the core contract.
 
-        torch's kernel takes whole stretches: the sequence is cut only at the steps where some row resets.
+        The sequence is cut only at the steps where a row resets, since torch's kernel is fast for long pieces.
         """
         if reset is None or not bool(reset.any()):
             return self._run(xs, state)
@@ -52,23 +54,18 @@ class RecurrentCore(nn.Module):
         pieces = []
         for start, stop in zip(edges[:-1], edges[1:], strict=True):
             fresh = functools.partial(torch.masked_fill, mask=reset[:, start, None, None], value=0.0)
-            hs, state = self._run(xs[:, start:stop], _each(fresh, state))
+            hs, state = self._run(xs[:, start:stop], map_state(fresh, state))
             pieces.append(hs)
         return torch.cat(pieces, 1), state
 
-    def state_arrays(self, state) -> dict[str, Tensor]:
+    def state_arrays(self, state: State) -> dict[str, Tensor]:
         """{"h": ...} and for the LSTM {"c": ...}, each (B, layers * H)."""
-        parts = state if isinstance(state, tuple) else (state,)
-        return {name: part.flatten(1) for name, part in zip(("h", "c"), parts, strict=False)}
+        return {name: part.flatten(1) for name, part in zip(("h", "c"), state_parts(state), strict=False)}
 
-    def _run(self, xs: Tensor, state):
-        hs, inner = self.net(xs, _each(_layers_first, state))
-        return hs, _each(_layers_first, inner)
-
-
-def _each(function, state):
-    """`function` of every tensor of a state."""
-    return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
+    def _run(self, xs: Tensor, state: State) -> tuple[Tensor, State]:
+        """`unroll` without resets."""
+        hs, inner = self.net(xs, map_state(_layers_first, state))
+        return hs, map_state(_layers_first, inner)
 
 
 def _layers_first(part: Tensor) -> Tensor:
@@ -77,7 +74,14 @@ def _layers_first(part: Tensor) -> Tensor:
 
 
 class MLPCore(nn.Module):
-    """A memoryless multilayer perceptron, h = f(W_L ... f(W_1 x + b_1) ... + b_L); its state is empty, (B, 0)."""
+    """A multilayer perceptron, h = f(W_L ... f(W_1 x + b_1) ... + b_L), without memory: its state is empty, (B, 0).
+
+    Args:
+        input_dim: D.
+        hidden_dim: H, of every layer.
+        num_layers: L.
+        activation: f, one of tanh, relu, sigmoid, linear.
+    """
 
     def __init__(self, input_dim: int, hidden_dim: int, num_layers: int = 1, activation: str = "tanh") -> None:
         super().__init__()
@@ -86,19 +90,19 @@ class MLPCore(nn.Module):
         self.layers = nn.ModuleList(Linear(sizes[i], hidden_dim) for i in range(num_layers))
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> Tensor:
-        """Nothing: (B, 0)."""
+        """An empty state, (B, 0)."""
         return next(self.parameters()).new_zeros(batch_size, 0, device=device)
 
-    def forward(self, x: Tensor, state: Tensor):
-        """x (..., D) -> h (..., H); the state passes through."""
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: x (..., D) -> h (..., H) and the same state."""
         for layer in self.layers:
             x = ACTIVATIONS[self.activation](layer(x))
         return x, state
 
-    def unroll(self, xs: Tensor, state: Tensor, reset: Tensor | None = None):
-        """xs (B, T, D) -> hs (B, T, H); with no memory there is nothing to reset."""
+    def unroll(self, xs: Tensor, state: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A sequence: xs (B, T, D) -> hs (B, T, H) and the same state; `reset` has no effect."""
         return self.forward(xs, state)
 
     def state_arrays(self, state: Tensor) -> dict[str, Tensor]:
-        """Nothing to name."""
+        """No arrays: the state is empty."""
         return {}

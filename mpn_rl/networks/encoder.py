@@ -1,23 +1,22 @@
-"""What stands around a core, whatever the learner: the encoder in front of it, and the network that acts."""
+"""The encoder in front of a core, and the base class of the networks that act."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpn_rl.contracts import Core
+from mpn_rl.contracts import Core, State
 
 
 def epsilon_greedy(greedy: Tensor, num_actions: int, epsilon: float, generator: torch.Generator | None) -> Tensor:
-    """Actions (B,): the greedy ones, each replaced by a uniform one with probability epsilon.
+    """The greedy actions, each replaced by a uniform one with probability epsilon.
 
     Args:
         greedy: the best actions, (B,) int64.
         num_actions: A, the number of choices.
-        epsilon: probability of a uniform action; with 0 nothing is drawn.
+        epsilon: probability of a uniform action; 0 draws no random numbers.
         generator: on the CPU, so that a run's random numbers do not depend on the device; None: torch's global one.
+    Returns: actions, (B,) int64.
     """
     if epsilon <= 0.0:
         return greedy
@@ -27,11 +26,16 @@ def epsilon_greedy(greedy: Tensor, num_actions: int, epsilon: float, generator: 
 
 
 class Encoder(nn.Module):
-    """What the core sees: x = [tanh(A obs + a), 1], each part optional.
+    """The core's input, x = [tanh(A obs + a), 1]; both the embedding and the constant channel are optional.
 
-    M acts only through (W * (M + 1)) x, so an MPN reads nothing out of its memory while the observation is
-    zero, and NeuroGym's decision periods are just that: a bare MPN stays at chance for ever. With a learned
-    embedding (`embed_dim`) or a constant channel (`constant_input`) the core's input is never all zero.
+    M acts only through (W * (M + 1)) x, so an MPN cannot read its memory while its input is zero, and in nearly all of
+    NeuroGym's decision periods the observation is zero: an MPN without encoder stays at chance. With an embedding or
+    the constant channel, the core's input is never all zero.
+
+    Args:
+        obs_dim: size of an observation.
+        embed_dim: size of the embedding; 0: x contains obs itself.
+        constant_input: whether x has the constant channel.
     """
 
     def __init__(self, obs_dim: int, embed_dim: int, constant_input: bool) -> None:
@@ -41,45 +45,51 @@ class Encoder(nn.Module):
         self.output_dim = (embed_dim or obs_dim) + constant_input
 
     def forward(self, obs: Tensor) -> Tensor:
-        """(..., obs_dim) -> (..., output_dim)."""
+        """Observations (..., obs_dim) -> x (..., output_dim)."""
         x = torch.tanh(self.embedding(obs)) if self.embedding is not None else obs
         return nn.functional.pad(x, (0, 1), value=1.0) if self.constant_input else x
 
 
 class AgentNetwork(nn.Module):
-    """The network that acts: head(h_t), with h_t the core's output for the encoded observation.
+    """A network that acts by head(h_t), where h_t is the core's output for the encoded observation.
 
-    Subclasses set `encoder`, `core` and `head`, and say in `choose` what the head's output means.
+    Subclasses set `encoder`, `core` and `head`, and define in `choose` which actions follow from the head's output.
     """
 
     encoder: Encoder
     core: Core
-    head: Any
+    head: nn.Module
 
-    def init_state(self, batch_size: int, device: torch.device | str | None = None):
+    def init_state(self, batch_size: int, device: torch.device | str | None = None) -> State:
         """The core's state at an episode's start."""
         return self.core.init_state(batch_size, device or next(self.head.parameters()).device)
 
-    def features(self, obs: Tensor, state):
+    def features(self, obs: Tensor, state: State) -> tuple[Tensor, State]:
         """One step without the head: obs (B, D) -> h (B, H) and the next state."""
         return self.core(self.encoder(obs), state)
 
-    def forward(self, obs: Tensor, state):
-        """One step: obs (B, D) -> what the head makes of h (B, A), and the next state."""
+    def forward(self, obs: Tensor, state: State):
+        """One step: obs (B, D) -> the head's output (B, A) and the next state."""
         h, state = self.features(obs, state)
         return self.head(h), state
 
-    def unroll(self, obs: Tensor, state, reset: Tensor | None = None):
+    def unroll(self, obs: Tensor, state: State, reset: Tensor | None = None):
         """A sequence: obs (B, T, D) -> (B, T, A) and the last state; `reset` as in the core contract."""
         hs, state = self.core.unroll(self.encoder(obs), state, reset)
         return self.head(hs), state
 
+    def state_arrays(self, state: State) -> dict[str, Tensor]:
+        """The parts of the core's state by name, each (B, ...)."""
+        return self.core.state_arrays(state)
+
     @torch.no_grad()
-    def select_action(self, obs: Tensor, state, epsilon: float = 0.0, generator: torch.Generator | None = None):
-        """Actions by `choose`, and the next state, which moves on whatever the action."""
+    def select_action(
+        self, obs: Tensor, state: State, epsilon: float = 0.0, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, State]:
+        """Actions by `choose`, and the next state, which does not depend on the action."""
         h, state = self.features(obs, state)
         return self.choose(self.head(h), epsilon, generator), state
 
     def choose(self, preferences: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """Actions from what the head returned (B, A), a share `epsilon` of them random."""
+        """Actions from the head's output (B, A); a share `epsilon` of them is random."""
         raise NotImplementedError

@@ -53,7 +53,7 @@ def test_equations_written_out_agree(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_reset_forgets_everything_before_it(kind: str) -> None:
-    """Row 0 begins anew at step 2 of 4, row 1 at step 1: each goes on as a new sequence would."""
+    """Row 0 is reset at step 2 of 4, row 1 at step 1: each continues as a new sequence would."""
     core, xs = one_unit(kind), [1.0, -2.0, 0.5, 3.0]
     both = torch.tensor([xs, xs], dtype=torch.float64)[:, :, None]
     reset = torch.tensor([[False, False, True, False], [False, True, False, False]])

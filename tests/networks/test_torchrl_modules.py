@@ -83,7 +83,7 @@ def test_a_sequence_is_unroll(cls: type, layers: int) -> None:
 
 
 @every_core
-def test_steps_begin_anew_at_is_init_and_the_sequence_follows_them(cls: type, layers: int) -> None:
+def test_steps_restart_at_is_init_and_the_sequence_equals_them(cls: type, layers: int) -> None:
     core = make(cls, layers)
     module = torchrl_modules.CoreModule(core)
     xs, begins = sequence()
