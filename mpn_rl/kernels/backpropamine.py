@@ -78,14 +78,17 @@ class Variant(NamedTuple):
         return (*cell, "H", *eligibility, *(() if self.modulation == "none" else ("modulator",)))
 
 
+PlasticState = tuple[Tensor, ...]  # the parts of the state, in the order of `Variant.state_names`
+
+
 def plastic_scan(
     drive: Tensor,
-    state: tuple[Tensor, ...],
+    state: PlasticState,
     weights: Weights,
     variant: Variant,
     reset: Tensor | None = None,
     kernel: str = "auto",
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> tuple[Tensor, PlasticState]:
     """Run a plastic layer over a sequence; the top of this module has the equations.
 
     Args:
@@ -113,7 +116,7 @@ def plastic_scan(
 
 
 @functools.cache
-def _fused_scan() -> Callable[..., tuple[Tensor, tuple[Tensor, ...]]]:
+def _fused_scan() -> Callable[..., tuple[Tensor, PlasticState]]:
     """The fused scan, imported at its first use: its compiler is slow to import."""
     from mpn_rl.kernels.backpropamine_cpu import scan
 
@@ -121,8 +124,8 @@ def _fused_scan() -> Callable[..., tuple[Tensor, tuple[Tensor, ...]]]:
 
 
 def plastic_scan_reference(
-    drive: Tensor, state: tuple[Tensor, ...], weights: Weights, variant: Variant, reset: Tensor | None = None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    drive: Tensor, state: PlasticState, weights: Weights, variant: Variant, reset: Tensor | None = None
+) -> tuple[Tensor, PlasticState]:
     """`plastic_scan` as a loop over PyTorch operations, for any device and dtype; its gradients are autograd's.
 
     If a gradient is needed, only the state of every sqrt(T)-th step is stored, and the backward pass runs the steps
@@ -145,8 +148,8 @@ def plastic_scan_reference(
 
 
 def _stretch(
-    drive: Tensor, state: tuple[Tensor, ...], weights: Weights, variant: Variant, reset: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    drive: Tensor, state: PlasticState, weights: Weights, variant: Variant, reset: Tensor | None
+) -> tuple[Tensor, PlasticState]:
     """`plastic_scan_reference` over the steps between two checkpoints."""
     hs = []
     for t in range(drive.shape[1]):
@@ -158,7 +161,7 @@ def _stretch(
     return torch.stack(hs, 1), state
 
 
-def plastic_step(drive: Tensor, state: tuple[Tensor, ...], weights: Any, variant: Variant) -> tuple[Tensor, ...]:
+def plastic_step(drive: Tensor, state: PlasticState, weights: Any, variant: Variant) -> PlasticState:
     """One step: drive (B, N) or (B, 4N) and `Weights` that fit the variant -> the next state, whose first part is h."""
     parts = dict(zip(variant.state_names, state, strict=True))
     if variant.lesion:
@@ -202,7 +205,7 @@ def updated_trace(trace: Tensor, gain: Tensor, signal: Tensor, post: Tensor, var
     return trace + change - gain * post**2 * trace
 
 
-def _check(drive: Tensor, state: tuple[Tensor, ...], weights: Weights, variant: Variant, reset: Tensor | None) -> None:
+def _check(drive: Tensor, state: PlasticState, weights: Weights, variant: Variant, reset: Tensor | None) -> None:
     """Refuse wrong shapes: the fused kernel reads memory by its address, and checks nothing."""
     (B, T, width), N = drive.shape, weights.w.shape[0]
     shapes = {"h": (B, N), "c": (B, N), "H": (B, N, N), "E": (B, N, N), "modulator": (B, 1)}

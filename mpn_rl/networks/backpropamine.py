@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mpn_rl.config import BackpropamineConfig
-from mpn_rl.kernels.backpropamine import Variant, Weights, plastic_scan
+from mpn_rl.kernels.backpropamine import PlasticState, Variant, Weights, plastic_scan
 from mpn_rl.options import ConfigError
 
 ALPHA_SHAPES = {"connection": lambda N: (N, N), "neuron": lambda N: (1, N), "scalar": lambda N: (1, 1)}
@@ -115,7 +115,7 @@ class Backpropamine(nn.Module):
         own = {"weight": self.weight, "gates": self.gates, "alpha": self.alpha}
         return tuple(name for name, part in own.items() if part is not None and (name != "alpha" or len(part) > 1))
 
-    def init_state(self, batch_size: int, device: torch.device | str | None = None) -> tuple[Tensor, ...]:
+    def init_state(self, batch_size: int, device: torch.device | str | None = None) -> PlasticState:
         """Zeros in the parameters' dtype, on their device or on `device`."""
         N = self.hidden_dim
         shapes = {"H": (N, N), "E": (N, N), "modulator": (1,)}
@@ -124,14 +124,12 @@ class Backpropamine(nn.Module):
             for name in self.variant.state_names
         )
 
-    def forward(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, state: PlasticState) -> tuple[Tensor, PlasticState]:
         """One step: x (B, D) -> h (B, N) and the next state."""
         hs, state = self.unroll(x.unsqueeze(1), state)
         return hs.squeeze(1), state
 
-    def unroll(
-        self, xs: Tensor, state: tuple[Tensor, ...], reset: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def unroll(self, xs: Tensor, state: PlasticState, reset: Tensor | None = None) -> tuple[Tensor, PlasticState]:
         """A sequence: xs (B, T, D) -> hs (B, T, N) and the last state.
 
         Where reset (B, T) is true, the row's state is set back to zero before that step.
@@ -143,7 +141,7 @@ class Backpropamine(nn.Module):
         weights = Weights._make(map(own.get, WEIGHTS))
         return plastic_scan(self.input(xs), state, weights, variant, reset, kernel)
 
-    def forget(self, state: tuple[Tensor, ...], changed: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def forget(self, state: PlasticState, changed: dict[str, Tensor]) -> PlasticState:
         """The state with H = E = 0 at connections that have appeared or disappeared.
 
         Args:
@@ -158,6 +156,6 @@ class Backpropamine(nn.Module):
             part.masked_fill(mask, 0.0) if name in ("H", "E") else part for name, part in zip(names, state, strict=True)
         )
 
-    def state_arrays(self, state: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def state_arrays(self, state: PlasticState) -> dict[str, Tensor]:
         """{"h": (B, N), "H": (B, N, N)}, and "c" (B, N), "E" (B, N, N), "modulator" (B, 1) if the variant has them."""
         return dict(zip(self.variant.state_names, state, strict=True))
