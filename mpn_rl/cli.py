@@ -35,7 +35,8 @@ def _run(args: argparse.Namespace) -> int:
         from mpn_rl import commands
 
         gc.enable()
-        return commands.COMMANDS[args.command](args)
+        with commands.stop_signals(commands.leave):
+            return commands.COMMANDS[args.command](args)
     except ConfigError as error:
         return _refuse(args, str(error), error.status)
     except MemoryError as error:
@@ -43,8 +44,9 @@ def _run(args: argparse.Namespace) -> int:
         return _refuse(args, f"{reason}; lower --hidden-dim, --buffer-size or the batch size", 2)
     except OSError as error:
         return _refuse(args, f"{error.filename or 'system'}: {error.strerror or error}", 2)
-    except KeyboardInterrupt:
-        return _refuse(args, "interrupted", 130)
+    except KeyboardInterrupt as error:
+        # Only `commands.Stopped` has a text: the name of the signal, which counts as SIGTERM.
+        return _refuse(args, f"stopped by {error}", 143) if str(error) else _refuse(args, "interrupted", 130)
 
 
 def _refuse(args: argparse.Namespace, message: str, status: int) -> int:
