@@ -26,6 +26,7 @@ from mpn_rl.evaluation import acting, load_policy, measure, stored_config
 from mpn_rl.options import ConfigError
 from mpn_rl.reporting import Reporter, draw_training_curves, print_scores, print_tasks, stderr, stdout
 from mpn_rl.rollout import record_episodes
+from mpn_rl.tasks import trusted_modules
 from mpn_rl.tasks.lanes import EpisodeSeeds
 from mpn_rl.training import DivergedError, Run, StoppedError
 from neurogym_wrapper import NeuroGymWrapper
@@ -50,6 +51,7 @@ def train(args: argparse.Namespace) -> int:
     event_logs.check(config)
     record = {**config.to_dict(), "versions": versions()}
     experiment = Experiment.create(name, args.experiments_dir, record, overwrite=overwrite)
+    _remember_consent(experiment, config)
     with experiment.lock(), experiment.noting_failure():
         run.start(experiment)
         return _drive(run, args)
@@ -74,9 +76,16 @@ def _resume(args: argparse.Namespace) -> int:
                     "changed. To train longer, raise --num-episodes or --total-steps"
                 )
                 return 0
+            _remember_consent(experiment, config)
             if config != stored:  # the next --resume continues with the new options
                 write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
             return _drive(run, args)
+
+
+def _remember_consent(experiment: Experiment, config: cfg.Config) -> None:
+    """Let later commands of this user import the task's module, which this command line names."""
+    if why_not := trusted_modules.remember(experiment.path, config.env.env_name):
+        stderr.print(f"note: {why_not}")
 
 
 def _check_exit_options(args: argparse.Namespace) -> None:
