@@ -54,6 +54,10 @@ Granularity = Literal["scalar", "pre", "post", "matrix"]
 class CoreConfig(Kind):
     """A recurrent (or memoryless) core."""
 
+    def note(self) -> str:
+        """A remark on these options that a training starts with, or an empty text."""
+        return ""
+
 
 @dataclass(frozen=True)
 class MPNConfig(CoreConfig, name="mpn"):
@@ -146,6 +150,20 @@ class BackpropamineConfig(CoreConfig, name="backpropamine"):
             )
         if self.kernel == "fused":
             raise ConfigError("--kernel fused exists for --cell rnn, got lstm; use --kernel auto or reference")
+
+    def note(self) -> str:
+        """Of rules that bound H only while the gain lies in [0, 2]."""
+        gain = {
+            "none": "" if 0.0 <= self.eta <= 2.0 else f"--eta {self.eta}",
+            "simple": "" if self.modulator_activation == "sigmoid" else f"a {self.modulator_activation} modulator",
+            "fanout": "--modulation fanout",
+        }.get(self.modulation)
+        if self.trace_rule not in ("decay", "oja") or not gain:
+            return ""
+        return (
+            f"--trace-rule {self.trace_rule} with {gain} does not bound H, which may grow until the training diverges; "
+            "use --modulation simple --modulator-activation sigmoid, or --trace-rule hard-clip"
+        )
 
 
 @dataclass(frozen=True)

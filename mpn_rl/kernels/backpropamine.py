@@ -10,15 +10,15 @@ For every batch row, with w, alpha, H and E of shape (N, N), presynaptic unit i 
               E_{t+1} = (1 - eta) E_t + eta h_{t-1} h_t^T
 
     hard-clip  H_{t+1} = clip( H + D, -c, c )                  D = gain * S, H = H_t
-    soft-clip  H_{t+1} = H + max(D, 0) (c - H) + min(D, 0) (c + H)
+    soft-clip  H_{t+1} = clip( H + max(D, 0) (c - H) + min(D, 0) (c + H), -c, c )
     decay      H_{t+1} = (1 - gain) H + D
     oja        H_{t+1} = H + gain h_t (h_{t-1} - h_t H)
 
 M reads the new h_t; retroactive modulation uses the old E. An LSTM's plastic connections are those from h_{t-1} to the
 cell's candidate g_t, which replaces h_t in S; its three gates are not plastic, and M reads h_t.
 
-The adjoint of the kernel runs from T to 1 with A = dL/dH_{t+1}. For the hard clip, which passes no gradient where H is
-saturated (A = 0 there), with simple modulation:
+The adjoint of the kernel runs from T to 1 with A = dL/dH_{t+1}. Both clips pass no gradient where they cut (A = 0
+there). For the hard clip with simple modulation:
 
     q_j    = sum_i A_ij h_{t-1,i}              dM = sum_j q_j h_j          g_c = f' (dM + dL/dM_t)
     g_h    = dL/dh_t + gain q + g_c u + (from step t+1)                    g_u = g_h (1 - h_t^2) = dL/ddrive_t
@@ -199,7 +199,8 @@ def updated_trace(trace: Tensor, gain: Tensor, signal: Tensor, post: Tensor, var
     if variant.trace_rule == "hard-clip":
         return (trace + change).clamp(-bound, bound)
     if variant.trace_rule == "soft-clip":
-        return trace + change.relu() * (bound - trace) - (-change).relu() * (bound + trace)
+        new = trace + change.relu() * (bound - trace) - (-change).relu() * (bound + trace)
+        return new.clamp(-bound, bound)
     if variant.trace_rule == "decay":
         return (1.0 - gain) * trace + change
     return trace + change - gain * post**2 * trace

@@ -48,11 +48,16 @@ def magnitude(x):
 @numba.njit(inline="always")
 def updated(h, change, keep, bound, kind):
     """H after a step that adds `change`."""
-    if kind == CLIP:
-        return at_most(at_least(h + change, -bound), bound)
     if kind == LINEAR:
         return keep * h + change
-    return h + bound * change - magnitude(change) * h
+    new = h + change if kind == CLIP else softly(h, change, bound)
+    return at_most(at_least(new, -bound), bound)
+
+
+@numba.njit(inline="always")
+def softly(h, change, bound):
+    """H + max(change, 0) (c - H) + min(change, 0) (c + H), which exceeds the bound c only where |change| > 1."""
+    return h + where_positive(change, change) * (bound - h) - where_positive(-1.0 * change, -1.0 * change) * (bound + h)
 
 
 @numba.njit(inline="always")
@@ -164,6 +169,12 @@ def gather_row(s, k, i, a, z, step, h_after, sums, L, kind, retro):
     """The adjoint of a step's gain: adds row i to the sums G, K, Q, S. Returns A, which is zero where H is clipped."""
     G, K, Q, S = sums
     pre = step.pre[i]
+    if kind == SOFT:
+        h = load(s.H_before, k, L)
+        change = step.gp * load(s.E_before, k, L) if retro else step.gp * pre
+        new = softly(h, change, s.bound)
+        a = a - where_positive(new - s.bound, a) - where_positive(-1.0 * new - s.bound, a)
+        d = soft(a, h, change, s.bound, L)
     if kind == CLIP:
         a = where_positive(s.bound - h_after, where_positive(h_after + s.bound, a))
         d = a
@@ -172,14 +183,10 @@ def gather_row(s, k, i, a, z, step, h_after, sums, L, kind, retro):
         K = K + a * load(s.H_before, k, L)
     if retro:
         e = load(s.E_before, k, L)
-        if kind == SOFT:
-            d = soft(a, load(s.H_before, k, L), step.gp * e, s.bound, L)
         G = G + d * e
         Q = Q + z * pre
         S = S + z * e
     else:
-        if kind == SOFT:
-            d = soft(a, load(s.H_before, k, L), step.gp * pre, s.bound, L)
         G = G + d * pre
     return a, (G, K, Q, S)
 
@@ -220,7 +227,7 @@ def gather(s, j0, L, kind, retro):
         k = j0 * s.N + i * L
         z = load(s.Z, k, L) if retro else zero
         a, sums = gather_row(s, k, i, load(s.A, k, L), z, step, load(s.H_after, k, L), sums, L, kind, retro)
-        if kind == CLIP:
+        if kind != LINEAR:
             store(s.A, k, a)
     store_sums(s, j0, sums)
 

@@ -37,7 +37,7 @@ class Backpropamine(nn.Module):
         fanout       gain_j = a_j M_t + d_j
 
         hard-clip    H + gain S, clipped to [-c, c]
-        soft-clip    H + max(gain S, 0) (c - H) + min(gain S, 0) (c + H)
+        soft-clip    H + max(gain S, 0) (c - H) + min(gain S, 0) (c + H), clipped to [-c, c]
         decay        (1 - gain) H + gain S
         oja          H + gain h_j (h_i - h_j H)
 

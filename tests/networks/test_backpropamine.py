@@ -97,7 +97,7 @@ def the_loop(core: Backpropamine, xs, state, reset):
         elif options.trace_rule == "oja":
             s["H"] = H + gain * y[:, None] * (x[:, :, None] - y[:, None] * H)
         else:
-            s["H"] = H + torch.maximum(Delta, zero) * (c - H) + torch.minimum(Delta, zero) * (c + H)
+            s["H"] = torch.clip(H + torch.maximum(Delta, zero) * (c - H) + torch.minimum(Delta, zero) * (c + H), -c, c)
         s["h"] = new
         hs.append(new)
     return torch.stack(hs, 1), tuple(s[name] for name in names)
@@ -162,6 +162,39 @@ def assert_as_exact_as_the_loop(core: Backpropamine, xs, state, reset) -> None:
 def test_the_fused_kernels_are_as_exact_as_the_loop(rule: str, modulation: str) -> None:
     core = make(rule, modulation, N=37)  # blocks of 32 and 16 units, the last one not full
     assert_as_exact_as_the_loop(core, *case(core, 3, 23, resets=0.05))
+
+
+def strongly_modulated(modulation: str) -> Backpropamine:
+    """A core with the soft clip whose changes exceed 1, so that they exceed the bound if nothing stops them."""
+    core = make("soft-clip", modulation, N=37, modulator_activation="linear")
+    with torch.no_grad():
+        core.modulator_bias.fill_(6.0)
+        if core.fanout_bias is not None:
+            core.fanout_bias.fill_(-6.0)
+    return core
+
+
+@needs_numba
+@pytest.mark.parametrize("modulation", ["simple", "fanout", "retroactive"])
+def test_soft_clip_cuts_in_the_adjoint_too(modulation: str) -> None:
+    core = strongly_modulated(modulation)
+    xs, state, reset = case(core, 3, 5, resets=0.05)
+    _, after = the_loop(core.double(), xs, state, reset)
+    trace = after[core.variant.state_names.index("H")].abs()
+    assert 0.1 < (trace == CLIP).double().mean() < 0.9  # both sides of the bound are at work
+    assert_as_exact_as_the_loop(core, xs, state, reset)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("modulation", ["simple", "fanout", "retroactive"])
+def test_soft_clip_keeps_the_trace_within_its_bound(modulation: str, kernel: str) -> None:
+    core = strongly_modulated(modulation)
+    core.kernel = kernel
+    xs, state = torch.randn(2, 200, D), core.init_state(2)
+    for together in (xs, xs[:, :1]):  # a sequence, and a single step of acting
+        _, state = core.unroll(together, state)
+        trace = core.state_arrays(state)["H"].abs()
+        assert 0.0 < trace.max() <= CLIP
 
 
 @needs_numba
