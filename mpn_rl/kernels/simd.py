@@ -387,14 +387,28 @@ _VERSION = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexd
 _compiled: list[object] = []  # keeps the machine code alive
 
 
+_notes: list[str] = []
+
+
+def _without_cache(error: Exception) -> None:
+    """Print once why the cache is not used, and the way out."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    way_out = "empty that folder, or set NUMBA_CACHE_DIR to a writable one"
+    folder = numba.config.CACHE_DIR or Path(__file__).parent / "__pycache__"
+    if not _notes:
+        _notes.append(f"note: the cache of compiled kernels, {folder}, cannot be used ({reason}); {way_out}")
+        print(_notes[0], file=sys.stderr, flush=True)
+
+
 def compiled(function: Callable[..., None]) -> Kernel:
-    """The kernel as a C function of its table's address; uses Numba's disk cache if a directory is writable."""
+    """The kernel as a C function of its table's address, from Numba's disk cache if that can be read and written."""
     function.__qualname__ += f"_{_VERSION}"  # Numba's cache checks the file of `function`, not those that it imports
     kernel_type = types.void(types.CPointer(types.int64))
     with event.install_listener("numba:run_pass", _Announce()):
         try:
             kernel = numba.cfunc(kernel_type, cache=True)(function)
-        except RuntimeError:  # no writable directory for the cache
+        except Exception as error:  # a damaged file, a full disk, no writable folder; a kernel's own error comes again
+            _without_cache(error)
             kernel = numba.cfunc(kernel_type)(function)
     _compiled.append(kernel)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel.address)
