@@ -24,6 +24,7 @@ import math
 import os
 import platform
 import random
+import shlex
 import socket
 import subprocess
 import tempfile
@@ -236,6 +237,12 @@ class Experiment:
     @property
     def path(self) -> Path:
         return self.root / self.name
+
+    @property
+    def options(self) -> str:
+        """The options of a command line that name this experiment, quoted for a shell."""
+        folder = [] if self.root == Path(ROOT) else ["--experiments-dir", str(self.root)]
+        return shlex.join(["--experiment-name", self.name, *folder])
 
     @property
     def config_path(self) -> Path:

@@ -13,6 +13,7 @@ import functools
 import importlib
 import inspect
 import math
+import shlex
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -437,7 +438,7 @@ def make_neurogym(
         if env_name in gymnasium.registry:
             raise ConfigError(
                 f"--env-name must be a NeuroGym task, got the Gymnasium task {env_name!r}: "
-                f"use python main.py train --env-name {env_name}"
+                f"use python main.py train --env-name {shlex.quote(env_name)}"
             )
         close = nearest(env_name, task_names()) or ";"
         raise ConfigError(f"--env-name must be a NeuroGym task, got {env_name!r}{close} list them with: {LIST_COMMAND}")

@@ -122,6 +122,9 @@ def make_parser(prog: str = "main.py") -> Parser:
 def parse(argv: list[str] | None = None, parser: Parser | None = None) -> argparse.Namespace:
     """The parsed command line. A mistake is reported in one line and exits with status 2."""
     parser = parser or make_parser()
+    for word in argv or ():
+        if "\0" in word:
+            parser.exit(2, f"{parser.prog}: an argument must not contain a NUL byte, got {word!r}\n")
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         flag = unknown[0].partition("=")[0]

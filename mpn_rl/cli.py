@@ -6,23 +6,96 @@ The commands import torch and the tasks themselves, so that --help is fast.
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
+import io
 import os
+import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
 
 from mpn_rl import arguments
-from mpn_rl.options import PROGRAM, ConfigError
+from mpn_rl.options import PROGRAM, ConfigError, TemporaryError
 from mpn_rl.tasks import trusted_modules
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 NAME = PROGRAM.removeprefix("python ")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command line; returns the exit status."""
+    """Run one command line, that of this process by default; returns the exit status."""
+    with _figures_without_a_screen():
+        if argv is not None:
+            return _run(arguments.parse(argv, arguments.make_parser(NAME)))
+        out = _protect_standard_streams()
+        try:
+            status: int | str | None = _run(arguments.parse(argv, arguments.make_parser(NAME)))
+        except SystemExit as left:  # --help, or a command line that was refused
+            status = left.code
+        sys.stdout.flush()
+        if out.failure is not None:
+            print(f"{NAME}: cannot write to the standard output: {out.failure.strerror}", file=sys.stderr)
+            status = status or TemporaryError.status
+        return status if isinstance(status, int) else int(status is not None)
+
+
+@contextmanager
+def _figures_without_a_screen() -> Iterator[None]:
+    """Set MPLBACKEND in the body: a backend that is inherited, such as Jupyter's, may not exist here."""
+    before = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = "agg"
     try:
-        return _run(arguments.parse(argv, arguments.make_parser(NAME)))
+        yield
     finally:
-        _flush()
+        if before is None:
+            del os.environ["MPLBACKEND"]
+        else:
+            os.environ["MPLBACKEND"] = before
+
+
+class _Descriptor(io.FileIO):
+    """Standard output or error. If a write fails, the remaining output is discarded, and the work continues.
+
+    A closed pipe (`main.py ... | head`) or terminal is not an error. `failure` is any other error, such as a full disk.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            terminal = stat.S_ISCHR(os.fstat(self.fileno()).st_mode)
+            if error.errno != errno.EPIPE and not (terminal and error.errno == errno.EIO):
+                self.failure = error
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.fileno())
+            return memoryview(data).nbytes
+
+
+def _protect_standard_streams() -> _Descriptor:
+    """Make standard output and error safe to write to: closed, full, or in an encoding that lacks a character.
+
+    Returns: the standard output.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: else the next file that is opened would get its number, and with it the messages
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    out, err = _Descriptor(1, "wb", closefd=False), _Descriptor(2, "wb", closefd=False)
+    sys.stdout, sys.stderr = _text(out, sys.stdout), _text(err, sys.stderr)
+    return out
+
+
+def _text(descriptor: _Descriptor, stream: TextIO | None) -> TextIO:
+    encoding = "utf-8" if stream is None else stream.encoding
+    lines = stream is None or bool(stream.line_buffering)
+    return io.TextIOWrapper(io.BufferedWriter(descriptor), encoding, "backslashreplace", line_buffering=lines)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -59,11 +132,3 @@ def _refuse(args: argparse.Namespace, message: str, status: int) -> int:
     text = " ".join(message.split()).replace("python main.py", PROGRAM)
     print(f"{NAME} {args.command}: {text}", file=sys.stderr)
     return status
-
-
-def _flush() -> None:
-    """Flush stdout. A closed pipe (`main.py ... | head`) is not an error: discard the remaining output."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

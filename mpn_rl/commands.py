@@ -159,10 +159,8 @@ def _drive(run: Run, args: argparse.Namespace) -> int:
         if run.config.run.plot_training and experiment.metrics_size() and status != 128 + signal.SIGTERM:
             draw_training_curves(experiment, run.config)
         if status >= 128:
-            options = f"--experiment-name {experiment.name} --resume"
-            stderr.print(
-                f"stopped at step {run.step:,}; the run is saved in {experiment.path}: continue with {options}"
-            )
+            where = f"stopped at step {run.step:,}; the run is saved in {experiment.path}"
+            stderr.print(f"{where}: continue with {experiment.options} --resume")
         elif status == 0:
             reporter.closing()
     return args.checkpoint_exit_code or status if status == 128 + signal.SIGTERM else status

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -122,7 +123,9 @@ def _refuse_neurogym(name: str) -> None:
     if name in gymnasium.registry and not str(gymnasium.registry[name].entry_point).startswith("neurogym"):
         return
     if ":" not in name and name in task_names():
-        raise ConfigError(f"--env-name {name} is a NeuroGym task: use python main.py train-neurogym --env-name {name}")
+        raise ConfigError(
+            f"--env-name {name} is a NeuroGym task: use python main.py train-neurogym --env-name {shlex.quote(name)}"
+        )
 
 
 def spaces(env: Task) -> Spaces:

@@ -90,6 +90,8 @@ class Reporter:
         for log in self.logs:
             stdout.print(log.where)
         stdout.print(f"{config.learner.name}, {run.learner.memory}: {run.replay.nbytes / 2**20:,.0f} MiB when full")
+        if note := config.core.note():
+            stderr.print(f"note: {note}")
         limit = config.env.max_episode_steps
         longest: int = run.lanes.trial_steps
         if limit is not None and longest > limit:
@@ -160,7 +162,7 @@ class Reporter:
         accuracy = "" if best["accuracy"] is None else f", accuracy {best['accuracy']:.3f}"
         score = f"{run.learner.evaluated_as} return {best['return_mean']:.2f}{accuracy}"
         stdout.print(f"best_model.pt: step {best['step']:,}, {score}")
-        stdout.print(f"next: {PROGRAM} eval --experiment-name {self.experiment.name}")
+        stdout.print(f"next: {PROGRAM} eval {self.experiment.options}")
 
 
 def draw_training_curves(experiment: Experiment, config: Config) -> Path:

@@ -113,7 +113,7 @@ def recorded_pages(args: argparse.Namespace, experiment: Experiment, config: Con
 
     path = experiment.path / "analysis" / "activity.npz"
     if not path.is_file():
-        way_out = f"record it with: python main.py analyze collect --experiment-name {experiment.name}"
+        way_out = f"record it with: python main.py analyze collect {experiment.options}"
         raise ConfigError(f"no recording {path}; {way_out}")
     weights: dict[str, np.ndarray] = {}
     if path.with_name("network.npz").is_file():

@@ -84,11 +84,13 @@ def sends(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[SendsSignals]]:
 def test_a_signal_inside_an_endless_evaluation_saves_the_run(
     sends: type[SendsSignals], number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    signal.signal(number, signal.SIG_DFL)  # under nohup, SIGHUP would be ignored
     monkeypatch.setattr(sends, "number", number)
     monkeypatch.setattr(sends, "at", 30)  # 20 training steps come before the evaluation
     argv = ["train", "--env-name", "SendsSignals-v0", "--experiment-name", "endless",
-            "--experiments-dir", str(tmp_path), *TINY, "--kernel", "reference", "--total-steps", "100", "--eval-freq", "20",
-            "--max-episode-steps", "1000000000", "--resume", "auto", "--checkpoint-exit-code"]  # fmt: skip
+            "--experiments-dir", str(tmp_path), *TINY, "--kernel", "reference", "--total-steps", "100",
+            "--eval-freq", "20", "--max-episode-steps", "1000000000", "--resume", "auto",
+            "--checkpoint-exit-code"]  # fmt: skip
     assert main.main([*argv, "85"]) == 85, "each such signal counts as SIGTERM"
     assert load_checkpoint(tmp_path / "endless" / "checkpoints" / "last.pt")["counters"]["step"] == 20
     assert sends.steps == 30
@@ -114,6 +116,14 @@ def test_nohup_keeps_its_meaning() -> None:
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_narrow_terminal_cuts_no_number(capsys: pytest.CaptureFixture) -> None:
+    out = run(capsys, "eval", "--experiment-name", "context", "--num-eval-episodes", "2")
+    table = out.split(" episodes, ")[0]
+    assert "\u2026" not in out
+    assert len(re.findall(r"\d\.\d{3}", re.search(r"ground truth.*", table).group())) >= 3
+    assert len(re.search(r"agent.*", table).group()) > 60
 
 
 def test_a_run_that_learned_nothing_says_so(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
