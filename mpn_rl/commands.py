@@ -40,46 +40,76 @@ def train(args: argparse.Namespace) -> int:
         print_tasks()
         return 0
     _check_exit_options(args)
-    resuming = args.resume == "yes" or (args.resume == "auto" and _has_run(args))
-    if resuming:
-        return _resume(args)
-    # A run that failed before its first checkpoint has nothing to continue: --resume auto restarts it.
-    overwrite = args.overwrite or (args.resume == "auto" and _is_unfinished(args))
-    name = Experiment.check_new(args.experiment_name, args.experiments_dir, overwrite)
+    directory, resume = args.experiments_dir, args.resume is not None
+    name = Experiment.check_new(args.experiment_name, directory, args.overwrite, resume)
+    experiment = Experiment(name, Path(directory))
+    work = experiment.work()
+    if args.resume == "yes" or (resume and _has_run(experiment)):
+        return _resume(experiment, args)
+    if resume and experiment.holder() is None:
+        _check_restart(experiment, work, args)
     config = arguments.config_of(args)
     run = Run(config)  # finds every mistake in the options, before anything is written
     event_logs.check(config)
     record = {**config.to_dict(), "versions": versions()}
-    experiment = Experiment.create(name, args.experiments_dir, record, overwrite=overwrite)
-    _remember_consent(experiment, config)
-    with experiment.lock(), experiment.noting_failure():
-        run.start(experiment)
-        return _drive(run, args)
+    with experiment.lock():
+        if resume and _has_run(experiment):  # another process has started it in the meantime
+            return _continue(experiment, args)
+        if resume:
+            _check_restart(experiment, experiment.work(), args)
+        experiment.write_new(record, args.overwrite, restart=resume)
+        _remember_consent(experiment, config)
+        with experiment.noting_failure():
+            run.start(experiment)
+            run.save()  # a run that is killed before its first checkpoint can be resumed
+            return _drive(run, args)
 
 
-def _resume(args: argparse.Namespace) -> int:
-    experiment = Experiment.open(_needed_name(args), args.experiments_dir)
-    if not experiment.checkpoint("last").is_file():
+def _resume(experiment: Experiment, args: argparse.Namespace) -> int:
+    Experiment.open(experiment.name, experiment.root)
+    if not _has_run(experiment):
         raise ConfigError(
             f"--resume needs {experiment.checkpoint('last')}, which does not exist; --resume auto starts a new "
             "run if there is nothing to continue"
         )
+    arguments.resumed_config(args, experiment.name, stored_config(experiment))  # a mistake needs no lock
     with experiment.lock():
-        stored = stored_config(experiment)
-        config = arguments.resumed_config(args, experiment.name, stored)
-        event_logs.check(config)
-        with experiment.noting_failure():
-            run = Run.resume(config, experiment)
-            if run.finished:
-                stdout.print(
-                    f"{experiment.path} is complete: {run.step:,} steps, {run.episodes:,} episodes; nothing was "
-                    "changed. To train longer, raise --num-episodes or --total-steps"
-                )
-                return 0
-            _remember_consent(experiment, config)
-            if config != stored:  # the next --resume continues with the new options
-                write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
-            return _drive(run, args)
+        return _continue(experiment, args)
+
+
+def _continue(experiment: Experiment, args: argparse.Namespace) -> int:
+    """Continue the run. The caller holds the lock."""
+    stored = stored_config(experiment)
+    config = arguments.resumed_config(args, experiment.name, stored)
+    event_logs.check(config)
+    with experiment.noting_failure():
+        run = Run.resume(config, experiment)
+        if run.finished:
+            stdout.print(
+                f"{experiment.path} is complete: {run.step:,} steps, {run.episodes:,} episodes; nothing was "
+                "changed. To train longer, raise --num-episodes or --total-steps"
+            )
+            return 0
+        _remember_consent(experiment, config)
+        if config != stored:  # the next --resume continues with the new options
+            write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
+        return _drive(run, args)
+
+
+def _has_run(experiment: Experiment) -> bool:
+    return experiment.checkpoint("last").is_file()
+
+
+def _check_restart(experiment: Experiment, work: list[str], args: argparse.Namespace) -> None:
+    """Refuse --resume auto for a folder without last.pt that holds anything but the start of the same run."""
+    if work:
+        kind = "a finished model" if experiment.checkpoint("final").is_file() else work[0]
+        raise ConfigError(
+            f"--resume auto: {experiment.path} holds {kind} but no last.pt to continue from; "
+            "choose another --experiment-name, or replace it with --overwrite"
+        )
+    if experiment.config_path.is_file():
+        arguments.resumed_config(args, experiment.name, stored_config(experiment))
 
 
 def _remember_consent(experiment: Experiment, config: cfg.Config) -> None:
@@ -99,26 +129,6 @@ def _check_exit_options(args: argparse.Namespace) -> None:
             "note: --checkpoint-exit-code asks for a restart with the same command line, which continues the run only "
             "with --resume auto"
         )
-
-
-def _is_unfinished(args: argparse.Namespace) -> bool:
-    experiment = Experiment(_needed_name(args), Path(args.experiments_dir))
-    if experiment.checkpoint("final").is_file():
-        raise ConfigError(
-            f"--resume auto: {experiment.path} holds a finished model but no last.pt to continue from; "
-            "choose another --experiment-name, or replace it with --overwrite"
-        )
-    return experiment.exists()
-
-
-def _has_run(args: argparse.Namespace) -> bool:
-    return Experiment(_needed_name(args), Path(args.experiments_dir)).checkpoint("last").is_file()
-
-
-def _needed_name(args: argparse.Namespace) -> str:
-    if args.experiment_name is None:
-        raise ConfigError("--resume needs --experiment-name")
-    return Experiment.check_new(args.experiment_name, args.experiments_dir, args.overwrite, resume=True)
 
 
 def _drive(run: Run, args: argparse.Namespace) -> int:

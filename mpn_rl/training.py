@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ from mpn_rl.rollout import evaluate, reset_rows
 from mpn_rl.tasks.lanes import EpisodeEnd, EpisodeSeeds
 
 MAX_EVAL_LANES = 64
+SAVE_EVERY_S = 60.0  # last.pt is written at least so often, whatever --checkpoint-freq,
+SAVE_SHARE = 0.05  # unless more than this share of the time would go into it
 
 
 class DivergedError(RuntimeError):
@@ -69,6 +72,7 @@ class Run:
         self.best_score: float | None = None
         self.evaluated_at = -1
         self.finished = False
+        self.save_at = time.monotonic() + SAVE_EVERY_S
         self.experiment: Experiment | None = None
         self._eval_envs: list | None = None
 
@@ -119,7 +123,7 @@ class Run:
             more.append(self._plasticity())
         self._log(more)
         rows += more
-        if self._due(self.config.run.checkpoint_freq):
+        if self._due(self.config.run.checkpoint_freq) or time.monotonic() >= self.save_at:
             self.save()
             rows.append({"kind": "checkpoint", "step": self.step})
         return rows
@@ -286,6 +290,7 @@ class Run:
         except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"--resume: {path} does not fit {experiment.config_path} ({reason})") from error
+        _check_rows(experiment, size)
         experiment.truncate_metrics(size)
         run.experiment = experiment
         return run
@@ -294,8 +299,11 @@ class Run:
         """Write last.pt, which has everything that `resume` needs, and training_history.json."""
         assert self.experiment is not None
         self._check_losses()
+        began = time.monotonic()
         write_json(self.experiment.history_path, history(self.experiment.read_metrics()))
         save_checkpoint(self.experiment.checkpoint("last"), self._state())
+        now = time.monotonic()
+        self.save_at = now + max(SAVE_EVERY_S, (now - began) / SAVE_SHARE)
 
     def _check_losses(self) -> None:
         """Raise if a loss or weight is not finite. Keeps the values that the next row averages."""
@@ -393,9 +401,18 @@ class UpdateLog:
         self.steps, self.last = list(saved["steps"]), dict(saved["last"])
 
 
+def _check_rows(experiment: Experiment, size: int) -> None:
+    """Check the first `size` bytes of metrics.jsonl, which each checkpoint reads. Raises: ConfigError."""
+    for number, row in enumerate(experiment.read_metrics(size), start=1):
+        numbers = [value for name, value in row.items() if name not in ("kind", "best")]
+        known = isinstance(row.get("kind"), str) and isinstance(row.get("step"), int)
+        if not known or not all(value is None or isinstance(value, int | float) for value in numbers):
+            raise ConfigError(f"{experiment.metrics_path} line {number} is not a row of numbers; restore it")
+
+
 def history(rows: list[MetricsRow]) -> dict[str, list[float | None]]:
     """The content of training_history.json, from the rows of metrics.jsonl: one list over episodes per quantity."""
-    episodes = [row for row in rows if row["kind"] == "episode"]
+    episodes = [row for row in rows if row.get("kind") == "episode"]
     names = {
         "steps": "step",
         "episode_rewards": "reward",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 from pathlib import Path
 
 import gymnasium
@@ -307,6 +308,21 @@ def test_last_pt_of_another_run_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not fit") as refusal:
         Run.resume(tiny(), run.experiment)
     assert "\n" not in str(refusal.value)
+
+
+def test_last_pt_is_at_most_a_minute_old_whatever_the_checkpoint_frequency(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(tiny("train", num_episodes=60), tmp_path)
+    run.save()
+    now = time.monotonic()
+    monkeypatch.setattr("mpn_rl.training.time.monotonic", lambda: now + 59.0)
+    run.advance()
+    assert load_checkpoint(run.experiment.checkpoint("last"))["counters"]["step"] == 0
+    monkeypatch.setattr("mpn_rl.training.time.monotonic", lambda: now + 61.0)
+    run.advance()
+    run.advance()
+    assert load_checkpoint(run.experiment.checkpoint("last"))["counters"]["step"] == 2 * run.num_lanes
 
 
 def test_a_model_is_not_a_run(tmp_path: Path) -> None:
