@@ -43,6 +43,7 @@ sparsity 0 never learns; a static network stays at the initial sparsity, whateve
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -55,7 +56,7 @@ from mpn_rl.config import PaperExpansionConfig, choices
 from mpn_rl.contracts import MaskedState, Network, State, StateDict, SynapticState
 from mpn_rl.expansion.hidden_units import Group, Watch, chosen, columns_of, dormancy, isolated_rows, rows_of, synapses
 from mpn_rl.expansion.masks import Layer, check_fits, growth, largest, masked_layers, pruned, turnover
-from mpn_rl.options import ConfigError
+from mpn_rl.options import ConfigError, nearest
 
 SNAPSHOTS = 8  # of the masks in a run, after the initial one
 
@@ -424,13 +425,17 @@ class STL_Scheduler:  # noqa: N801
 
     Args:
         model, optimizer: the network and its optimiser.
-        sparsity: share of the weights absent at the end; at the start it is `initial_sparsity`.
+        sparsity: share of the weights absent at the end; at the start it is `initial_stl_sparsity`.
         T_end: calls until the last event.
         static_topo: keep the masks, at `sparsity` from the start.
         zeta: share of the planned growth that one event adds.
         delta: calls between events; if it exceeds T_end, no event happens.
         init_method: "zero" or "lecun", for new weights.
-        initial_sparsity, seed: not in the published class.
+        grad_accumulation_n: gradients whose mean chooses the weights that grow.
+        random_grow: grow weights at random instead.
+        use_simple_metric: prune the smallest weights; else those of dormant units. Differs from the published class,
+            which prunes the smallest in both cases.
+        seed: not in the published class.
         options: further fields of `config.PaperExpansionConfig`; the defaults are those of the preset "reference".
     """
 
@@ -439,23 +444,35 @@ class STL_Scheduler:  # noqa: N801
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         sparsity: float,
-        T_end: int,
+        T_end: float,
         static_topo: bool = False,
         zeta: float = 0.0008,
         delta: int = 10000,
         init_method: str = "zero",
         *,
-        initial_sparsity: float = 0.8,
+        initial_stl_sparsity: float = 0.8,
+        grad_accumulation_n: int = 1,
+        random_grow: bool = False,
+        use_simple_metric: bool = True,
         seed: int = 0,
         **options: Any,
     ) -> None:
+        if not 1 <= T_end < math.inf:
+            raise ConfigError(f"T_end must be a number of calls, at least 1, got {T_end}")
+        calls, delta = int(T_end), int(delta)
+        known = [field.name for field in dataclasses.fields(PaperExpansionConfig)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"STL_Scheduler has no argument {name!r}{nearest(name, known)}")
         values = {"sparsity": sparsity, "grow_fraction": zeta, "update_interval": delta, "new_weights": init_method}
-        values["initial_sparsity"] = None if static_topo else max(initial_sparsity, sparsity)
+        values["initial_sparsity"] = None if static_topo else max(initial_stl_sparsity, sparsity)
+        values |= {"prune": "magnitude" if use_simple_metric else "dormant", "grad_accumulation_n": grad_accumulation_n}
+        values["grow"] = "random" if random_grow else "accumulated" if grad_accumulation_n > 1 else "gradient"
         if static_topo:
             values |= {"grow": "none", "prune": "none"}
         config = choices("expansion")["reference"].build(**{**values, **options})
-        self.topology = Topology(config, {"model": model}, {}, {"model": optimizer}, seed, max(T_end, delta))
-        self.topology.events = T_end // delta
+        self.topology = Topology(config, {"model": model}, {}, {"model": optimizer}, seed, max(calls, delta))
+        self.topology.events = calls // delta
         self.calls = 0
 
     def __call__(self) -> bool:

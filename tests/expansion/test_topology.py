@@ -1012,6 +1012,32 @@ def test_the_published_scheduler_works_as_written() -> None:
     assert other.calls == 201 and other.topology.densities() == scheduler.topology.densities()
 
 
+@pytest.mark.parametrize("simple", [True, False])
+def test_the_published_scheduler_takes_what_the_published_code_passes(simple: bool) -> None:
+    model = mlp(20, 30, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    scheduler = STL_Scheduler(
+        model, optimizer, static_topo=False, sparsity=0.25, T_end=1e2, delta=10, zeta=0.1, grad_accumulation_n=2,
+        use_simple_metric=simple, initial_stl_sparsity=0.6,
+    )  # fmt: skip
+    assert scheduler.topology.densities()["model"] == pytest.approx(0.4, abs=0.01)
+    for _ in range(101):
+        optimizer.zero_grad()
+        model(torch.randn(8, 20)).square().mean().backward()
+        assert scheduler()
+        optimizer.step()
+    assert scheduler.topology.densities()["model"] == pytest.approx(0.4 + 10 * 0.1 * 0.35 * (1 - 0.4), abs=0.01)
+
+
+def test_the_published_scheduler_names_what_it_does_not_take() -> None:
+    model = mlp(20, 30, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(ConfigError, match="^STL_Scheduler has no argument 'complex_prune'"):
+        STL_Scheduler(model, optimizer, 0.25, 200, complex_prune=True)
+    with pytest.raises(ConfigError, match="^T_end must be a number of calls, at least 1, got inf$"):
+        STL_Scheduler(model, optimizer, 0.25, math.inf)
+
+
 def test_the_published_scheduler_with_its_own_defaults() -> None:
     model = mlp(20, 30, 2)
     optimizer = torch.optim.Adam(model.parameters())
