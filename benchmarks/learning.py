@@ -174,7 +174,7 @@ def print_table(rows: list[dict[str, Any]]) -> bool:
 def draw(rows: list[dict[str, Any]]) -> None:
     """Learning curves of all tasks, beside the JSON."""
     import visualize
-    from neurogym_wrapper import REFERENCES
+    from neurogym_wrapper import reference_scores
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     columns = min(3, len(tasks))
@@ -189,7 +189,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
             if row["task"] == task:
                 runs.setdefault(row["core"], []).append(tuple(row["curve"]))
         label = "greedy accuracy" if task in NEUROGYM else "greedy return"
-        visualize.plot_learning_comparison(runs, ax, ylabel=label, references=REFERENCES.get(task))
+        visualize.plot_learning_comparison(runs, ax, ylabel=label, references=reference_scores(task))
         ax.set_title(task, pad=54)
     visualize.save_figure(figure, RESULTS.with_suffix(".png"))
 

@@ -244,7 +244,7 @@ class Task(Protocol):
     An episode is a function of its seed and the actions. The toolkit reads these entries of the info of a step:
         hit            bool, the step earned what the task is about; counted per quarter of the episode
         new_trial      bool, the step ended a trial; a task without this entry has no trials
-        trial_number, gt, period, decision, performance, aborted   as in `NeuroGymWrapper`
+        trial_number, gt, period, decision, performance, aborted   as in `NeuroGymWrapper`; each may be missing
     """
 
     obs_dim: int  # D

@@ -20,7 +20,7 @@ from mpn_rl.rollout import Evaluation, evaluate, run_batched, run_scripted
 from mpn_rl.statistics import bootstrap
 from mpn_rl.tasks import trusted_modules
 from mpn_rl.tasks.lanes import EpisodeSeeds
-from neurogym_wrapper import REFERENCE_POLICIES, REFERENCES, normalised_score
+from neurogym_wrapper import REFERENCE_POLICIES, normalised_score, reference_scores
 
 EVAL_LANES = 64
 Scores: TypeAlias = dict[str, Any]  # JSON: numbers, None, and lists of these, by name
@@ -90,8 +90,9 @@ def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation
         return scores
     per_trial = {name: _mean(other.trial_returns) for name, other in scripted.items()}
     score = np.nan
-    if "ground_truth" in scripted:
-        score = normalised_score(_mean(result.trial_returns), per_trial["random"], per_trial["ground_truth"])
+    best = next((name for name in ("best", "ground_truth") if name in scripted), None)
+    if best is not None:
+        score = normalised_score(_mean(result.trial_returns), per_trial["random"], per_trial[best])
     scores |= {
         "trials": len(result.performance),
         "accuracy": _json_number(_mean(result.performance)),
@@ -101,12 +102,12 @@ def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation
         "trial_return_mean": _json_number(_mean(result.trial_returns)),
         "normalised_score": _json_number(score),
     }
-    for name in REFERENCE_POLICIES:  # null where the task has no ground truth
+    for name in {**REFERENCE_POLICIES, **scripted}:  # null where the task has no ground truth
         policy = scripted.get(name)
         scores[f"{name}_return_mean"] = float(policy.returns.mean()) if policy else None
         scores[f"{name}_accuracy"] = _json_number(_mean(policy.performance)) if policy else None
         scores[f"{name}_trial_return_mean"] = _json_number(per_trial[name]) if policy else None
-    for name, value in REFERENCES.get(config.env.env_name, {}).items():
+    for name, value in reference_scores(config.env.env_name, config.env.env_args).items():
         scores[f"{name}_accuracy"] = value
     return scores
 

@@ -112,10 +112,15 @@ def _check_actions(config: cfg.Config, env: Task) -> None:
     if continuous == LEARNERS[type(config.learner)][0].continuous:
         return
     env.close()
-    fitting = [cls.name for cls, (learner, _) in LEARNERS.items() if learner.continuous == continuous]
+    fitting = fitting_learners(continuous)
     kind, needs = ("continuous actions", "a single choice, Discrete") if continuous else ("choices", "a vector, Box")
     hint = f"; take --algo {' or '.join(fitting)}" if fitting else ""
     raise ConfigError(f"--env-name {name} has {kind}, {space}; {algo} needs {needs}{hint}")
+
+
+def fitting_learners(continuous: bool) -> list[str]:
+    """Names of the learners (`--algo`) whose actions are vectors, or choices where `continuous` is false."""
+    return [cls.name for cls, (learner, _) in LEARNERS.items() if learner.continuous == continuous]
 
 
 def _refuse_neurogym(name: str) -> None:

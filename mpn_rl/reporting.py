@@ -18,8 +18,9 @@ from mpn_rl.config import Config
 from mpn_rl.console import stderr, stdout
 from mpn_rl.contracts import MetricsRow
 from mpn_rl.options import PROGRAM
+from mpn_rl.registry import fitting_learners
 from mpn_rl.training import Run, history
-from neurogym_wrapper import REFERENCES, list_tasks
+from neurogym_wrapper import list_tasks, reference_scores
 
 # Rows of eval's table by the prefix of their scores.
 POLICY_NAMES = {
@@ -27,6 +28,7 @@ POLICY_NAMES = {
     "random": "random",
     "never_act": "never acting",
     "ground_truth": "ground truth",
+    "best": "best script",
     "guessing": "guessing",
     "ideal": "ideal observer",
     "walk": "random walk",
@@ -181,7 +183,7 @@ def draw_training_curves(experiment: Experiment, config: Config) -> Path:
     figure = visualize.plot_training_curves(
         {name: columns[key] for name, key in keys.items() if key in columns},
         evaluations,
-        references=REFERENCES.get(config.env.env_name),
+        references=reference_scores(config.env.env_name, config.env.env_args),
         title=f"{config.env.env_name}, {config.core.name}",
     )
     return visualize.save_figure(figure, experiment.plots_dir / "training_curves.png")
@@ -208,11 +210,13 @@ def print_tasks() -> None:
     """--list-envs: print every NeuroGym task with its sizes, and why it cannot be trained if it cannot."""
     tasks = list_tasks()
     wide = max(len(task.name) for task in tasks)
-    lines = [f"{'task':{wide}} {'obs':>4} {'actions':>7} {'dt (ms)':>7} {'trial':>5}  trainable"]
+    lines = [f"{'task':{wide}} {'obs':>4} {'actions':>7} {'dt (ms)':>7} {'trial':>5}  learners"]
     for task in tasks:
         sizes = f"{task.obs_dim:4} {task.n_actions:7} {task.dt_ms:7g} {task.mean_trial_steps:5}"
-        lines.append(f"{task.name:{wide}} {sizes}  {'yes' if task.trainable else 'no'}")
-    lines.append(f"{len(tasks)} tasks; 'trial' is the mean length of a trial in steps. Not trainable:")
+        learners = ", ".join(fitting_learners(task.continuous)) if task.trainable else "-"
+        lines.append(f"{task.name:{wide}} {sizes}  {learners}")
+    lines.append(f"{len(tasks)} tasks; 'trial' is the mean length of a trial in steps, 'learners': see --algo.")
+    lines.append("A task of your own: --env-name my_task:MyTask (docs/tasks.md). Not trainable:")
     lines += [f"  {task.name}: {task.why_not}" for task in tasks if not task.trainable]
     stdout.print("\n".join(lines))
 
@@ -270,5 +274,8 @@ def print_scores(config: Config, scores: dict[str, Any], how: str = "greedy") ->
             f"{scores['trials']} trials, {scores['aborts']} aborted; "
             f"right at decision steps {text(scores['decision_accuracy'])}"
         )
-        lines.append(f"normalised score {text(scores['normalised_score'])} (random 0, ground truth 1)")
+        top = "best script" if "best_return_mean" in scores else "ground truth"
+        lines.append(f"normalised score {text(scores['normalised_score'])} (random 0, {top} 1)")
+        if (scores["normalised_score"] or 0.0) > 1.0:
+            lines.append(f"above 1: the {top} is not the best policy on these trials")
     stdout.print("\n".join(lines))

@@ -13,7 +13,7 @@ from torch import Tensor
 from mpn_rl.contracts import Action, Conditions, Info, Network, State, Task, map_state, state_parts
 from mpn_rl.networks.encoder import AgentNetwork
 from mpn_rl.options import ConfigError
-from mpn_rl.tasks.lanes import per_lane, task_name
+from mpn_rl.tasks.lanes import per_lane, task_name, trial_score
 from mpn_rl.tasks.vector_env import BatchedTask, Policy, play, quarters
 
 AnyTask = TypeVar("AnyTask", bound=Task)
@@ -55,6 +55,12 @@ class Evaluation(NamedTuple):
         return float(self.performance.mean()) if len(self.performance) else None
 
 
+def _right_action(info: Info) -> int:
+    """The right choice of a step; -1 where the task names none."""
+    right = info.get("gt", -1)
+    return int(right) if isinstance(right, int | np.integer) else -1
+
+
 class _Tally:
     """Collects an evaluation step by step."""
 
@@ -75,11 +81,11 @@ class _Tally:
         if "new_trial" not in info:
             return
         self.trial_return[episode] += reward
-        if info["decision"] and info["gt"] >= 0:
+        if info.get("decision") and _right_action(info) >= 0:
             self.decision_correct.append(bool(action == info["gt"]))
         if info["new_trial"]:
-            self.performance.append(info["performance"])
-            self.aborted.append(info["aborted"])
+            self.performance += trial_score(info)
+            self.aborted.append(bool(info.get("aborted", False)))
             self.trial_returns.append(float(self.trial_return[episode]))
             self.trial_return[episode] = 0.0
 
@@ -294,7 +300,7 @@ class _Log:
         self.columns: dict[str, list] = {}
         self.conditions: list[Conditions] = []  # of each step; trials can differ in which ones they have
         self.infos: list[Info] = []
-        self.trial_start = 0
+        self.trial_start = self.trials = 0
 
     def __len__(self) -> int:
         return len(self.columns.get("rewards", ()))
@@ -309,13 +315,14 @@ class _Log:
         if "new_trial" not in info:
             self.add(trial=0, new_trial=False, ground_truth=-1, period="", correct=np.nan)
             return
-        self.add(trial=info["trial_number"], new_trial=info["new_trial"], ground_truth=info["gt"])
-        self.add(period=info["period"], correct=np.nan)
+        self.add(trial=info.get("trial_number", self.trials), new_trial=bool(info["new_trial"]))
+        self.add(ground_truth=_right_action(info), period=str(info.get("period", "")), correct=np.nan)
         self.conditions.append(conditions)
         if info["new_trial"]:
-            score = info["performance"]
-            self.columns["correct"][self.trial_start :] = [score] * (len(self) - self.trial_start)
+            for score in trial_score(info):
+                self.columns["correct"][self.trial_start :] = [score] * (len(self) - self.trial_start)
             self.trial_start = len(self)
+            self.trials += 1
 
     def arrays(self) -> dict[str, np.ndarray]:
         columns = {name: np.array(column) for name, column in self.columns.items()}

@@ -26,7 +26,7 @@ from mpn_rl.evaluation import acting, load_policy, stored_config
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import record_episodes
 from mpn_rl.tasks.lanes import EpisodeSeeds
-from neurogym_wrapper import REFERENCES
+from neurogym_wrapper import reference_scores
 
 if TYPE_CHECKING:  # matplotlib and SciPy are slow to import
     from mpn_rl.analysis.pages.standard_pages import Page
@@ -133,7 +133,9 @@ def training_pages(experiment: Experiment, config: Config) -> Iterator[Page]:
     keys = ("step", "reward", "length", "loss", "accuracy", "epsilon", "entropy")
     history = {key: [row[key] for row in episodes] for key in keys if all(key in row for row in episodes)}
     evaluations = [row for row in rows if row["kind"] == "eval"]
-    yield standard_pages.learning_page(history, evaluations, REFERENCES.get(config.env.env_name, {}), title)
+    yield standard_pages.learning_page(
+        history, evaluations, reference_scores(config.env.env_name, config.env.env_args), title
+    )
     yield standard_pages.plasticity_page(rows, title)
     yield standard_pages.masks_page(experiment.read_masks(), title)
 

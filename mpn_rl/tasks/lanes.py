@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypedDict
 import gymnasium
 import numpy as np
 
-from mpn_rl.contracts import Action, Steps, Task, VectorEnv
+from mpn_rl.contracts import Action, Info, Steps, Task, VectorEnv
 from mpn_rl.options import ConfigError
 
 # The seeds of training episodes, of the evaluations that choose best_model.pt, and of `eval` never overlap.
@@ -101,7 +101,7 @@ class Lanes:
             self.rewards[lane] += step_reward
             if info.get("new_trial"):
                 new_trial[lane] = True
-                self.scores[lane].append(info["performance"])
+                self.scores[lane] += trial_score(info)
         self.obs[:] = next_obs
         for lane in np.flatnonzero(terminated | truncated):
             scores = self.scores[lane]
@@ -131,7 +131,7 @@ class Lanes:
                 obs, reward, _, _, info = self.envs[lane].step(action)
                 self.rewards[lane] += reward
                 if info.get("new_trial"):
-                    self.scores[lane].append(info["performance"])
+                    self.scores[lane] += trial_score(info)
             self.obs[lane] = obs
             same = np.array_equal(self.obs[lane], saved["obs"][lane], equal_nan=True)
             if not same or self.rewards[lane] != saved["rewards"][lane]:
@@ -197,6 +197,12 @@ class VectorLanes:
         self.env.load_state_dict(saved["env"])
         for name in self._ARRAYS:
             np.copyto(getattr(self, name), saved[name])
+
+
+def trial_score(info: Info) -> list[float]:
+    """The performance of the trial that ended, in a list; an empty one where the task gives no number."""
+    score = info.get("performance")
+    return [float(score)] if isinstance(score, bool | int | float | np.number | np.bool_) else []
 
 
 def per_lane(actions: np.ndarray) -> list[Action]:
