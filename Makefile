@@ -104,7 +104,7 @@ figures: install ## the documentation's pictures of agents, from new trainings i
 	$(python) benchmarks/figures.py
 
 .PHONY: torture
-torture: dev ## 200 kills, 1,000 bad inputs, a full disk, two processes on one run: minutes
+torture: dev ## 200 kills, 1,000 bad inputs, 3,000 hostile experiments, a full disk, two processes on one run: hours
 	$(python) benchmarks/torture.py
 
 .PHONY: condor-tools

@@ -1,6 +1,6 @@
-"""Test that no work is lost: kills, bad inputs, a full disk, a hostile file, two processes on one run, clock jumps.
+"""Test that no work is lost: kills, bad inputs, a full disk, hostile files, two processes on one run, clock jumps.
 
-    make torture      or      python benchmarks/torture.py [--kills 200] [--inputs 1000] [--seed 0]
+    make torture      or      python benchmarks/torture.py [--kills 200] [--inputs 1000] [--hostile 3000] [--seed 0]
 
 The results go to benchmarks/results/torture.json. The exit status is 1 if anything was lost or a message was not as
 required. Most kills and bad inputs run in forks of this process, which has imported everything already; a sample runs
@@ -282,7 +282,7 @@ def hostile_checkpoint(home: Path) -> dict[str, Any]:
 
 
 def full_disk(steps: int, home: Path) -> dict[str, Any]:
-    """The disk fills up while a run writes: one line, status 2, the last checkpoint intact; then it goes on."""
+    """The disk fills up while a run writes: one line, status 75, the last checkpoint intact; then it goes on."""
     disk = home / "disk"
     disk.mkdir()
     mounted = (
@@ -302,7 +302,7 @@ def full_disk(steps: int, home: Path) -> dict[str, Any]:
         status = wait(child)
         said = (home / "err.txt").read_text().strip()
         told = said.splitlines()[-1].startswith("main.py train: cannot write") and "No space left" in said
-        wrong += [] if status == 2 and told and "Traceback" not in said else [f"status {status}: {said[-300:]}"]
+        wrong += [] if status == 75 and told and "Traceback" not in said else [f"status {status}: {said[-300:]}"]
         wrong += unreadable(Experiment("full", disk / "experiments"))
         (disk / "filler").unlink()
         to_the_end(argv, disk)
@@ -313,7 +313,7 @@ def full_disk(steps: int, home: Path) -> dict[str, Any]:
             while filler.write(b"x" * 64):
                 pass
         status, err = answered(["train", *TINY, "--experiment-name", "new", "--num-episodes", "2"], disk, home)
-        one_line = status == 2 and err.count("\n") == 1 and "No space left" in err
+        one_line = status == 75 and err.count("\n") == 1 and "No space left" in err
         wrong += [] if one_line else [f"a new run: status {status}: {err[-300:]}"]
         wrong += ["a new run left a folder"] if (disk / "experiments" / "new").exists() else []
         return {"said": said.splitlines()[-1], "wrong": wrong}
@@ -333,7 +333,7 @@ def two_processes(home: Path) -> dict[str, Any]:
     other.mkdir()
     for more in (["--resume", "auto"], ["--overwrite"]):
         status, said = answered([*argv[: argv.index("--resume")], *more], home, other)
-        told = status == 2 and "in use by" in said and str(child) in said and said.count("\n") == 1
+        told = status == 75 and "in use by" in said and str(child) in said and said.count("\n") == 1
         wrong += [] if told else [f"{more}: status {status}: {said[-300:]}"]
     os.kill(child, signal.SIGTERM)
     wrong += [] if wait(child) == 143 else ["the first process did not go on"]
@@ -361,6 +361,19 @@ def clock_jumps(steps: int, home: Path) -> dict[str, Any]:
     to_the_end(train("dqn, sequences", "clock", 6, steps), home, prepare=jump)
     to_the_end(train("dqn, sequences", "clock-whole", 6, steps), home)
     return {"wrong": differences(folder, home / "experiments" / "clock-whole")}
+
+
+def hostile_experiments(number: int, seed: int, home: Path) -> dict[str, Any]:
+    """Experiments from a stranger (hostile_files.py); a short round changes only one kind of them."""
+    if not number:
+        return {"skipped": "none were asked for"}
+    import hostile_files
+
+    names = list(hostile_files.EXPERIMENTS)
+    folder = home / "hostile"
+    folder.mkdir()
+    workers = (os.cpu_count() or 1) if number >= 100 else 1
+    return hostile_files.hostile_files(number, seed, folder, names if number >= 100 else names[:1], workers=workers)
 
 
 def read_only(number: int, home: Path) -> dict[str, Any]:
@@ -400,6 +413,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="(default: %(default)s)")
     parser.add_argument("--inputs", type=int, default=1000, help="(default: %(default)s)")
+    parser.add_argument("--hostile", type=int, default=3000, help="changed experiments (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2000, help="length of the runs (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
@@ -414,6 +428,7 @@ def main() -> int:
         "full disk": lambda home: full_disk(args.steps, home),
         "two processes": two_processes,
         "clock jumps": lambda home: clock_jumps(args.steps, home),
+        "hostile experiments": lambda home: hostile_experiments(args.hostile, args.seed, home),
         "read-only folders": lambda home: read_only(2 if args.kills < 20 else 5, home),
     }
     found: dict[str, Any] = {"python": platform.python_version(), "cpus": os.cpu_count(), "seed": args.seed}

@@ -7,6 +7,7 @@ crash ends only one of them, and each gives the same result as when it runs alon
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
@@ -17,16 +18,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from model_utils import write_bytes_atomic
 from mpn_rl.console import stderr, stdout
-from mpn_rl.options import ConfigError
+from mpn_rl.options import ConfigError, TemporaryError
 from mpn_rl.sweep import sweep_files
-from mpn_rl.sweep.state import STATES, log_path, state_of
+from mpn_rl.sweep.state import STARTED, STATES, failure_of, log_path, state_of
 from mpn_rl.sweep.submit_file import Mistake
 from mpn_rl.sweep.table import TRAINING, Existing, Planned, Sweep
 from mpn_rl.tasks import trusted_modules
@@ -34,6 +35,19 @@ from mpn_rl.tasks import trusted_modules
 POLL_S = 0.5  # between two reads of the running rows' states
 GRACE_S = 15.0  # from SIGTERM to SIGKILL, for rows to save their checkpoints
 USAGE = 2  # the exit status for a wrong command line: a retry would fail too
+PAUSES_S = (5, 20, 80, 320)  # before the retries of a row that exits with TemporaryError.status
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# A row gets SIGTERM when this process ends in any way, SIGKILL included: it saves a checkpoint and exits. The kernel
+# remembers this across exec. On other systems than Linux, such a row continues to its end.
+START = """\
+import os, sys
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit(143)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -152,16 +166,22 @@ class Children:
 
     def work(self, planned: Planned) -> str:
         """Run a row until it is complete. Returns: "", or why it is not complete."""
-        failures = 0
+        failures, pauses = 0, iter(PAUSES_S)
         while not self.stopping.is_set():
             code = self._start(planned)
-            if code == 0:
-                return ""
             if code == planned.args.checkpoint_exit_code or self.stopping.is_set():
                 continue  # the row saved a checkpoint and exited in order to be started again
+            if code == 0:
+                state = state_of(planned.experiment, planned.args)
+                return "" if state.state == "done" else f"exit status 0, but the run is {state.state}"
+            pause = next(pauses, None) if code == TemporaryError.status else None
+            if pause is not None:
+                self.stopping.wait(pause)
+                continue
             failures += 1
-            if code == USAGE or failures > self.retries:
-                return f"{_ending(code)}; {log_path(planned.experiment)}"
+            if code in (USAGE, TemporaryError.status) or failures > self.retries:
+                reason = failure_of(planned.experiment) or _ending(code)
+                return f"{reason} ({log_path(planned.experiment)})"
         return "stopped"
 
     def _start(self, planned: Planned) -> int:
@@ -176,13 +196,13 @@ class Children:
         log = log_path(planned.experiment)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab", buffering=0) as file:
-            file.write(f"sweep: {shlex.join(command)}\n".encode())
+            file.write(f"{STARTED}{shlex.join(command)}\n".encode())
             with self.lock:
                 if self.stopping.is_set():
                     return 0
                 # With start_new_session, Ctrl-C reaches only this process, which then asks the rows to save.
                 child = subprocess.Popen(
-                    command,
+                    [sys.executable, "-S", "-E", "-c", START, str(os.getpid()), *command],
                     cwd=self.sweep.base,
                     stdin=subprocess.DEVNULL,
                     stdout=file,
@@ -216,11 +236,18 @@ class Children:
 
 def _ending(code: int) -> str:
     """An exit status of subprocess in words."""
-    return f"ended by signal {-code}" if code < 0 else f"exit status {code}"
+    if code >= 0:
+        return f"exit status {code}"
+    names = {number.value: number.name for number in signal.Signals}
+    memory = ", perhaps because the memory is full" if -code == signal.SIGKILL else ""
+    return f"ended by signal {-code} ({names.get(-code, 'unknown')}){memory}"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the rows that are not complete. Returns: 1 if a row failed."""
+    """Run the rows that are not complete.
+
+    Returns: 0 if all rows are complete, 1 if a row failed, and TemporaryError.status if rows are left for another call.
+    """
     table = _trainings(args, "resume")
     for module in _modules(table):
         if not trusted_modules.is_trusted(module):
@@ -230,7 +257,8 @@ def run(args: argparse.Namespace) -> int:
             )
     states = {planned.name: state_of(planned.experiment, planned.args).state for planned in table.planned}
     elsewhere = [name for name, state in states.items() if state == "running"]
-    todo = [planned for planned in table.planned if states[planned.name] not in ("done", "running")][: args.limit]
+    open_rows = [planned for planned in table.planned if states[planned.name] not in ("done", "running")]
+    todo = open_rows[: args.limit]
     workers = min(args.workers or len(os.sched_getaffinity(0)), max(len(todo), 1))
     done = sum(state == "done" for state in states.values())
     stdout.print(f"{_count(len(states), 'row')}: {done} done, {len(todo)} to run, {_count(workers, 'worker')}")
@@ -238,26 +266,40 @@ def run(args: argparse.Namespace) -> int:
         stderr.print(f"note: another process runs {name}; it is not started again")
     children = Children(table, args.retries, args.trust_env_module)
     pool = ThreadPoolExecutor(workers)
-    with _interruptible():
+    with _stop_signals() as received:
         try:
             failures = _watch({pool.submit(children.work, planned): planned for planned in todo}, children)
         except KeyboardInterrupt:
-            stderr.print("stopping: the rows save their checkpoints; the same command continues them")
-            return 128 + signal.SIGINT
+            with contextlib.suppress(OSError):  # after SIGHUP, the terminal is gone
+                stderr.print("stopping: the rows save their checkpoints; the same command continues them")
+            return 128 + received[0]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             children.stop()
     if failures:
         stderr.print(f"{len(failures)} of {_count(len(todo), 'row')} failed: {', '.join(failures)}")
-    return 1 if failures else 0
+        return 1
+    left = [f"{len(elsewhere)} run elsewhere"] if elsewhere else []
+    left += [f"{len(open_rows) - len(todo)} exceed --limit"] if len(open_rows) > len(todo) else []
+    if left:
+        stderr.print(f"not all rows are complete: {', '.join(left)}; the same command continues the sweep")
+    return TemporaryError.status if left else 0
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM stops a sweep as Ctrl-C does; SIGINT does too if the shell started this process with it ignored."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt at a signal that asks to stop. Yields: the list that the signals' numbers go to."""
+    received: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup
+    numbers = [number for number in STOPPING if not (ignored and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -278,7 +320,7 @@ def _watch(futures: dict[Future[str], Planned], children: Children) -> list[str]
                 state = state_of(planned.experiment, planned.args)
                 failures += [planned.name] if reason else []
                 score = "" if state.score is None else f"  score {state.score:.3f}"
-                text = f"failed  {planned.name}  {state.note or reason}" if reason else f"done  {planned.name}{score}"
+                text = f"failed  {planned.name}  {reason}" if reason else f"done  {planned.name}{score}"
                 stdout.print(f"{text}  ({time.monotonic() - start:.0f} s)")
                 bar.advance(total)
                 if planned.name in rows:

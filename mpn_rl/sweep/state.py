@@ -8,14 +8,16 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 from model_utils import Experiment
 from mpn_rl import arguments
 from mpn_rl.config import config_from_dict
-from mpn_rl.options import ConfigError
+from mpn_rl.options import LARGEST, ConfigError
+from mpn_rl.storage.regular_files import open_regular
 
 STATES = ("done", "running", "interrupted", "failed", "missing")
+STARTED = "sweep: start "  # a line of a log: what follows is of this process
 TAIL_BYTES = 2**16  # read from the end of metrics.jsonl and of logs: a state needs only the last rows
 
 
@@ -35,14 +37,37 @@ class State(NamedTuple):
     note: str = ""
 
 
-class MetricsRow(TypedDict, total=False):
-    """The entries of a row of metrics.jsonl that a state needs."""
+class MetricsRow(NamedTuple):
+    """The entries of a row of metrics.jsonl that a sweep needs."""
 
-    kind: str
     step: int
     episode: int
-    return_mean: float
-    accuracy: float | None
+    is_evaluation: bool
+    return_mean: float | None = None  # of a greedy evaluation
+    accuracy: float | None = None  # None where the task has no trials
+
+    @classmethod
+    def read(cls, row: object) -> MetricsRow | None:
+        """The entries of a decoded row; None for a row that no run writes."""
+        if not isinstance(row, dict):
+            return None
+        step, episode, values = row.get("step"), row.get("episode"), (row.get("return_mean"), row.get("accuracy"))
+        if (
+            type(step) is not int
+            or type(episode) is not int
+            or not 0 <= min(step, episode) <= max(step, episode) <= LARGEST
+        ):
+            return None
+        if row.get("kind") != "eval":
+            return cls(step, episode, False)
+        if not all(value is None or (type(value) in (int, float) and abs(value) <= LARGEST) for value in values):
+            return None
+        return cls(step, episode, values != (None, None), *values)
+
+    @property
+    def score(self) -> float | None:
+        """The accuracy, or the return where the task has no trials."""
+        return self.return_mean if self.accuracy is None else self.accuracy
 
 
 def state_of(experiment: Experiment, args: argparse.Namespace) -> State:
@@ -65,14 +90,12 @@ def state_of(experiment: Experiment, args: argparse.Namespace) -> State:
     run, share, score = config.run, 0.0, None
     for row in _last_rows(experiment.metrics_path):
         if run.total_steps is None:
-            share = row["episode"] / run.num_episodes
-        elif row["step"] + run.num_envs > run.total_steps:  # one more step of all environments would be too many
+            share = row.episode / run.num_episodes
+        elif row.step + run.num_envs > run.total_steps:  # one more step of all environments would be too many
             share = 1.0
         else:
-            share = row["step"] / run.total_steps
-        if row.get("kind") == "eval":  # accuracy is null where the task has no trials
-            accuracy = row.get("accuracy")
-            score = float(row["return_mean"] if accuracy is None else accuracy)
+            share = row.step / run.total_steps
+        score = row.score if row.is_evaluation else score
     state = State("interrupted", min(share, 1.0), score)
     holder = experiment.holder()
     if holder:
@@ -88,24 +111,37 @@ def log_path(experiment: Experiment) -> Path:
 
 
 def failure_of(experiment: Experiment) -> str:
-    """The last line of the error that ended a run, from error.txt or the log of `sweep run`; "" without an error."""
-    lines = _last_lines(experiment.error_path)
-    if lines:
-        return lines[-1]
-    lines = _last_lines(log_path(experiment))
-    status = re.fullmatch(r"sweep: (exit status .*|ended by signal .*)", lines[-1]) if lines else None
-    if status is None:
-        return ""
-    return next((line for line in reversed(lines[:-1]) if not line.startswith("sweep: ")), status[1])
+    """Why the last process of a row failed; "" if it did not.
+
+    A process that a signal ends writes nothing, so its reason is the last line of the log of `sweep run`. Otherwise it
+    is the last line of error.txt, or of what the process printed.
+    """
+    errors, log = _last_lines(experiment.error_path), _last_lines(log_path(experiment))
+    started = max((place for place, line in enumerate(log) if line.startswith(STARTED)), default=-1)
+    printed = [line for line in log[started + 1 :] if not line.startswith("sweep: ")]
+    ending = re.fullmatch(r"sweep: (exit status \d+|ended by signal .+)", log[-1]) if log else None
+    if ending is None or _time(experiment.metrics_path) > _time(log_path(experiment)):
+        return errors[-1] if errors else ""  # the row was started in another way since
+    if ending[1].startswith("ended by signal"):
+        return ending[1]
+    return errors[-1] if errors else printed[-1] if printed else ending[1]
+
+
+def _time(path: Path) -> float:
+    """When a file was last written; -1.0 without one."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return -1.0
 
 
 def _last_lines(path: Path) -> list[str]:
     """The last lines that are not blank; [] if the file cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
+            text = file.read(TAIL_BYTES).decode(errors="replace")
+    except (ConfigError, OSError):
         return []
     return [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
 
@@ -114,7 +150,7 @@ def _last_rows(path: Path) -> list[MetricsRow]:
     """The last rows of a metrics.jsonl, without lines that are cut off at either end."""
     rows: list[MetricsRow] = []
     for line in _last_lines(path):
-        with contextlib.suppress(ValueError):
-            row: MetricsRow = json.loads(line)
-            rows += [row] if isinstance(row, dict) and {"step", "episode"} <= row.keys() else []
+        with contextlib.suppress(ValueError, RecursionError):
+            row = MetricsRow.read(json.loads(line))
+            rows += [row] if row else []
     return rows

@@ -7,6 +7,7 @@ mistakes. docs/sweeps.md describes the conventions. This module imports only the
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mpn_rl.options import ConfigError, nearest
+from mpn_rl.storage.regular_files import read_regular
 
 # The submit commands in the manual of condor_submit, without those of grid, EC2, Java and VM jobs.
 COMMANDS = frozenset(
@@ -61,6 +63,10 @@ AUTOMATIC = frozenset(
 )
 SUBCOMMANDS = ("train", "train-neurogym", "eval", "render", "analyze")  # of main.py
 MACRO = re.compile(r"(\$\$?)(\w*)\(([^()]*)\)")
+MAX_FILE_BYTES = 2**18  # of a TOML file, a submit file and what it includes
+MAX_ROWS_BYTES = 2**25  # of an args file
+MAX_EXPANDED = 2**16  # characters of a value whose macros are expanded
+MAX_MISTAKES = 100  # of a submit file that are listed, beside those of single lines
 LITERAL_FUNCTIONS = ("choice", "env", "random_choice", "random_integer")  # their argument is not a macro's name
 
 
@@ -85,12 +91,24 @@ class Setting(NamedTuple):
     column: int
 
 
-def read_text(path: Path) -> str:
-    """The text of a file. Raises: ConfigError with the file's name if it cannot be read or is not text in UTF-8."""
+def read_text(path: Path, limit: int = MAX_FILE_BYTES) -> str:
+    """The text of an ordinary file.
+
+    Args:
+        path: the file, or a link to it.
+        limit: the largest size in bytes.
+    Raises: ConfigError with the file's name if it cannot be read, is too large, or is not text in UTF-8.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        content = read_regular(path, limit, follow=True)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{str(path)!r} is not a file's name: {error}") from None
+    try:
+        return content.decode().replace("\r\n", "\n")
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not text in UTF-8") from None
 
@@ -123,23 +141,34 @@ class SubmitFile:
 
     def _read_line(self, number: int, line: str, lines: Iterator[tuple[int, str]]) -> None:
         """Read one line; a statement of several lines takes the rest from `lines`."""
-        text = line.strip()
+        line = line.rstrip()
+        text = line.lstrip()
         if re.match(r"#\s*command:\s*none\b", text):
             self.runs_main = False
         elif not text or text[0] == "#" or re.match(r"(if|elif|else|endif|use|error|warning)\b(?!\s*=)", text, re.I):
             pass
-        elif queue := re.match(r"\s*queue\b(?!\s*=)\s*(.*?)\s*$", line, re.I):
+        elif queue := re.match(r"\s*queue\b(?!\s*=)\s*(.*)", line, re.I):
             self._read_queue(Setting("", queue[1], number, queue.start(1) + 1), lines)
         elif included := re.match(r"\s*include\b[^:=]*:\s*(.*)", line, re.I):
             self.includes.append(Setting("include", included[1], number, included.start(1) + 1))
-        elif setting := re.match(r"\s*([+\w.]+)\s*(@?=)\s*(.*?)\s*$", line):
+        elif setting := re.match(r"\s*([+\w.]+)\s*(@?=)\s*(.*)", line):
             value = setting[3]
             if setting[2] == "@=":  # a block that ends with a line of @ and the same word
                 rows = iter(lambda: next(lines, (0, f"@{value}"))[1].strip(), f"@{value}")
                 value = "\n".join(rows)
+            elif "$(" in value:  # a macro that contains itself gets its value so far, as condor_submit does it
+                value = self._with_former_value(setting[1], value)
             self.settings[setting[1].lower()] = Setting(setting[1], value, number, setting.start(3) + 1)
         else:
             self._note(number, f"neither a command nor a queue statement: {text[:60]!r}")
+
+    def _with_former_value(self, name: str, value: str) -> str:
+        """A value with the former value of its own macro in place of $(name)."""
+        former = self.settings[name.lower()].value if name.lower() in self.settings else ""
+        parts = re.split(rf"\$\({re.escape(name)}\)", value, flags=re.IGNORECASE)
+        if len(value) + len(former) * (len(parts) - 1) > MAX_EXPANDED:
+            raise ConfigError(f"{self.path}: $({name}) expands to more than {MAX_EXPANDED:,} characters")
+        return former.join(parts)
 
     def _read_queue(self, queue: Setting, lines: Iterator[tuple[int, str]]) -> None:
         if self.queue is not None:
@@ -160,9 +189,21 @@ class SubmitFile:
     # --- contents ---------------------------------------------------------------------------------------
 
     def expand(self, text: str) -> str:
-        """`text` with the values of the file's macros and of $(SUBMIT_FILE); columns stay as $(column)."""
+        """`text` with the values of the file's macros and of $(SUBMIT_FILE); columns stay as $(column).
+
+        Raises: ConfigError if the result has more than MAX_EXPANDED characters.
+        """
+        size = len(text)
 
         def value_of(match: re.Match) -> str:
+            nonlocal size
+            value = one_value(match)
+            size += len(value) - len(match[0])
+            if size > MAX_EXPANDED:
+                raise ConfigError(f"{self.path}: {match[0]} expands to more than {MAX_EXPANDED:,} characters")
+            return value
+
+        def one_value(match: re.Match) -> str:
             dollars, function, inside = match.groups()
             key = inside.partition(":")[0].strip().lower()
             if dollars == "$$" or key in self.columns:
@@ -205,7 +246,8 @@ class SubmitFile:
 
     def mistakes(self) -> list[Mistake]:
         """The mistakes that condor_submit accepts or reports too late, in the order of lines."""
-        return sorted([*self.reading_mistakes, *self._spelling(), *self._macros(), *self._columns(), *self._hazards()])
+        rest = itertools.chain(self._spelling(), self._macros(), self._columns(), self._hazards())
+        return sorted([*self.reading_mistakes, *itertools.islice(rest, MAX_MISTAKES)])
 
     def _texts(self) -> list[Setting]:
         return [*self.settings.values(), *self.includes, *([self.queue] if self.queue else [])]
@@ -229,19 +271,21 @@ class SubmitFile:
     def _macros(self) -> Iterator[Mistake]:
         defined = {*self.settings, *self.columns, *AUTOMATIC}
         included = "".join(self._included(part.value) for part in self.includes)
+        defined |= {name.lower() for name in re.findall(r"(?<![\w.])([\w.]+)\s*=", included)}
         for text in self._texts():
             for match in MACRO.finditer(text.value):
                 dollars, function, inside = match.groups()
                 name = inside.partition(",")[0].strip() if function else inside.strip()
-                known = name.lower() in defined or re.search(rf"\b{re.escape(name)}\s*=", included)
-                if dollars == "$" and function.lower() not in LITERAL_FUNCTIONS and ":" not in inside and not known:
-                    hint = nearest(name, [*self.columns, *(setting.name for setting in self.settings.values())])
+                literal = dollars == "$$" or function.lower() in LITERAL_FUNCTIONS or ":" in inside
+                if not literal and name.lower() not in defined:
+                    own = itertools.islice((setting.name for setting in self.settings.values()), MAX_MISTAKES)
+                    hint = nearest(name, [*self.columns[:MAX_MISTAKES], *own])
                     problem = f"$({name}) is not defined, so it would be empty{hint}"
                     yield Mistake(self.path, text.line, text.column + match.start(), problem)
 
     def _included(self, text: str) -> str:
         """The text of an include statement and of the files that it names: both may define macros."""
-        files = [self.place(word) for word in self.expand(text).split()]
+        files = sorted({self.place(word) for word in self.expand(text).split()})
         return "\n".join([text, *(read_text(file) for file in files if file.is_file())])
 
     def _columns(self) -> Iterator[Mistake]:
@@ -312,7 +356,8 @@ class SubmitFile:
             return
         if words is None:
             return
-        text = script.read_bytes()
+        with open(script, "rb") as file:
+            text = file.read(MAX_FILE_BYTES)
         if re.match(rb"#!.*sh\b", text) and not re.search(rb"(?m)^[ \t]*exec\s", text):
             yield self._at("executable", f"{script} has no exec, so the SIGTERM of an eviction would not reach main.py")
         flag = "--checkpoint-exit-code"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import visualize
 from model_utils import Experiment, write_bytes_atomic
 from mpn_rl.options import ConfigError
 from mpn_rl.statistics import bootstrap, common_grid
-from mpn_rl.sweep.state import State, state_of
+from mpn_rl.sweep.state import MetricsRow, State, state_of
 from mpn_rl.sweep.table import Planned, Sweep
 
 SHOWN = 10  # settings in the printed table
@@ -133,9 +134,13 @@ def summarise(sweep: Sweep, folder: Path, which: str = "final", heatmap: Sequenc
 
 
 def evaluations_of(experiment: Experiment) -> list[Evaluation]:
-    """The greedy evaluations in metrics.jsonl, in the order of training."""
-    rows = [row for row in experiment.read_metrics() if row["kind"] == "eval"]
-    return [Evaluation(row["step"], row["return_mean"], row["accuracy"]) for row in rows]
+    """The greedy evaluations in metrics.jsonl, in the order of training. Raises: ConfigError if it has none."""
+    rows = [row for row in map(MetricsRow.read, experiment.read_metrics()) if row and row.is_evaluation]
+    if not rows:
+        raise ConfigError(f"{experiment.metrics_path} has no greedy evaluation; restore it, or train the row again")
+    return [
+        Evaluation(row.step, math.nan if row.return_mean is None else row.return_mean, row.accuracy) for row in rows
+    ]
 
 
 def _result(planned: Planned, evaluations: list[Evaluation], accurate: bool, which: str) -> Result:

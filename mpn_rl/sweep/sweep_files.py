@@ -11,19 +11,23 @@ import math
 import random
 import re
 import tomllib
-from collections.abc import Mapping, Sequence, Sized
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import NamedTuple
 
 from mpn_rl import arguments
-from mpn_rl.options import ConfigError, nearest
-from mpn_rl.sweep.submit_file import Mistake, SubmitFile, read_text
+from mpn_rl.options import ConfigError, nearest, shortened
+from mpn_rl.sweep.submit_file import MAX_ROWS_BYTES, Mistake, SubmitFile, read_text
 from mpn_rl.sweep.table import TRAINING, Row, Sweep
 
 TOML_KEYS = ("command", "job", "args", "name", "seeds", "fixed", "grid", "search")
 # Options that a sweep sets by itself, or with which nothing would be trained.
 OWN_FLAGS = ("--experiment-name", "--seed", "--resume", "--overwrite", "--list-envs", "--help", "--help-all")
 MAX_ROWS = 100_000
+JOB_SUFFIXES = (".job", ".sub")
+# Of one value in an args file: HTCondor reads quotes, '$' and '\' in its own way.
+CELL_RULE = "printable ASCII characters without blanks, commas, quotes, '$' and '\\', and no '#' at its start"
 DISTRIBUTIONS = ("choice", "uniform", "log-uniform")
 Value = bool | int | float | str  # of an option, in a TOML file
 
@@ -38,17 +42,12 @@ def load(path: Path, experiments_dir: str | None = None) -> Sweep:
     """
     if path.suffix == ".toml":
         sweep = load_toml(path)
-    elif is_submit_file(path):
+    elif path.suffix in JOB_SUFFIXES:
         sweep = load_job(path)
     else:
         sweep = load_rows(path)
     sweep.experiments_dir = experiments_dir
     return sweep
-
-
-def is_submit_file(path: Path) -> bool:
-    """Whether a file ends in .job or has a queue statement."""
-    return re.search(r"^\s*queue\b", read_text(path), re.IGNORECASE | re.MULTILINE) is not None or path.suffix == ".job"
 
 
 def project_of(path: Path) -> Path:
@@ -82,14 +81,19 @@ def load_job(path: Path) -> Sweep:
 def load_rows(path: Path) -> Sweep:
     """Read an args file; its command and columns are those of the TOML or submit file in the same folder that names it.
 
+    A file that nothing names may be a submit file with a name of its own.
+
     Raises: ConfigError if no file or more than one kind of file names it.
     """
+    lines = _lines(path)
     owners: list[Sweep] = []
-    for other in sorted([*path.parent.glob("*.job"), *path.parent.glob("*.sub"), *path.parent.glob("*.toml")]):
+    for other in sorted(entry for entry in path.parent.iterdir() if entry.suffix in (*JOB_SUFFIXES, ".toml")):
         with contextlib.suppress(ConfigError):  # not a file of a sweep
             sweep = load(other)
             if sweep.rows_path.resolve() == path.resolve():
                 owners.append(sweep)
+    if not owners and any(re.match(r"\s*queue\b", line, re.IGNORECASE) for _, line in lines):
+        return load_job(path)
     if not owners:
         raise ConfigError(
             f"{path}: no TOML or submit file in its folder names it, so its columns are unknown; give that file instead"
@@ -101,7 +105,7 @@ def load_rows(path: Path) -> Sweep:
             f"{path}: {first.path} and {others[0]} name its columns differently; give one of these files instead"
         )
     if not first.job:  # the rows of the TOML file may have changed since the args file was written
-        rows, mistakes = _read_rows(path, _lines(path), first.columns)
+        rows, mistakes = _read_rows(path, lines, first.columns)
         return Sweep(path, path, first.columns, first.command, first.command_at, rows, first.base, mistakes)
     first.path = path
     return first
@@ -109,7 +113,11 @@ def load_rows(path: Path) -> Sweep:
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """(number, line) for each line of an args file; a newline at the end starts no line."""
-    return list(enumerate(read_text(path).removesuffix("\n").split("\n"), start=1)) if path.stat().st_size else []
+    return _numbered(read_text(path, MAX_ROWS_BYTES))
+
+
+def _numbered(text: str) -> list[tuple[int, str]]:
+    return list(enumerate(text.removesuffix("\n").split("\n"), start=1)) if text else []
 
 
 def _read_rows(path: Path, lines: list[tuple[int, str]], columns: tuple[str, ...]) -> tuple[list[Row], list[Mistake]]:
@@ -118,6 +126,8 @@ def _read_rows(path: Path, lines: list[tuple[int, str]], columns: tuple[str, ...
     mistakes: list[Mistake] = []
     if not lines:
         mistakes.append(Mistake(path, 1, 1, "no rows: nothing would be submitted"))
+    if len(lines) > MAX_ROWS:
+        raise ConfigError(f"{path} has more than {MAX_ROWS:,} rows; divide it among several sweeps")
     for number, text in lines:
         wrong = None
         cells = split_row(text, len(columns))
@@ -126,7 +136,7 @@ def _read_rows(path: Path, lines: list[tuple[int, str]], columns: tuple[str, ...
             wrong, at = "a blank line: HTCondor would start the previous row again", 1
         elif text.lstrip().startswith("#"):
             wrong, at = "a comment: HTCondor would start it as a row", text.index("#") + 1
-        elif odd := re.search(r"[\"'$\\]|[^ -~\t]", text):
+        elif odd := _ODD.search(text):
             wrong, at = f"an args file must not contain {odd[0]!r}", odd.start() + 1
         elif len(cells) < len(columns):
             missing = ", ".join(columns[len(cells) :])
@@ -146,6 +156,15 @@ def _read_rows(path: Path, lines: list[tuple[int, str]], columns: tuple[str, ...
 def _count(things: Sized, name: str) -> str:
     """A number with its noun, such as "1 row" or "2 rows"."""
     return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
+
+
+_ODD = re.compile(r"[\"'$\\]|[^ -~\t]")
+_CELL = re.compile(r"(?!#)[^\"'$\\,\x00-\x20\x7f-\U0010ffff]+")
+
+
+def is_cell(text: str) -> bool:
+    """Whether a text can be a value of an args file, as CELL_RULE says."""
+    return _CELL.fullmatch(text) is not None
 
 
 def split_row(text: str, count: int) -> list[tuple[int, str]]:
@@ -185,7 +204,7 @@ class Param(NamedTuple):
     @property
     def column(self) -> str:
         """The name of its column in the args file."""
-        return re.sub(r"\W", "_", f"{self.key}_{self.inner}" if self.inner else self.key)
+        return re.sub(r"\W", "_", f"{self.key}_{self.inner}" if self.inner else self.key, flags=re.ASCII).lower()
 
 
 def load_toml(path: Path, compare: bool = True) -> Sweep:
@@ -200,13 +219,17 @@ def load_toml(path: Path, compare: bool = True) -> Sweep:
     try:
         plan = tomllib.loads(text)
         sweep = _sweep_of(path, plan)
-        sweep.rows = _rows_of(sweep, plan)
+        text_of_rows = _args_text(_rows_of(sweep, plan))
     except (ValueError, OverflowError, RecursionError) as error:  # ConfigError and the error of tomllib are ValueErrors
         raise ConfigError(f"{path}: {error}") from None
     keys = {param.column: param.key for param in _params(plan)}
     keys |= {column: key for column, key in ((sweep.name_column, "name"), (sweep.seed_column, "seeds")) if column}
-    sweep.key_lines = {column: _line_of(key, text) for column, key in keys.items()}
-    if compare and sweep.rows_path.exists() and read_text(sweep.rows_path) != args_text(sweep):
+    lines = {key: _line_of(key, text) for key in set(keys.values())}
+    sweep.key_lines = {column: lines[key] for column, key in keys.items()}
+    # The rows are what a reader of the args file gets.
+    sweep.rows, mistakes = _read_rows(path, _numbered(text_of_rows), sweep.columns)
+    sweep.reading_mistakes += [mistake._replace(line=1, column=1) for mistake in mistakes]
+    if compare and sweep.rows_path.exists() and read_text(sweep.rows_path, MAX_ROWS_BYTES) != text_of_rows:
         stale = (
             f"{sweep.rows_path} has other rows: expand again with --overwrite, or give that file instead of this one"
         )
@@ -216,12 +239,16 @@ def load_toml(path: Path, compare: bool = True) -> Sweep:
 
 def args_text(sweep: Sweep) -> str:
     """The text of the args file with a sweep's rows."""
-    return "".join(", ".join(row.values) + "\n" for row in sweep.rows)
+    return _args_text(row.values for row in sweep.rows)
+
+
+def _args_text(rows: Iterable[Sequence[str]]) -> str:
+    return "".join(", ".join(values) + "\n" for values in rows)
 
 
 def _line_of(key: str, text: str) -> int:
     """The number of the line of a TOML file that starts with a key; 1 if there is none."""
-    match = re.search(rf"^\s*[\"']?{re.escape(key)}\b", text, re.MULTILINE)
+    match = re.search(rf"^[ \t]*[\"']?{re.escape(key)}\b", text, re.MULTILINE)
     return 1 + text.count("\n", 0, match.end()) if match else 1
 
 
@@ -232,8 +259,8 @@ def _sweep_of(path: Path, plan: Mapping[str, object]) -> Sweep:
             raise ConfigError(f"unknown key {key!r}{nearest(key, TOML_KEYS)}")
     params = _params(plan)
     columns = [param.column for param in params]
-    for column in columns:
-        if columns.count(column) > 1:
+    for column, count in Counter(columns).items():
+        if count > 1:
             raise ConfigError(f"{column!r} is in [fixed], [grid] or [search] more than once")
     if ("job" in plan) == ("command" in plan):
         raise ConfigError('give either command = "train" (or "train-neurogym") or job = "FILE.job"')
@@ -241,7 +268,7 @@ def _sweep_of(path: Path, plan: Mapping[str, object]) -> Sweep:
         return _over_job(path, plan, params)
     command = plan["command"]
     if command not in TRAINING:
-        raise ConfigError(f"command must be one of {', '.join(TRAINING)}, got {command!r}")
+        raise ConfigError(f"command must be one of {', '.join(TRAINING)}, got {shortened(command)}")
     options = {
         flag: action
         for action in arguments.options_of(arguments.make_parser(), command)
@@ -260,15 +287,22 @@ def _sweep_of(path: Path, plan: Mapping[str, object]) -> Sweep:
         else:
             words += [flag, f"{param.inner}={text}"] if param.inner else [f"{flag}={text}"]
     swept = tuple(param.column for param in params if param.section != "fixed")
-    rows_path = path.parent / str(plan.get("args", f"{path.stem}_args.txt"))
-    return Sweep(path, rows_path, ("name", "seed", *swept), [*words, "--resume", "auto"], (path, 1, 1))
+    name = plan.get("args")
+    if "args" in plan and not (isinstance(name, str) and re.fullmatch(r"\.?[\w+= -][\w.+= -]*", name)):
+        raise ConfigError(f"args must be the name of a file in this folder, got {shortened(name)}")
+    name = name if isinstance(name, str) else f"{path.stem}_args.txt"
+    if Path(name).suffix in (*JOB_SUFFIXES, ".toml"):
+        raise ConfigError(f"args must not end in .toml, .job or .sub, which other files of a sweep do, got {name!r}")
+    return Sweep(path, path.parent / name, ("name", "seed", *swept), [*words, "--resume", "auto"], (path, 1, 1))
 
 
 def _over_job(path: Path, plan: Mapping[str, object], params: list[Param]) -> Sweep:
     """A sweep with the columns and the command line of a submit file; the TOML file gives the values of the columns."""
     if "args" in plan:
         raise ConfigError("args and job cannot be combined: the submit file names its args file")
-    owner = load_job(path.parent / str(plan["job"]))
+    if not isinstance(plan["job"], str):
+        raise ConfigError(f"job must be the name of a submit file, got {shortened(plan['job'])}")
+    owner = load_job(path.parent / plan["job"])
     given = {param.column for param in params}
     for column in sorted(given - set(owner.setting_columns)):
         raise ConfigError(f"{owner.path} has no column {column!r}{nearest(column, owner.setting_columns)}")
@@ -290,7 +324,7 @@ def _params(plan: Mapping[str, object]) -> list[Param]:
     for section in ("fixed", "grid", "search"):
         table = plan.get(section, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"[{section}] must be a table of options, got {table!r}")
+            raise ConfigError(f"[{section}] must be a table of options, got {shortened(table)}")
         for key, spec in table.items():
             if section == "search" and key in ("n", "seed"):
                 continue
@@ -307,19 +341,22 @@ def _param(section: str, key: str, inner: str | None, spec: object) -> Param:
     distribution, values = "choice", [spec] if section == "fixed" else spec
     if section == "search":
         if not isinstance(spec, dict) or len(spec) != 1 or next(iter(spec)) not in DISTRIBUTIONS:
-            raise ConfigError(f"{name} must be {{ {' = [...] } or { '.join(DISTRIBUTIONS)} = [...] }}, got {spec!r}")
+            raise ConfigError(
+                f"{name} must be {{ {' = [...] } or { '.join(DISTRIBUTIONS)} = [...] }}, got {shortened(spec)}"
+            )
         ((distribution, values),) = spec.items()
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
         if distribution != "choice" and not (numbers and len(values) == 2 and values[0] < values[1]):
-            raise ConfigError(f"{name}: {distribution} takes [LOW, HIGH], got {values!r}")
+            raise ConfigError(f"{name}: {distribution} takes [LOW, HIGH], got {shortened(values)}")
         if distribution == "log-uniform" and values[0] <= 0:
-            raise ConfigError(f"{name}: log-uniform needs bounds above 0, got {values!r}")
+            raise ConfigError(f"{name}: log-uniform needs bounds above 0, got {shortened(values)}")
     if not isinstance(values, list) or not values:
-        raise ConfigError(f"{name} must be a list of values, got {values!r}")
+        raise ConfigError(f"{name} must be a list of values, got {shortened(values)}")
+    if inner is not None and (not is_cell(inner) or "=" in inner):
+        raise ConfigError(f"{name}: the name before '=' must be {CELL_RULE}, got {shortened(inner)}")
     for value in values:
-        if type(value) not in (bool, int, float, str) or not re.fullmatch(r"[^\s,\"'$#\\]+", str(value)):
-            rule = "an args file must not contain blanks, commas, quotes, '$' or '#' in a value"
-            raise ConfigError(f"{name}: {rule}, got {value!r}")
+        if type(value) not in (bool, int, float, str) or not is_cell(str(value)):
+            raise ConfigError(f"{name}: a value must be {CELL_RULE}, got {shortened(value)}")
     return Param(section, key, inner, values, distribution)
 
 
@@ -330,10 +367,10 @@ def _text(value: Value, flag: str | None = None) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _rows_of(sweep: Sweep, plan: Mapping[str, object]) -> list[Row]:
-    """One row per setting and seed, in the order of the file; a larger `n` only appends rows."""
+def _rows_of(sweep: Sweep, plan: Mapping[str, object]) -> list[list[str]]:
+    """The values of one row per setting and seed, in the order of the file; a larger `n` only appends rows."""
     params = _params(plan)
-    rows: list[Row] = []
+    rows: list[list[str]] = []
     fixed = {param.column: _text(param.values[0]) for param in params if param.section == "fixed"}
     grid = [[(param, value) for value in param.values] for param in params if param.section == "grid"]
     seeds, draws = _seeds(plan), _draws(plan, [param for param in params if param.section == "search"])
@@ -349,9 +386,7 @@ def _rows_of(sweep: Sweep, plan: Mapping[str, object]) -> list[Row]:
                     for param, value in setting
                 }
                 values |= {sweep.name_column or "": _name(sweep, plan, shown), sweep.seed_column or "": str(seed)}
-                texts = [values[column] for column in sweep.columns]
-                starts = itertools.accumulate((len(text) + 2 for text in texts[:-1]), initial=1)
-                rows.append(Row(len(rows) + 1, tuple(texts), tuple(starts)))
+                rows.append([values[column] for column in sweep.columns])
     return rows
 
 
@@ -362,7 +397,7 @@ def _draws(plan: Mapping[str, object], search: list[Param]) -> list[list[tuple[P
         return [[]]
     for key, value in table.items():
         if key in ("n", "seed") and (type(value) is not int or not (key == "n") <= value <= MAX_ROWS):
-            raise ConfigError(f"[search] {key} must be a whole number up to {MAX_ROWS}, got {value!r}")
+            raise ConfigError(f"[search] {key} must be a whole number up to {MAX_ROWS}, got {shortened(value)}")
     if not search:
         return [[]]
     if "n" not in table:
@@ -390,16 +425,24 @@ def _seeds(plan: Mapping[str, object]) -> list[int]:
     seeds = plan.get("seeds", [0])
     seeds = list(range(min(seeds, MAX_ROWS + 1))) if type(seeds) is int else seeds
     if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
-        raise ConfigError(f"seeds must be a list of whole numbers, or the number of seeds, got {plan.get('seeds')!r}")
+        raise ConfigError(
+            f"seeds must be a list of whole numbers, or the number of seeds, got {shortened(plan.get('seeds'))}"
+        )
     return seeds
 
 
 def _name(sweep: Sweep, plan: Mapping[str, object], shown: dict[str, str]) -> str:
     """The name of a row: from the pattern `name`, else from the file's name and all values that change."""
+    stem = re.sub(r"[^\w.+=-]+", "_", sweep.path.stem, flags=re.ASCII)
     changing = [f"{column}{{{column}}}" for column in sweep.setting_columns if column in shown]
-    pattern = plan.get("name", "-".join([sweep.path.stem, *changing, "s{seed}"]))
-    values = {column: re.sub(r"[^\w.+=-]+", "_", value) for column, value in shown.items()}
-    if isinstance(pattern, str):
-        with contextlib.suppress(AttributeError, IndexError, KeyError, ValueError):
-            return pattern.format_map(values)
-    raise ConfigError(f"name = {pattern!r} may contain {', '.join(f'{{{key}}}' for key in values)}")
+    pattern = plan.get("name", "-".join([stem, *changing, "s{seed}"]))
+    values = {column: re.sub(r"[^\w.+=-]+", "_", value, flags=re.ASCII) for column, value in shown.items()}
+    name = pattern if isinstance(pattern, str) else ""
+    for column, value in values.items():
+        name = name.replace(f"{{{column}}}", value)
+    if not isinstance(pattern, str) or "{" in name or "}" in name:
+        known = ", ".join(f"{{{key}}}" for key in values)
+        raise ConfigError(f"name = {shortened(pattern)} may contain {known}")
+    if not is_cell(name):
+        raise ConfigError(f"name: the name of a row must be {CELL_RULE}, got {shortened(name)}")
+    return name

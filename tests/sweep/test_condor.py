@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,7 @@ LEFT = [
     ({"ExitCode": 1}, 3, "failed: exit 1 after 3 run(s)"),
     ({"ExitCode": 2}, 1, "failed: exit 2 after 1 run(s)"),
     ({"ExitCode": 127}, 3, "failed: exit 127 after 3 run(s)"),
+    ({"ExitCode": 75}, 1, "failed: exit 75 after 1 run(s)"),  # and released again after a while
     ({"ExitSignal": 9}, 1, "again"),
     ({"ExitSignal": 9}, 3, "failed: signal 9 after 3 run(s)"),
 ]
@@ -189,6 +191,30 @@ def test_failures_are_tried_again_and_then_held_but_mistakes_at_once(
     held = bool(ad.eval("OnExitHold"))
     gone = bool(ad.eval("OnExitRemove")) and not held
     assert (ad.eval("OnExitHoldReason") if held else "done" if gone else "again") == fate
+
+
+@pytest.mark.parametrize(
+    ("subcode", "holds", "minutes", "released"),
+    [
+        (75, 1, 4, False),
+        (75, 1, 6, True),
+        (75, 3, 14, False),
+        (75, 3, 16, True),
+        (75, 6, 1000, False),
+        (2, 1, 1000, False),
+    ],
+)
+def test_a_passing_condition_is_tried_again_after_growing_pauses(
+    subcode: int, holds: int, minutes: int, released: bool, expand: Any
+) -> None:
+    import classad
+
+    for template in TEMPLATES:
+        ad = classad.ClassAd(expand(template)[0])
+        assert classad.ClassAd({**ad, "ExitCode": subcode}).eval("OnExitHoldSubCode") == subcode
+        since = int(time.time()) - 60 * minutes
+        held = {"HoldReasonCode": 3, "HoldReasonSubCode": subcode, "NumHolds": holds, "EnteredCurrentStatus": since}
+        assert bool(classad.ClassAd({**ad, **held}).eval("PeriodicRelease")) is released, template
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "condor").glob("*_args.txt")), ids=lambda path: path.name)

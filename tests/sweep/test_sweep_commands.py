@@ -21,8 +21,8 @@ from model_utils import Experiment, load_checkpoint, write_json
 from mpn_rl import arguments
 from mpn_rl.options import ConfigError
 from mpn_rl.sweep import commands, summary, sweep_files
-from mpn_rl.sweep.state import state_of
-from mpn_rl.sweep.table import Sweep
+from mpn_rl.sweep.state import STARTED, State, log_path, state_of
+from mpn_rl.sweep.table import Planned, Sweep
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 90  # seconds
@@ -154,7 +154,8 @@ def test_true_and_key_values_become_the_flags_that_they_are() -> None:
         (
             "eta = [0.5, 1]",
             'eta = ["a b"]',
-            "an args file must not contain blanks, commas, quotes, '$' or '#' in a value, got 'a b'",
+            "[grid] eta: a value must be printable ASCII characters without blanks, commas, quotes, '$' and '\\', "
+            "and no '#' at its start, got 'a b'",
         ),
         ("eta = [0.5, 1]", "hidden-dim = [3]", "'hidden_dim' is in [fixed], [grid] or [search] more than once"),
         ("[grid]", "[search]\nn = 3", "[search] eta must be { choice = [...] } or"),
@@ -390,7 +391,8 @@ def test_each_state_shows_in_the_folder_alone(capsys: pytest.CaptureFixture) -> 
     assert [states[name].state for name in names] == [
         *("done", "running", "interrupted", "failed", "failed", "failed", "interrupted", "missing")
     ]
-    assert states[failed.name].note == "ValueError: the last line" and states[local.name].note == "Killed"
+    assert states[failed.name].note == "ValueError: the last line"
+    assert states[local.name].note == "ended by signal 9"
     assert states[other.name].note.startswith("not this row's run: --resume continues")
     assert states[running.name].note.startswith(f"{os.getpid()} on ")
     assert states[unfinished.name].share == 0.5 and states[done.name].score == 0.75
@@ -580,6 +582,9 @@ def test_rows_run_here_end_as_alone_and_a_failure_says_why(capfd: pytest.Capture
         ([1, -9, 0], 2, "", 3),
         ([1, -9, 1], 1, "ended by signal 9", 2),
         ([2, 0], 5, "exit status 2", 1),
+        ([75, 75, 75, 75, 0], 0, "", 5),  # a passing condition is no failure
+        ([75, 75, 75, 75, 75, 0], 5, "exit status 75", 5),
+        ([75, 1, 75, 0], 1, "", 4),
     ],
 )
 def test_a_row_is_started_as_often_as_it_may_be(
@@ -588,9 +593,94 @@ def test_a_row_is_started_as_often_as_it_may_be(
     found = loaded(GRID.replace("seeds = [0, 1]", "seeds = 1"))
     found.planned[0].args.checkpoint_exit_code = 85
     left = list(codes)
+    waited: list[float] = []
     monkeypatch.setattr(commands.Children, "_start", lambda *_: left.pop(0))
-    assert commands.Children(found, retries).work(found.planned[0]).startswith(result)
+    monkeypatch.setattr(commands, "state_of", lambda *_: State("done"))
+    children = commands.Children(found, retries)
+    monkeypatch.setattr(children.stopping, "wait", waited.append)
+    reason = children.work(found.planned[0])
+    assert reason.startswith(result) and bool(reason) is bool(result)
     assert len(codes) - len(left) == starts
+    assert waited == list(commands.PAUSES_S[: codes.count(75)]) and waited == sorted(waited)
+
+
+def test_a_row_that_ends_without_being_complete_has_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    loaded(GRID.replace("seeds = [0, 1]", "seeds = 1"))
+    monkeypatch.setattr(commands.Children, "_start", lambda *_: 0)
+    assert main.main(["sweep", "run", "grid.toml", "--workers", "1"]) == 1
+    assert "exit status 0, but the run is missing" in capsys.readouterr().out
+
+
+def test_rows_left_for_later_are_not_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """75, as for everything that the same command line may complete later."""
+    found = loaded(GRID)
+    states = {planned.name: "done" for planned in found.planned}
+
+    def state(experiment: Experiment, _: object) -> State:
+        return State(states[experiment.name])
+
+    def complete(_: object, planned: Planned) -> int:
+        states[planned.name] = "done"
+        return 0
+
+    monkeypatch.setattr(commands, "state_of", state)
+    monkeypatch.setattr(commands.Children, "_start", complete)
+    assert main.main(["sweep", "run", "grid.toml"]) == 0
+    states |= {found.planned[0].name: "running", found.planned[1].name: "missing", found.planned[2].name: "failed"}
+    assert main.main(["sweep", "run", "grid.toml", "--limit", "1"]) == 75
+    assert "not all rows are complete: 1 run elsewhere, 1 exceed --limit; the same" in capsys.readouterr().err
+    assert main.main(["sweep", "run", "grid.toml"]) == 75
+    states[found.planned[0].name] = "done"
+    assert main.main(["sweep", "run", "grid.toml"]) == 0
+
+
+def test_the_reason_of_a_killed_row_is_the_signal() -> None:
+    """Neither what it printed last nor the error of an earlier start."""
+    planned = loaded(GRID).planned[0]
+    Experiment.create(planned.name, config=planned.config.to_dict())
+    log = log_path(planned.experiment)
+    log.parent.mkdir()
+    earlier = f"{STARTED}python main.py train\nmain.py train: no space\nsweep: exit status 75\n"
+    killed = (
+        f"{STARTED}python main.py train\nnote: the kernel is compiled\nepisode 40\nsweep: ended by signal 9 (SIGKILL)\n"
+    )
+    planned.experiment.error_path.write_text("an error of another time\n")
+
+    def note() -> str:
+        return state_of(planned.experiment, planned.args).note
+
+    log.write_text(earlier + killed)
+    assert note() == "ended by signal 9 (SIGKILL)"
+    log.write_text(earlier + killed.replace("ended by signal 9 (SIGKILL)", "exit status 2"))
+    assert note() == "an error of another time"
+    planned.experiment.error_path.unlink()
+    assert note() == "episode 40"
+    log.write_text(f"{earlier}{STARTED}python main.py train\nsweep: exit status 1\n")
+    assert note() == "exit status 1"
+    log.write_text(f"{earlier}{STARTED}python main.py train\nepisode 3\n")  # it is still running, or was stopped
+    assert note() == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL])
+def test_a_sweep_that_a_signal_ends_leaves_no_process(number: int, processes: list[subprocess.Popen]) -> None:
+    found = loaded(GRID[: GRID.index("[grid]")].replace("300", "100000").replace("seeds = [0, 1]", "seeds = 1"))
+    running = start(processes, "sweep", "run", "grid.toml", "--workers", "1")
+    experiment = found.planned[0].experiment
+    wait_until(lambda: experiment.metrics_path.exists() and experiment.metrics_path.stat().st_size, running)
+    assert experiment.holder() is not None
+    running.send_signal(number)
+    _, err = running.communicate(timeout=PATIENCE)
+    assert "Traceback" not in err
+    assert running.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+    deadline = time.monotonic() + PATIENCE
+    while number == signal.SIGKILL and experiment.holder() is not None:
+        assert time.monotonic() < deadline, "the row goes on without its sweep"
+        time.sleep(0.05)
+    assert experiment.holder() is None and experiment.checkpoint("last").is_file()
+    assert state_of(found.planned[0].experiment, found.planned[0].args).state == "interrupted"
 
 
 def test_ctrl_c_lets_the_rows_save_and_leaves_no_process_behind(processes: list[subprocess.Popen]) -> None:
@@ -626,7 +716,7 @@ def test_a_run_that_dies_leaves_its_error_until_it_starts_again(monkeypatch: pyt
     state = state_of(planned.experiment, planned.args)
     assert (state.state, state.note[:19]) == ("failed", "cannot write last.p")
     with monkeypatch.context() as patch:
-        patch.setattr(training.Run, "advance", lambda _: 1 // 0)
+        patch.setattr(training.Run, "advance", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             main.main(planned.argv)
     assert state_of(planned.experiment, planned.args).note == "ZeroDivisionError: integer division or modulo by zero"
