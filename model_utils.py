@@ -7,11 +7,15 @@
         checkpoints/           best_model.pt  final_model.pt  last.pt
         plots/  videos/  eval/  analysis/
         error.txt              why the last run failed, if it did
-        .lock  .holder.json    locked by the process that trains; its process id, host and start time
+    experiments/.locks/
+        <name>.lock            locked by the process that creates, replaces or trains the experiment
+        <name>.json            this process: its id, its host, and since when
 
 Every file except metrics.jsonl is written under a temporary name, synced and renamed, so a reader sees the old
 file or the new one, never a part of one. Checkpoints contain only tensors and plain Python values: they load
 with `weights_only=True`, and a foreign file cannot run code.
+The lock is outside the folder, so it holds while the folder is created or replaced. Files are opened without following
+links, and a linked folder is not written to.
 """
 
 from __future__ import annotations
@@ -24,9 +28,9 @@ import math
 import os
 import platform
 import random
+import shutil
 import socket
 import subprocess
-import tempfile
 import time
 import traceback
 import warnings
@@ -38,7 +42,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from mpn_rl.options import ConfigError, nearest
+from mpn_rl.options import ConfigError, TemporaryError, nearest
+from mpn_rl.storage.regular_files import (
+    JSON_BYTES,
+    METRICS_BYTES,
+    disk_errors,
+    is_temporary,
+    open_regular,
+    read_regular,
+    remove_stale_temporaries,
+    temporary_path,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +63,11 @@ ROOT = "experiments"
 CHECKPOINT_FORMAT = 1
 CHECKPOINT_ALIASES = {"best": "best_model", "final": "final_model", "last": "last"}
 MAX_NAME_BYTES = 100
+# What commands write into an experiment; .lock and .holder.json are of version 0.1.0.
+FOLDERS = {"checkpoints", "plots", "videos", "eval", "analysis", "tensorboard", "wandb"}
+START_FILES = {"config.json", "training_history.json", "error.txt", ".lock", ".holder.json"}
+FILES = START_FILES | {"metrics.jsonl"}
+SECTIONS = {"env", "core", "run"}  # of every config.json of this toolkit
 LOCK_PATIENCE = 0.5  # seconds to wait for a lock, because `holder` takes it for a moment
 _NUMPY = "__numpy__"  # key that marks a tensor which `unpack` turns back into an array
 
@@ -57,7 +76,8 @@ _NUMPY = "__numpy__"  # key that marks a tensor which `unpack` turns back into a
 class Experiment:
     """The paths of one experiment, and the only code that reads or writes its files.
 
-    `check_new` and `create` start an experiment, and `open` finds one. The constructor touches no file.
+    `check_new` and `create` start an experiment, and `open` finds one. The constructor touches no file. A process that
+    trains calls `write_new` and everything after it while it holds `lock`.
 
     Args:
         name: name of the folder.
@@ -86,49 +106,77 @@ class Experiment:
                 raise ConfigError(f"--{'overwrite' if overwrite else 'resume'} needs --experiment-name")
             return _free_name(Path(root))
         experiment = cls(_check_name(name), Path(root))
-        if overwrite:
-            experiment._check_replaceable()
-        elif experiment.exists() and not resume:
-            raise ConfigError(
-                f"experiment '{name}' exists in {Path(root)}/; continue it with --resume or replace it with --overwrite"
-            )
+        if resume:
+            return name
+        try:
+            experiment._check_free(overwrite)
+        except ConfigError:
+            if not overwrite or experiment.holder() is None:
+                raise  # else `lock` refuses; meanwhile, the other process may be replacing the folder
         return name
 
     @classmethod
     def create(
         cls, name: str, root: str | Path = ROOT, config: Mapping[str, object] | None = None, overwrite: bool = False
     ) -> Experiment:
-        """Create the folder with its config.json.
+        """Create the folder with its config.json, as `write_new` does, and hold the lock meanwhile."""
+        experiment = cls(cls.check_new(name, root, overwrite), Path(root))
+        with experiment.lock():
+            experiment.write_new(config or {}, overwrite)
+        return experiment
+
+    def write_new(self, config: Mapping[str, object], overwrite: bool = False, restart: bool = False) -> None:
+        """Create the folder with its config.json. The caller holds the lock.
 
         The new folder is completed under a hidden name. With `overwrite`, the old folder is then renamed, the new
-        one takes its name, and the old one is deleted. A process killed in between never mixes old and new files.
+        one takes its name, and the old one is deleted; if it holds a file that no command writes, it goes to
+        `.replaced/` instead. A process killed in between never mixes old and new files.
 
         Args:
-            name: name of the folder.
-            root: the folder of the experiments.
             config: the contents of config.json.
             overwrite: whether to replace an existing experiment.
-        Returns: the new experiment.
-        Raises: ConfigError if the name is taken, the old experiment is in use, or the disk refuses.
+            restart: whether to keep a folder with a run's first files only, and write its config.json again.
+        Raises: ConfigError if the name is taken, the folder is not an experiment's, or the disk refuses.
         """
-        experiment = cls(cls.check_new(name, root, overwrite), Path(root))
-        with _disk_errors(experiment.path):
-            experiment.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=experiment.root) as staging:
-                new, old = Path(staging, "new"), Path(staging, "old")
-                new.mkdir()
-                write_json(new / "config.json", config or {})
-                if experiment.exists():
-                    with experiment.lock():
-                        os.rename(experiment.path, old)
+        if restart and self.config_path.is_file() and not self.work():
+            write_json(self.config_path, config)
+            return
+        self._check_free(overwrite)
+        new, old = self._staging / "new", self._staging / "old"
+        with disk_errors(self.path):
+            new.mkdir(parents=True)
+            try:
+                write_json(new / "config.json", config)
+                if self.exists():
+                    os.rename(self.path, old)
                 try:
-                    os.rename(new, experiment.path)  # fails if another process has created this folder in the meantime
+                    os.rename(new, self.path)
                 except BaseException:
-                    if old.exists() and not experiment.exists():
-                        os.rename(old, experiment.path)
+                    if old.exists() and not self.exists():
+                        os.rename(old, self.path)
                     raise
-                _sync_folder(experiment.root)
-        return experiment
+                _sync_folder(self.root)
+            finally:
+                self._clear_staging()
+
+    def _clear_staging(self) -> None:
+        """End what `write_new` began, also in a process that was killed: dispose of the old folder, or restore it."""
+        old = self._staging / "old"
+        if old.exists():
+            if not self.exists():
+                os.rename(old, self.path)
+            elif foreign := [name for name in _files_below(old) if _is_foreign(name)]:
+                from mpn_rl.console import stderr
+
+                kept = self.root / ".replaced" / f"{self.name}-{time.time_ns()}"
+                kept.parent.mkdir(exist_ok=True)
+                os.rename(old, kept)
+                stderr.print(f"note: the old {self.path} has {foreign[0]}, which no command wrote; it is now {kept}")
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+    @property
+    def _staging(self) -> Path:
+        return self.root / f".{self.name}.staging"
 
     @classmethod
     def open(cls, name: str, root: str | Path = ROOT) -> Experiment:
@@ -154,41 +202,54 @@ class Experiment:
     def exists(self) -> bool:
         return os.path.lexists(self.path)
 
-    def _check_replaceable(self) -> None:
-        """Refuse to delete what is neither an experiment nor an empty folder, or is a link. Raises: ConfigError."""
-        if not self.exists():
-            return
-        rule = None
-        if self.path.is_symlink() or not self.path.is_dir():
+    def work(self) -> list[str]:
+        """The files below the folder that are more than a run's first ones, by relative path."""
+        return [name for name in _files_below(self.path) if name not in START_FILES]
+
+    def _check_free(self, overwrite: bool) -> None:
+        """Refuse a name that is taken, unless `overwrite` may replace what is there.
+
+        Never replaceable: a link, a file, and a folder without the config.json of an experiment.
+
+        Raises: ConfigError.
+        """
+        if self.path.is_symlink() or (self.exists() and not self.path.is_dir()):
             rule = "is not a folder"
-        elif not self.config_path.exists() and any(self.path.iterdir()):
-            rule = "holds no config.json"
-        if rule:
+        elif not _files_below(self.path):  # no folder, or an empty one
+            return
+        elif not overwrite:
             raise ConfigError(
-                f"--overwrite replaces experiments only, and {self.path} {rule}; choose another --experiment-name"
+                f"experiment '{self.name}' exists in {self.root}/; continue it with --resume or replace it "
+                "with --overwrite"
             )
+        elif not os.path.lexists(self.config_path):
+            rule = "holds no config.json"
+        else:
+            try:
+                if self.read_config().keys() >= SECTIONS:
+                    return
+                rule = "holds the config.json of another program"
+            except ConfigError:
+                rule = "holds a config.json that cannot be read"
+        way = "--overwrite replaces experiments only, and " if overwrite else ""
+        raise ConfigError(f"{way}{self.path} {rule}; choose another --experiment-name, or move it away")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the experiment for this process. The operating system releases the lock when the process ends.
 
-        Raises: ConfigError naming the process that holds the lock, if another process does.
+        The folder need not exist. Leftovers of a killed process are removed first.
+
+        Raises: TemporaryError naming the process that holds the lock, if another process does; ConfigError for a
+            folder or file that is a link.
         """
-        with _disk_errors(self.path / ".lock"):
-            # Closing the file releases the lock. The file is never removed: another process may hold the removed one.
-            lock = open(self.path / ".lock", "ab")  # noqa: SIM115
-        with lock:
-            deadline = time.monotonic() + LOCK_PATIENCE
-            while not _flocked(lock, exclusive=True):
-                if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"experiment '{self.name}' is in use by {self._holder_text()}; "
-                        "wait for it or choose another --experiment-name"
-                    )
-                time.sleep(0.02)
-            for folder in (self.path, self.path / "checkpoints"):
-                for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it was writing
-                    leftover.unlink(missing_ok=True)
+        with self._locked():
+            with disk_errors(self.path):
+                self._clear_staging()
+                self.check_writable()
+                for folder in (self.path, self.path / "checkpoints"):
+                    for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it was writing
+                        leftover.unlink(missing_ok=True)
             since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
             write_json(self._holder_path, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
             try:
@@ -197,12 +258,35 @@ class Experiment:
                 with contextlib.suppress(OSError):
                     self._holder_path.unlink(missing_ok=True)
 
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The lock alone. Its file is never removed: another machine may still see the removed one."""
+        with disk_errors(self._lock_path):
+            self.root.mkdir(parents=True, exist_ok=True)
+            _make_folder(self._lock_path.parent)
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while True:
+            with disk_errors(self._lock_path):
+                file = open_regular(self._lock_path, os.O_RDWR | os.O_CREAT)
+            with file:  # closing it releases the lock
+                with disk_errors(self._lock_path):
+                    locked = _flocked(file, exclusive=True)
+                if locked and _is_at(file, self._lock_path):  # else somebody removed the file before it was locked
+                    yield
+                    return
+            if time.monotonic() > deadline:
+                raise TemporaryError(
+                    f"experiment '{self.name}' is in use by {self._holder_text()}; "
+                    "wait for it or choose another --experiment-name"
+                )
+            time.sleep(0.02)
+
     def holder(self) -> str | None:
         """The process that trains in the folder now, or None. Writes no file; sees the locks of other machines."""
         try:
-            with open(self.path / ".lock", "rb") as file:
+            with open_regular(self._lock_path) as file:
                 return None if _flocked(file, exclusive=False) else self._holder_text()
-        except OSError:
+        except (ConfigError, OSError):
             return None
 
     def _holder_text(self) -> str:
@@ -213,13 +297,26 @@ class Experiment:
             return "another process"
 
     @property
+    def _lock_path(self) -> Path:
+        return self.root / ".locks" / f"{self.name}.lock"
+
+    @property
     def _holder_path(self) -> Path:
-        return self.path / ".holder.json"
+        return self._lock_path.with_suffix(".json")
+
+    def check_writable(self) -> None:
+        """Refuse to write where a name of the experiment leads elsewhere. Raises: ConfigError naming the link."""
+        for name in ("", *sorted(FOLDERS | FILES)):
+            if (self.path / name).is_symlink():
+                raise ConfigError(
+                    f"{self.path / name} is a symbolic link, and nothing is written through one; put the "
+                    f"{'file' if name in FILES else 'folder'} itself there, or link the folder of all experiments"
+                )
 
     @contextmanager
     def noting_failure(self) -> Iterator[None]:
         """Write error.txt if the body raises an exception. An old error.txt is removed first."""
-        with _disk_errors(self.error_path):
+        with disk_errors(self.error_path):
             self.error_path.unlink(missing_ok=True)
         try:
             yield
@@ -229,9 +326,9 @@ class Experiment:
             raise
 
     def note_failure(self, text: str) -> None:
-        """Write error.txt, whose last line is the reason. Ignores a disk that refuses to store it."""
+        """Write error.txt, whose last line is the reason. Ignores a folder or disk that cannot store it."""
         with contextlib.suppress(ConfigError):
-            write_bytes_atomic(self.error_path, (text.strip() + "\n").encode())
+            write_bytes_atomic(self.error_path, (text.strip() + "\n").encode(errors="backslashreplace"))
 
     @property
     def path(self) -> Path:
@@ -266,10 +363,12 @@ class Experiment:
     analysis_dir = property(lambda self: self._folder("analysis"))
 
     def _folder(self, name: str) -> Path:
-        """A subfolder, which is created at its first use."""
+        """A subfolder to write to, which is created at its first use. Leftovers of killed processes are removed."""
         folder = self.path / name
-        with _disk_errors(folder):
+        self.check_writable()
+        with disk_errors(folder):
             folder.mkdir(exist_ok=True)
+            remove_stale_temporaries(folder)
         return folder
 
     def read_config(self) -> Record:
@@ -282,8 +381,9 @@ class Experiment:
         Raises: ConfigError if the disk refuses.
         """
         line = (json.dumps(jsonable(row), allow_nan=False) + "\n").encode()
-        with _disk_errors(self.metrics_path), open(self.metrics_path, "ab", buffering=0) as file:
-            size = file.tell()
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        with disk_errors(self.metrics_path), open_regular(self.metrics_path, flags) as file:
+            size = os.fstat(file.fileno()).st_size
             try:
                 if file.write(line) != len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -295,7 +395,7 @@ class Experiment:
         """The size of metrics.jsonl in bytes, after a sync: a power cut must not take lines counted in a checkpoint."""
         if not self.metrics_path.exists():
             return 0
-        with _disk_errors(self.metrics_path), open(self.metrics_path, "rb+") as file:
+        with disk_errors(self.metrics_path), open_regular(self.metrics_path, os.O_RDWR) as file:
             os.fsync(file.fileno())
             return file.seek(0, os.SEEK_END)
 
@@ -313,8 +413,8 @@ class Experiment:
                 "restore the whole file, or start again with --overwrite"
             )
         if have > size:
-            with _disk_errors(self.metrics_path):
-                os.truncate(self.metrics_path, size)
+            with disk_errors(self.metrics_path), open_regular(self.metrics_path, os.O_RDWR) as file:
+                file.truncate(size)
 
     def read_masks(self) -> dict[str, np.ndarray]:
         """plots/masks.npz, {weight: (S, H, D) bool, "step": (S,)}; {} if the topology never changed."""
@@ -323,18 +423,20 @@ class Experiment:
         path = self.path / "plots" / "masks.npz"
         if not path.is_file():
             return {}
-        with np.load(path, allow_pickle=False) as archive:
+        with disk_errors(path, "read"), open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
             return dict(archive)
 
-    def read_metrics(self) -> list[Record]:
+    def read_metrics(self, size: int | None = None) -> list[Record]:
         """All rows of metrics.jsonl; [] without a file. A partial last line is ignored.
 
+        Args:
+            size: read only so many bytes of it.
         Raises: ConfigError with the number of any other line that is not a JSON object.
         """
         if not self.metrics_path.exists():
             return []
-        with _disk_errors(self.metrics_path, "read"):
-            lines = self.metrics_path.read_bytes().split(b"\n")
+        with disk_errors(self.metrics_path, "read"):
+            lines = read_regular(self.metrics_path, METRICS_BYTES)[:size].split(b"\n")
         rows = []
         for number, line in enumerate(lines, start=1):
             row = _json_object(line)
@@ -392,31 +494,54 @@ def _free_name(root: Path) -> str:
             return name
 
 
-@contextmanager
-def _disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
-    """Turn an OSError into a ConfigError that names the file and the way out."""
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether the path still names the open file."""
     try:
-        yield
-    except OSError as error:
-        way_out = "check the folder and its permissions"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            way_out = "free some space and try again; what was saved before is intact"
-        raise ConfigError(f"cannot {verb} {path}: {error.strerror or error}; {way_out}") from error
+        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder with the permissions of its parent: those who share the parent share it."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+        folder.chmod(folder.parent.stat().st_mode & 0o7777)
+    if folder.is_symlink():
+        raise ConfigError(f"{folder} is a symbolic link, and nothing is written through one; remove it")
+
+
+def _files_below(folder: Path) -> list[str]:
+    """The relative paths of the files and links below a folder, without temporary files."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        paths = [Path(parent, name) for name in files] + [Path(parent, name) for name in folders]
+        leaves = [path for path in paths if path.is_symlink() or not path.is_dir()]
+        found += [str(path.relative_to(folder)) for path in leaves if not is_temporary(path)]
+    return sorted(found)
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether no command writes a file of this relative path into an experiment."""
+    top, *inside = Path(name).parts
+    if top == "checkpoints":
+        return inside not in [[f"{stem}.pt"] for stem in CHECKPOINT_ALIASES.values()]
+    return top not in (FOLDERS if inside else FILES)
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that takes its name only when it is complete and on the disk.
 
-    After any exception the old file is unchanged and no temporary file is left.
+    The folder must exist. After any exception the old file is unchanged and no temporary file is left.
 
     Raises: ConfigError if the disk refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # in the same folder, hence on the same disk
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    with disk_errors(path):
+        temporary.unlink(missing_ok=True)
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "xb") as file:  # "x" follows no link
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -449,8 +574,8 @@ def write_json(path: Path, obj: object) -> None:
 
 def read_json(path: Path) -> Record:
     """The JSON object in a file. Raises: ConfigError if the file is missing or holds anything else."""
-    with _disk_errors(path, "read"):
-        obj = _json_object(path.read_bytes())
+    with disk_errors(path, "read"):
+        obj = _json_object(read_regular(path, JSON_BYTES))
     if obj is None:
         raise ConfigError(f"{path} does not hold a JSON object; restore or delete it")
     return obj
@@ -507,6 +632,8 @@ def save_checkpoint(path: Path, payload: Mapping[str, object]) -> None:
     import torch
 
     packed = pack({"format": CHECKPOINT_FORMAT, **payload})
+    with disk_errors(path):
+        path.parent.mkdir(exist_ok=True)
     with atomic_file(path) as file:
         sink = _Sink(file)
         torch.save(packed, cast(IO[bytes], sink))

@@ -60,6 +60,10 @@ class MPNLayer(nn.Module):
         """W only: eta, lambda and M(0) are not weights."""
         return ("weight",)
 
+    def set_mask(self, weight: str, mask: Tensor) -> None:
+        """Keep the mask of W, so that M is 0 where W has no synapse."""
+        self.mask = mask
+
     def forward(self, xs: Tensor, modulation: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
         """A sequence, as `mpn_scan`: xs (B, T, D), M (B, H, D) and reset (B, T) -> hs (B, T, H) and the last M."""
         # What is trained is read from the options, not from requires_grad: a target network has no gradients.

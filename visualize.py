@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike
 
 from mpn_rl.options import ConfigError
 from mpn_rl.statistics import common_grid
+from mpn_rl.storage.regular_files import disk_errors, open_regular, temporary_path
 
 # Okabe & Ito (2008): a reader with any common colour blindness can distinguish them.
 MODEL_COLOURS = {
@@ -125,18 +126,20 @@ def colour_bar(
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` with the same suffix; it replaces `path` when the block ends without an error.
 
-    Raises: ConfigError when the folder does not exist.
+    Raises: ConfigError when the folder does not exist, or the disk refuses.
     """
     if not path.parent.is_dir():
         raise ConfigError(f"cannot write {path}: no folder {path.parent}; create it or choose another path")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = temporary_path(path, path.suffix)
+    with disk_errors(path):
+        temporary.unlink(missing_ok=True)  # a link, perhaps
+        try:
+            yield temporary
+            with open_regular(temporary, os.O_RDWR) as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @house_style()

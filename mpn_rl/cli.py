@@ -11,7 +11,8 @@ import os
 import sys
 
 from mpn_rl import arguments
-from mpn_rl.options import PROGRAM, ConfigError
+from mpn_rl.options import PROGRAM, ConfigError, TemporaryError
+from mpn_rl.storage.regular_files import PASSING
 from mpn_rl.tasks import trusted_modules
 
 NAME = PROGRAM.removeprefix("python ")
@@ -40,16 +41,27 @@ def _run(args: argparse.Namespace) -> int:
         from mpn_rl import commands
 
         gc.enable()
-        return commands.COMMANDS[args.command](args)
+        with commands.stop_signals(commands.leave):
+            return commands.COMMANDS[args.command](args)
     except ConfigError as error:
         return _refuse(args, str(error), error.status)
     except MemoryError as error:
-        reason = f"out of memory ({error})" if str(error) else "out of memory"
-        return _refuse(args, f"{reason}; lower --hidden-dim, --buffer-size or the batch size", 2)
+        return _refuse(args, _out_of_memory(str(error)), TemporaryError.status)
     except OSError as error:
-        return _refuse(args, f"{error.filename or 'system'}: {error.strerror or error}", 2)
-    except KeyboardInterrupt:
-        return _refuse(args, "interrupted", 130)
+        status = TemporaryError.status if error.errno in PASSING else ConfigError.status
+        return _refuse(args, f"{error.filename or 'system'}: {error.strerror or error}", status)
+    except RuntimeError as error:  # PyTorch's error of a full memory is one of many
+        reason = str(error).strip().partition("\n")[0]
+        if "out of memory" not in reason and "can't allocate memory" not in reason:
+            raise
+        return _refuse(args, _out_of_memory(reason), TemporaryError.status)
+    except KeyboardInterrupt as error:
+        # Only `commands.Stopped` has a text: the name of the signal, which counts as SIGTERM.
+        return _refuse(args, f"stopped by {error}", 143) if str(error) else _refuse(args, "interrupted", 130)
+
+
+def _out_of_memory(reason: str) -> str:
+    return f"out of memory{f' ({reason})' if reason else ''}; lower --hidden-dim, --buffer-size or the batch size"
 
 
 def _refuse(args: argparse.Namespace, message: str, status: int) -> int:

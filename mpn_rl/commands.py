@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import math
 import os
@@ -27,7 +29,7 @@ from mpn_rl.rollout import record_episodes
 from mpn_rl.tasks import trusted_modules
 from mpn_rl.tasks.lanes import EpisodeSeeds
 from mpn_rl.tasks.task_errors import TaskError
-from mpn_rl.training import DivergedError, Run
+from mpn_rl.training import DivergedError, Run, StoppedError
 from neurogym_wrapper import NeuroGymWrapper
 
 # --- train ----------------------------------------------------------------------------------------------
@@ -39,46 +41,76 @@ def train(args: argparse.Namespace) -> int:
         print_tasks()
         return 0
     _check_exit_options(args)
-    resuming = args.resume == "yes" or (args.resume == "auto" and _has_run(args))
-    if resuming:
-        return _resume(args)
-    # A run that failed before its first checkpoint has nothing to continue: --resume auto restarts it.
-    overwrite = args.overwrite or (args.resume == "auto" and _is_unfinished(args))
-    name = Experiment.check_new(args.experiment_name, args.experiments_dir, overwrite)
+    directory, resume = args.experiments_dir, args.resume is not None
+    name = Experiment.check_new(args.experiment_name, directory, args.overwrite, resume)
+    experiment = Experiment(name, Path(directory))
+    work = experiment.work()
+    if args.resume == "yes" or (resume and _has_run(experiment)):
+        return _resume(experiment, args)
+    if resume and experiment.holder() is None:
+        _check_restart(experiment, work, args)
     config = arguments.config_of(args)
     run = Run(config)  # finds every mistake in the options, before anything is written
     event_logs.check(config)
     record = {**config.to_dict(), "versions": versions()}
-    experiment = Experiment.create(name, args.experiments_dir, record, overwrite=overwrite)
-    _remember_consent(experiment, config)
-    with experiment.lock(), experiment.noting_failure():
-        run.start(experiment)
-        return _drive(run, args)
+    with experiment.lock():
+        if resume and _has_run(experiment):  # another process has started it in the meantime
+            return _continue(experiment, args)
+        if resume:
+            _check_restart(experiment, experiment.work(), args)
+        experiment.write_new(record, args.overwrite, restart=resume)
+        _remember_consent(experiment, config)
+        with experiment.noting_failure():
+            run.start(experiment)
+            run.save()  # a run that is killed before its first checkpoint can be resumed
+            return _drive(run, args)
 
 
-def _resume(args: argparse.Namespace) -> int:
-    experiment = Experiment.open(_needed_name(args), args.experiments_dir)
-    if not experiment.checkpoint("last").is_file():
+def _resume(experiment: Experiment, args: argparse.Namespace) -> int:
+    Experiment.open(experiment.name, experiment.root)
+    if not _has_run(experiment):
         raise ConfigError(
             f"--resume needs {experiment.checkpoint('last')}, which does not exist; --resume auto starts a new "
             "run if there is nothing to continue"
         )
+    arguments.resumed_config(args, experiment.name, stored_config(experiment))  # a mistake needs no lock
     with experiment.lock():
-        stored = stored_config(experiment)
-        config = arguments.resumed_config(args, experiment.name, stored)
-        event_logs.check(config)
-        with experiment.noting_failure():
-            run = Run.resume(config, experiment)
-            if run.finished:
-                stdout.print(
-                    f"{experiment.path} is complete: {run.step:,} steps, {run.episodes:,} episodes; nothing was "
-                    "changed. To train longer, raise --num-episodes or --total-steps"
-                )
-                return 0
-            _remember_consent(experiment, config)
-            if config != stored:  # the next --resume continues with the new options
-                write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
-            return _drive(run, args)
+        return _continue(experiment, args)
+
+
+def _continue(experiment: Experiment, args: argparse.Namespace) -> int:
+    """Continue the run. The caller holds the lock."""
+    stored = stored_config(experiment)
+    config = arguments.resumed_config(args, experiment.name, stored)
+    event_logs.check(config)
+    with experiment.noting_failure():
+        run = Run.resume(config, experiment)
+        if run.finished:
+            stdout.print(
+                f"{experiment.path} is complete: {run.step:,} steps, {run.episodes:,} episodes; nothing was "
+                "changed. To train longer, raise --num-episodes or --total-steps"
+            )
+            return 0
+        _remember_consent(experiment, config)
+        if config != stored:  # the next --resume continues with the new options
+            write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
+        return _drive(run, args)
+
+
+def _has_run(experiment: Experiment) -> bool:
+    return experiment.checkpoint("last").is_file()
+
+
+def _check_restart(experiment: Experiment, work: list[str], args: argparse.Namespace) -> None:
+    """Refuse --resume auto for a folder without last.pt that holds anything but the start of the same run."""
+    if work:
+        kind = "a finished model" if experiment.checkpoint("final").is_file() else work[0]
+        raise ConfigError(
+            f"--resume auto: {experiment.path} holds {kind} but no last.pt to continue from; "
+            "choose another --experiment-name, or replace it with --overwrite"
+        )
+    if experiment.config_path.is_file():
+        arguments.resumed_config(args, experiment.name, stored_config(experiment))
 
 
 def _remember_consent(experiment: Experiment, config: cfg.Config) -> None:
@@ -100,26 +132,6 @@ def _check_exit_options(args: argparse.Namespace) -> None:
         )
 
 
-def _is_unfinished(args: argparse.Namespace) -> bool:
-    experiment = Experiment(_needed_name(args), Path(args.experiments_dir))
-    if experiment.checkpoint("final").is_file():
-        raise ConfigError(
-            f"--resume auto: {experiment.path} holds a finished model but no last.pt to continue from; "
-            "choose another --experiment-name, or replace it with --overwrite"
-        )
-    return experiment.exists()
-
-
-def _has_run(args: argparse.Namespace) -> bool:
-    return Experiment(_needed_name(args), Path(args.experiments_dir)).checkpoint("last").is_file()
-
-
-def _needed_name(args: argparse.Namespace) -> str:
-    if args.experiment_name is None:
-        raise ConfigError("--resume needs --experiment-name")
-    return Experiment.check_new(args.experiment_name, args.experiments_dir, args.overwrite, resume=True)
-
-
 def _drive(run: Run, args: argparse.Namespace) -> int:
     """Train to the end of the run, or until a signal or --checkpoint-exit-every stops it.
 
@@ -128,56 +140,82 @@ def _drive(run: Run, args: argparse.Namespace) -> int:
     assert run.experiment is not None
     experiment, reporter = run.experiment, Reporter(run)
     stop_at = time.monotonic() + 60.0 * (args.checkpoint_exit_every or math.inf)
+    received: list[int] = []
+
+    def check() -> None:
+        if received:
+            raise StoppedError
+
     reporter.opening()
     status = 0
-    with _signals() as received, reporter:
-        try:
-            while not run.done and not received:
-                reporter.rows(run.advance())
-                if time.monotonic() >= stop_at and not run.done:
-                    received.append(signal.SIGTERM)
-            if received:
-                run.save()
-                status = 128 + received[0]
-            else:
-                reporter.rows(run.finish())
-        except TaskError as error:
-            run.save()
-            again = f"--experiment-name {experiment.name} --resume"
-            saved = f"the run is saved at step {run.step:,}: repair the task, then continue with {again}"
-            raise TaskError(f"{error}; {saved}") from error
-        except DivergedError as error:
-            reporter.close()
-            stderr.print(f"training stopped: {error}")
-            experiment.note_failure(str(error))
-            status = 1
-    # SIGTERM is usually followed by SIGKILL, so skip the plots.
-    if run.config.run.plot_training and experiment.metrics_size() and status != 128 + signal.SIGTERM:
-        draw_training_curves(experiment, run.config)
-    if status >= 128:
-        options = f"--experiment-name {experiment.name} --resume"
-        stderr.print(f"stopped at step {run.step:,}; the run is saved in {experiment.path}: continue with {options}")
-    elif status == 0:
-        reporter.closing()
+    with stop_signals(functools.partial(_save_first, received)):
+        with reporter:
+            try:
+                try:
+                    while not run.done:
+                        reporter.rows(run.advance(check))
+                        if time.monotonic() >= stop_at and not run.done:  # never inside an evaluation, which may last
+                            received.append(signal.SIGTERM)
+                        check()
+                    reporter.rows(run.finish(check))
+                except StoppedError:
+                    run.save()
+                    status = 128 + received[0]
+                except TaskError as error:
+                    run.save()
+                    again = f"--experiment-name {experiment.name} --resume"
+                    saved = f"the run is saved at step {run.step:,}: repair the task, then continue with {again}"
+                    raise TaskError(f"{error}; {saved}") from error
+            except DivergedError as error:
+                reporter.close()
+                stderr.print(f"training stopped: {error}")
+                experiment.note_failure(str(error))
+                status = 1
+        # SIGTERM is usually followed by SIGKILL, so skip the plots.
+        if run.config.run.plot_training and experiment.metrics_size() and status != 128 + signal.SIGTERM:
+            draw_training_curves(experiment, run.config)
+        if status >= 128:
+            options = f"--experiment-name {experiment.name} --resume"
+            stderr.print(
+                f"stopped at step {run.step:,}; the run is saved in {experiment.path}: continue with {options}"
+            )
+        elif status == 0:
+            reporter.closing()
     return args.checkpoint_exit_code or status if status == 128 + signal.SIGTERM else status
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list, so that the run can finish its step and save."""
-    received: list[int] = []
+# Signals that ask a process to leave: schedulers and closing terminals send the last four, which count as SIGTERM.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+
+@contextmanager
+def stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle STOP_SIGNALS in the body. Signals that are ignored, such as SIGHUP under nohup, stay ignored; not SIGINT,
+    which shells ignore in background jobs."""
+    ignored = {number for number in STOP_SIGNALS[1:] if signal.getsignal(number) is signal.SIG_IGN}
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS if number not in ignored}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _save_first(received: list[int], number: int, _frame: FrameType | None) -> None:
+    """A handler that notes the signal, so that the run can finish its step and save."""
+    received.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+    with contextlib.suppress(OSError):  # the terminal may be gone
         os.write(2, b"\nfinishing the step and saving; press Ctrl-C again to stop without saving\n")  # signal-safe
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+class Stopped(KeyboardInterrupt):
+    """A signal other than Ctrl-C asked the process to leave."""
+
+
+def leave(number: int, _frame: FrameType | None) -> None:
+    """A handler for work that has nothing to save: the exception removes temporary files on its way."""
+    raise KeyboardInterrupt if number == signal.SIGINT else Stopped(signal.Signals(number).name)
 
 
 # --- a finished experiment --------------------------------------------------------------------------------

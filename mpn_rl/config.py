@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mpn_rl.options import Choice, ConfigError, Kind, Section, flag_of, nearest, option, shortened
+from mpn_rl.storage.regular_files import read_regular
 
 Options = Mapping[str, object]  # values by option name
 Nested = Mapping[str, Options]  # the same by section, in the shape of config.json
@@ -677,10 +678,11 @@ def read_config_file(name: str) -> dict[str, dict[str, Any]]:
     if path.suffix == ".toml":
         raise ConfigError(f"--config {name} is a sweep's file: take sweep run {name}")
     try:
-        with open(path, encoding="utf-8") as file:
-            nested = json.load(file)
+        nested = json.loads(read_regular(path, follow=True).decode())
     except OSError as error:
         raise ConfigError(f"--config {name}: {error.strerror}") from None
+    except ConfigError as error:
+        raise ConfigError(f"--config {error}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--config {name} is not JSON: {error}") from None
     if not isinstance(nested, dict) or not all(isinstance(part, dict) for part in nested.values()):

@@ -5,21 +5,26 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 import torch
 
 import model_utils
+import visualize
 from model_utils import (
     CHECKPOINT_FORMAT,
     Experiment,
@@ -29,18 +34,27 @@ from model_utils import (
     unpack,
     write_json,
 )
-from mpn_rl.options import ConfigError
+from mpn_rl.options import ConfigError, TemporaryError
+from mpn_rl.storage.regular_files import temporary_path
 
 REPOSITORY = Path(model_utils.__file__).parent
+SECTIONS: dict[str, object] = {"env": {}, "core": {}, "run": {}}  # of every experiment's config.json
 
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Experiment:
-    return Experiment.create("gonogo-2", tmp_path, {"seed": 3})
+    return Experiment.create("gonogo-2", tmp_path, {**SECTIONS, "seed": 3})
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """The files below a folder, without locks."""
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {path: data for path, data in files.items() if not path.endswith(".lock")}
+
+
+def visible(folder: Path) -> list[str]:
+    """The entries of the experiments' folder, without the locks."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".locks")
 
 
 def no_space(*_: object) -> None:
@@ -118,6 +132,34 @@ def test_overwrite_never_deletes_a_folder_that_is_no_experiment(tmp_path: Path) 
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
 
 
+def test_overwrite_refuses_the_folder_of_another_program(tmp_path: Path) -> None:
+    (tmp_path / "bert").mkdir()
+    for config in ('{"model_type": "bert"}', "no JSON", ""):
+        (tmp_path / "bert" / "config.json").write_text(config)
+        with pytest.raises(
+            ConfigError, match=r"bert holds (the|a) config.json (of another program|that cannot be read)"
+        ):
+            Experiment.create("bert", tmp_path, {}, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["notes.md", "notes/monday.md", "checkpoints/best_of_may.pt"])
+def test_overwrite_keeps_what_no_command_wrote(experiment: Experiment, name: str) -> None:
+    save_checkpoint(experiment.checkpoint("best"), {"step": 1})
+    (experiment.path / name).parent.mkdir(exist_ok=True)
+    (experiment.path / name).write_text("mine")
+    Experiment.create("gonogo-2", experiment.root, {**SECTIONS, "seed": 4}, overwrite=True)
+    assert everything(experiment.path).keys() == {"config.json"}
+    (kept,) = (experiment.root / ".replaced").iterdir()
+    assert (kept / name).read_text() == "mine" and (kept / "checkpoints" / "best_model.pt").is_file()
+    assert Experiment.names(experiment.root) == ["gonogo-2"]
+
+
+def test_a_new_experiment_may_take_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Experiment.create("a", tmp_path, {"eta": 1})
+    assert everything(tmp_path).keys() == {"a/config.json"}
+
+
 # --- starting and finding -------------------------------------------------------------------------
 
 
@@ -125,21 +167,21 @@ def test_create_writes_the_configuration_and_nothing_else(tmp_path: Path) -> Non
     created = Experiment.create("a", tmp_path / "new" / "root", {"eta": 0.5, "limit": float("inf")})
     assert list(everything(tmp_path)) == ["new/root/a/config.json"]
     assert created.read_config() == {"eta": 0.5, "limit": None}
-    assert os.listdir(created.root) == ["a"]
+    assert visible(created.root) == ["a"]
 
 
 def test_create_refuses_a_taken_name_and_leaves_it_as_it_was(experiment: Experiment) -> None:
     before = everything(experiment.root)
     with pytest.raises(ConfigError, match="exists"):
-        Experiment.create("gonogo-2", experiment.root, {"seed": 4})
+        Experiment.create("gonogo-2", experiment.root, {**SECTIONS, "seed": 4})
     assert everything(experiment.root) == before
 
 
 def test_overwrite_leaves_nothing_of_the_old_experiment(experiment: Experiment) -> None:
     write_json(experiment.plots_dir / "old.json", {})
-    replaced = Experiment.create("gonogo-2", experiment.root, {"seed": 4}, overwrite=True)
+    replaced = Experiment.create("gonogo-2", experiment.root, {**SECTIONS, "seed": 4}, overwrite=True)
     assert list(everything(replaced.root)) == ["gonogo-2/config.json"]
-    assert replaced.read_config() == {"seed": 4}
+    assert replaced.read_config() == {**SECTIONS, "seed": 4}
 
 
 def test_overwrite_that_fails_half_way_brings_the_old_experiment_back(
@@ -154,9 +196,9 @@ def test_overwrite_that_fails_half_way_brings_the_old_experiment_back(
 
     monkeypatch.setattr(os, "rename", fail_on_new)
     with pytest.raises(ConfigError, match="free some space"):
-        Experiment.create("gonogo-2", experiment.root, {"seed": 4}, overwrite=True)
-    assert experiment.read_config() == {"seed": 3}
-    assert os.listdir(experiment.root) == ["gonogo-2"]
+        Experiment.create("gonogo-2", experiment.root, {**SECTIONS, "seed": 4}, overwrite=True)
+    assert experiment.read_config() == {**SECTIONS, "seed": 3}
+    assert visible(experiment.root) == ["gonogo-2"]
 
 
 def test_a_mistyped_name_gets_the_nearest_one_and_creates_nothing(experiment: Experiment) -> None:
@@ -167,7 +209,7 @@ def test_a_mistyped_name_gets_the_nearest_one_and_creates_nothing(experiment: Ex
         Experiment.open("zzz", experiment.root)
     with pytest.raises(ConfigError, match="there are none yet"):
         Experiment.open("zzz", experiment.root / "nowhere")
-    assert os.listdir(experiment.root) == ["gonogo-2"]
+    assert visible(experiment.root) == ["gonogo-2"]
 
 
 def test_open_finds_an_experiment_but_not_just_any_folder(experiment: Experiment) -> None:
@@ -216,26 +258,92 @@ def test_a_lock_held_by_another_process_refuses_at_once_and_dies_with_it(experim
             pass
         assert f"{other.pid} on" in str(experiment.holder())
         with pytest.raises(ConfigError, match="in use by another process"):
-            Experiment.create("gonogo-2", experiment.root, {"seed": 4}, overwrite=True)
-        assert experiment.read_config() == {"seed": 3}
+            Experiment.create("gonogo-2", experiment.root, {**SECTIONS, "seed": 4}, overwrite=True)
+        assert experiment.read_config() == {**SECTIONS, "seed": 3}
         os.kill(other.pid, signal.SIGKILL)
-    assert experiment.holder() is None  # what .holder.json still says counts only with the lock
+    assert experiment.holder() is None  # what its file still says counts only with the lock
     with experiment.lock():
         pass
-    assert not (experiment.path / ".holder.json").exists()
+    assert not (experiment.root / ".locks" / "gonogo-2.json").exists()
     with experiment.lock():  # and it can be taken again
-        assert os.listdir(experiment.root) == ["gonogo-2"]
+        assert visible(experiment.root) == ["gonogo-2"]
 
 
 def test_looking_who_holds_an_experiment_never_keeps_a_run_from_starting(experiment: Experiment) -> None:
     """A status that polls has the lock for an instant; `lock` waits that long."""
     with experiment.lock():
         pass
-    with open(experiment.path / ".lock", "rb") as looking:
+    with open(experiment.root / ".locks" / "gonogo-2.lock", "rb") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH | fcntl.LOCK_NB)
         threading.Timer(0.1, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
         with experiment.lock():
-            assert os.getpid() == json.loads((experiment.path / ".holder.json").read_text())["pid"]
+            assert os.getpid() == json.loads((experiment.root / ".locks" / "gonogo-2.json").read_text())["pid"]
+
+
+def test_a_removed_lock_file_does_not_let_a_second_process_in(experiment: Experiment) -> None:
+    """Somebody runs `rm -r experiments/.locks` between the opening and the locking of the file."""
+    path = experiment.root / ".locks" / "gonogo-2.lock"
+    opened = model_utils._flocked
+    removed = []
+
+    def remove_first(file: IO[bytes], exclusive: bool) -> bool:
+        if not removed:
+            removed.append(path.unlink())
+        return opened(file, exclusive)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_utils, "_flocked", remove_first)
+        with experiment.lock(), pytest.raises(TemporaryError, match="in use by"), experiment.lock():
+            pass
+    assert removed
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_of_processes_that_create_at_once_one_at_a_time_has_the_experiment(tmp_path: Path, overwrite: bool) -> None:
+    """Twenty triples of processes behind a barrier: all that one writes is its own."""
+    for number in range(20):
+        barrier = multiprocessing.get_context("fork").Barrier(3)
+        children = []
+        for me in range(3):
+            child = os.fork()
+            if child:
+                children.append(child)
+                continue
+            status = 70
+            try:
+                experiment = Experiment(f"run-{number}", tmp_path)
+                barrier.wait(30)
+                with experiment.lock():
+                    if overwrite or not experiment.exists():
+                        experiment.write_new({**SECTIONS, "me": me}, overwrite)
+                        for _ in range(3):
+                            experiment.append_metrics({"me": me})
+                status = 0
+            except ConfigError as error:
+                status = error.status
+            finally:
+                os._exit(status)
+        assert {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children} <= {0, 75}
+        rows = Experiment(f"run-{number}", tmp_path).read_metrics()
+        assert rows == [{"me": Experiment(f"run-{number}", tmp_path).read_config()["me"]}] * 3
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [".locks"]
+
+
+def test_a_process_killed_while_it_replaces_an_experiment_loses_neither(experiment: Experiment) -> None:
+    """The states in which a SIGKILL may leave `write_new`: the next lock restores the old one, or ends the exchange."""
+    staging = experiment.root / ".gonogo-2.staging"
+    (staging / "new").mkdir(parents=True)
+    with experiment.lock():
+        assert experiment.read_config()["seed"] == 3 and not staging.exists()
+    (staging / "new").mkdir(parents=True)
+    experiment.path.rename(staging / "old")
+    with experiment.lock():
+        assert experiment.read_config()["seed"] == 3 and not staging.exists()
+    (staging / "old").mkdir(parents=True)
+    (staging / "old" / "config.json").write_text("{}")
+    with experiment.lock():
+        assert experiment.read_config()["seed"] == 3 and not staging.exists()
+    assert visible(experiment.root) == ["gonogo-2"]
 
 
 def test_a_disk_without_locks_is_no_hindrance(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +354,7 @@ def test_a_disk_without_locks_is_no_hindrance(experiment: Experiment, monkeypatc
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with experiment.lock():
-        assert (experiment.path / ".holder.json").exists()
+        assert (experiment.root / ".locks" / "gonogo-2.json").exists()
 
 
 # --- why a run died ----------------------------------------------------------------------------------
@@ -294,6 +402,138 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint_and_the_next_lock_clears_
     (path.parent / ".last.pt.123.tmp").write_bytes(b"half a check")
     with experiment.lock():
         assert os.listdir(path.parent) == ["last.pt"]
+
+
+def test_temporary_files_of_dead_processes_go_and_those_of_others_stay(experiment: Experiment) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    host, folder = socket.gethostname(), experiment.analysis_dir
+    gone = [f".activity.npz.{dead.pid}@{host}.tmp", f".episode_0.gif.{dead.pid}@{host}.tmp.gif", ".x.json.1@gone.tmp"]
+    kept = [f".activity.npz.{os.getpid()}@{host}.tmp", ".x.png.1@elsewhere.tmp.png", ".notes.tmp", "activity.npz"]
+    for name in gone + kept:
+        (folder / name).touch()
+    os.utime(folder / ".x.json.1@gone.tmp", (0, 0))
+    assert experiment.analysis_dir == folder
+    assert sorted(os.listdir(folder)) == sorted(kept)
+
+
+def test_a_folder_that_vanishes_does_not_come_back_with_a_part_of_its_files(experiment: Experiment) -> None:
+    shutil.rmtree(experiment.path)
+    for write in (
+        lambda: experiment.append_metrics({"step": 1}),
+        lambda: write_json(experiment.history_path, {}),
+        lambda: save_checkpoint(experiment.checkpoint("last"), {}),
+        lambda: experiment.plots_dir,
+    ):
+        with pytest.raises(ConfigError, match="cannot write .*No such file"):
+            write()
+    experiment.note_failure("gone")
+    assert not experiment.path.exists()
+
+
+# --- links, pipes and devices ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_linked_file_is_neither_read_nor_written(experiment: Experiment, tmp_path: Path, name: str) -> None:
+    document = tmp_path / "thesis.jsonl"
+    document.write_text('{"years": "of work"}\n' * 3)
+    (experiment.path / name).unlink(missing_ok=True)
+    (experiment.path / name).symlink_to(document)
+    calls = {
+        "config.json": [experiment.read_config],
+        "metrics.jsonl": [experiment.read_metrics, experiment.metrics_size, lambda: experiment.truncate_metrics(5),
+                          lambda: experiment.append_metrics({})],
+    }[name]  # fmt: skip
+    for call in calls:
+        with pytest.raises(ConfigError, match=f"{name} is a symbolic link"):
+            call()
+    with pytest.raises(ConfigError, match=f"{name} is a symbolic link"), experiment.lock():
+        pass
+    assert document.read_text().count("years") == 3
+
+
+def test_nothing_is_written_through_a_linked_folder(experiment: Experiment, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / ".last.pt.123.tmp").write_text("mine")
+    for name in ("checkpoints", "plots", "eval", "analysis", "videos"):
+        (experiment.path / name).symlink_to(elsewhere)
+        with pytest.raises(ConfigError, match=f"{name} is a symbolic link"), experiment.lock():
+            pass
+        with pytest.raises(ConfigError, match=f"{name} is a symbolic link"):
+            _ = experiment.eval_dir
+        (experiment.path / name).unlink()
+    (tmp_path / "linked").symlink_to(experiment.path)
+    linked = Experiment("linked", tmp_path)
+    assert linked.read_config() == experiment.read_config()
+    with pytest.raises(ConfigError, match="linked is a symbolic link"), linked.lock():
+        pass
+    with pytest.raises(ConfigError, match="linked is a symbolic link"):
+        _ = linked.eval_dir
+    assert os.listdir(elsewhere) == [".last.pt.123.tmp"]
+
+
+def test_a_link_with_the_name_of_a_temporary_file_is_not_followed(experiment: Experiment, tmp_path: Path) -> None:
+    document = tmp_path / "thesis"
+    document.write_text("years of work")
+    for path, suffix in ((experiment.config_path, ""), (experiment.plots_dir / "a.png", ".png")):
+        temporary_path(path, suffix).symlink_to(document)
+    write_json(experiment.config_path, {"seed": 5})
+    with visualize.atomic_path(experiment.plots_dir / "a.png") as temporary:
+        temporary.write_text("a picture")
+    assert document.read_text() == "years of work" and experiment.read_config() == {"seed": 5}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_ordinary_file_neither_hangs_nor_fills_the_memory(experiment: Experiment, kind: str) -> None:
+    def make(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            try:
+                os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # /dev/zero
+            except OSError:
+                pytest.skip("needs the right to make a device")
+
+    make(experiment.metrics_path)
+    make(experiment.root / ".locks" / "gonogo-2.lock")
+    make(experiment.config_path)
+    for call in (
+        lambda: experiment.append_metrics({}),
+        experiment.read_metrics,
+        experiment.read_config,
+        lambda: experiment.lock().__enter__(),
+    ):
+        with pytest.raises(ConfigError, match=r"not an ordinary file|Is a directory"):
+            call()
+    assert experiment.holder() is None
+
+
+def test_a_file_above_its_limit_is_not_read(experiment: Experiment) -> None:
+    with open(experiment.config_path, "r+b") as file:
+        file.truncate(2**40)  # sparse
+    with pytest.raises(ConfigError, match=r"has 1,099,511,627,776 bytes, more than"):
+        experiment.read_config()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOMEM])
+def test_a_condition_of_the_disk_that_may_pass_has_a_status_of_its_own(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(TemporaryError, match=r"config.json: .*try again"):
+            write_json(experiment.config_path, {})
+    with pytest.raises(ConfigError, match="Not a directory") as error:
+        write_json(experiment.config_path / "x", {})
+    assert not isinstance(error.value, TemporaryError)
 
 
 # --- files that are whole or absent ---------------------------------------------------------------
