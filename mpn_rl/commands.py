@@ -28,6 +28,7 @@ from mpn_rl.reporting import Reporter, draw_training_curves, print_scores, print
 from mpn_rl.rollout import record_episodes
 from mpn_rl.tasks import trusted_modules
 from mpn_rl.tasks.lanes import EpisodeSeeds
+from mpn_rl.tasks.task_errors import TaskError
 from mpn_rl.training import DivergedError, Run, StoppedError
 from neurogym_wrapper import NeuroGymWrapper
 
@@ -160,6 +161,11 @@ def _drive(run: Run, args: argparse.Namespace) -> int:
                 except StoppedError:
                     run.save()
                     status = 128 + received[0]
+                except TaskError as error:
+                    run.save()
+                    again = f"--experiment-name {experiment.name} --resume"
+                    saved = f"the run is saved at step {run.step:,}: repair the task, then continue with {again}"
+                    raise TaskError(f"{error}; {saved}") from error
             except DivergedError as error:
                 reporter.close()
                 stderr.print(f"training stopped: {error}")
@@ -242,22 +248,38 @@ def render(args: argparse.Namespace) -> int:
     output = _checked_output(args) or experiment.videos_dir / f"episode_{args.seed}.gif"
     env = registry.make_env(config.env, render_mode="rgb_array")
     neurogym = isinstance(env, NeuroGymWrapper)
+    drawn = not neurogym and _can_draw(config)
     seed = EpisodeSeeds("eval", args.seed)()
     options = {
-        "frames": not neurogym,
+        "frames": drawn,
         "max_steps": args.max_steps,
         "reset_state_on_trial": config.run.reset_state_on_trial,
     }
     episode = next(record_episodes(network, env, [seed], **options))
-    if isinstance(env, NeuroGymWrapper):
+    if not drawn:
+        if not neurogym:
+            stderr.print("note: the task draws no pictures; the film shows observations, actions and rewards")
         episode["dt_ms"] = np.array(float(env.dt_ms))
-        frames = video.neurogym_frames(episode, env.channel_names)
+        names = env.channel_names if isinstance(env, NeuroGymWrapper) else None
+        frames = video.neurogym_frames(episode, names)
     else:
         shown, q_values = episode["frames"], episode["q_values"]
         frames = video.gym_frames(shown, q_values, episode["actions"], episode["rewards"], env.action_names)
     video.write_video(output, frames, args.fps or (10 if neurogym else 30))
     stdout.print(f"{len(episode['actions'])} steps, return {episode['rewards'].sum():.2f}: {output}")
     return 0
+
+
+def _can_draw(config: cfg.Config) -> bool:
+    """Whether the task draws pictures. Raises: TaskError where it should but fails."""
+    env = registry.make_env(config.env, render_mode="rgb_array")
+    env.reset(seed=0)
+    try:
+        return isinstance(env.render(), np.ndarray)
+    except NotImplementedError:
+        return False
+    finally:
+        env.close()
 
 
 def _checked_output(args: argparse.Namespace) -> Path | None:

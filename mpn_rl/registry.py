@@ -28,6 +28,7 @@ from mpn_rl.networks.encoder import AgentNetwork, Encoder
 from mpn_rl.options import ConfigError
 from mpn_rl.tasks.gymnasium_tasks import make_gymnasium, make_vector_env, time_limit
 from mpn_rl.tasks.lanes import Lanes, VectorLanes
+from mpn_rl.tasks.task_spaces import MOST_CHOICES
 from neurogym_wrapper import make_neurogym, task_names
 
 
@@ -80,12 +81,14 @@ def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> Task:
     with np.errstate(all="ignore"):  # a constructor with impossible arguments warns before it fails
         task = ENVS[type(env)](env, render_mode)
     space, rule = task.action_space, None
-    if isinstance(space, gymnasium.spaces.Discrete):
-        rule = None if space.start == 0 else f"must count its actions from 0, got {space}; wrap the task"
-    elif not isinstance(space, gymnasium.spaces.Box):
-        rule = f"has actions of several parts, {space}; the learners need Discrete, or one vector"
-    elif len(space.shape) != 1 or not space.is_bounded():
-        rule = f"has actions {space}; the learners need a bounded vector"
+    if isinstance(space, gymnasium.spaces.Box):
+        if not space.is_bounded() or space.shape == (0,):
+            rule = f"has actions {space}; the learners need a bounded vector"
+    elif not isinstance(space, gymnasium.spaces.Discrete):
+        rule = (
+            f"has actions of several parts, {space}; the learners need one vector, or choices with at most "
+            f"{MOST_CHOICES:,} combinations; wrap the task"
+        )
     if rule:
         task.close()
         raise ConfigError(f"--env-name {name} {rule}")

@@ -51,8 +51,9 @@ class Evaluation(NamedTuple):
 
     @property
     def accuracy(self) -> float | None:
-        """Mean performance of the trials; None where there are none."""
-        return float(self.performance.mean()) if len(self.performance) else None
+        """Mean performance of the trials; None where there are none, or where the task does not score them."""
+        mean = float(self.performance.mean()) if len(self.performance) else np.nan
+        return None if np.isnan(mean) else mean
 
 
 def _right_action(info: Info) -> int:
@@ -72,12 +73,13 @@ class _Tally:
         self.trial_returns: list[float] = []
         self.decision_correct: list[bool] = []
         self.hits: list[list[bool]] = [[] for _ in range(episodes)]
+        self.reports_hits = False  # a task may do so only at the steps of a hit
 
     def add(self, episode: int, action: Action, reward: float, info: Info) -> None:
         self.returns[episode] += reward
         self.lengths[episode] += 1
-        if "hit" in info:
-            self.hits[episode].append(info["hit"])
+        self.hits[episode].append(info.get("hit", False))
+        self.reports_hits |= "hit" in info
         if "new_trial" not in info:
             return
         self.trial_return[episode] += reward
@@ -97,7 +99,9 @@ class _Tally:
             np.array(self.aborted, bool),
             np.array(self.trial_returns, float),
             np.array(self.decision_correct, bool),
-            np.concatenate([np.zeros((0, 4)), *(quarters(np.array([hits])) for hits in self.hits if hits)]),
+            np.concatenate([quarters(np.array([hits])) for hits in self.hits])
+            if self.reports_hits
+            else np.zeros((0, 4)),
         )
 
 

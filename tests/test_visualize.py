@@ -275,6 +275,16 @@ def test_a_large_modulation_has_a_frame_for_every_step():
     assert sum(1 for _ in video.neurogym_frames(data)) == 40
 
 
+def test_action_vectors_are_filmed_with_and_without_pictures():
+    vectors = RNG.uniform(-1.0, 1.0, (24, 3))
+    pictures = RNG.integers(0, 255, (24, 20, 30, 3), dtype=np.uint8)
+    assert len(list(video.gym_frames(pictures, RNG.standard_normal((24, 3)), vectors, np.ones(24)))) == 24
+    data = {**recording(), "actions": vectors}
+    frames = list(video.neurogym_frames(data))
+    other = list(video.neurogym_frames({**data, "actions": -vectors}))
+    assert all((a != b).any() for a, b in zip(frames, other, strict=True))
+
+
 @pytest.mark.parametrize("size", [(400, 600), (211, 161), (64, 64)])
 def test_gym_frames_have_even_size_and_hold_the_rendered_picture(size):
     pictures = np.zeros((3, *size, 3), dtype=np.uint8)

@@ -80,35 +80,42 @@ class Lanes:
         return self.envs[0].trial_steps
 
     def _start(self, lane: int) -> None:
-        self.seeds[lane] = self.next_seed()
-        self.obs[lane], _ = self.envs[lane].reset(seed=self.seeds[lane])
+        seed = self.next_seed()
+        self._restart(lane, seed, self.envs[lane].reset(seed=seed)[0])
+
+    def _restart(self, lane: int, seed: int, obs: np.ndarray) -> None:
+        self.seeds[lane], self.obs[lane] = seed, obs
         self.actions[lane], self.rewards[lane], self.scores[lane] = [], 0.0, []
 
     def step(self, actions: np.ndarray) -> tuple[Steps, list[EpisodeEnd]]:
-        """One step of every lane.
+        """One step of every lane. Where a task fails, all lanes stay as they were, so the run can be saved.
 
         Args: actions: (N,) choices, or (N, A) where actions are continuous.
         Returns: the step, and the episodes that it ended.
         """
         lanes, ended = len(self.envs), []
         obs, next_obs = self.obs.copy(), np.empty_like(self.obs)
-        reward = np.empty(lanes, np.float32)
+        reward = np.empty(lanes)
         terminated, truncated, new_trial = np.zeros((3, lanes), bool)
-        for lane, (env, action) in enumerate(zip(self.envs, per_lane(actions), strict=True)):
-            next_obs[lane], step_reward, terminated[lane], truncated[lane], info = env.step(action)
-            reward[lane] = step_reward
+        chosen, infos = per_lane(actions), []
+        for lane, (env, action) in enumerate(zip(self.envs, chosen, strict=True)):
+            next_obs[lane], reward[lane], terminated[lane], truncated[lane], info = env.step(action)
+            infos.append(info)
+        seeds = {lane: self.next_seed() for lane in np.flatnonzero(terminated | truncated).tolist()}
+        fresh = {lane: self.envs[lane].reset(seed=seed)[0] for lane, seed in seeds.items()}
+        self.obs[:] = next_obs
+        self.rewards += reward
+        for lane, (action, info) in enumerate(zip(chosen, infos, strict=True)):
             self.actions[lane].append(action)
-            self.rewards[lane] += step_reward
             if info.get("new_trial"):
                 new_trial[lane] = True
                 self.scores[lane] += trial_score(info)
-        self.obs[:] = next_obs
-        for lane in np.flatnonzero(terminated | truncated):
+        for lane, first_obs in fresh.items():
             scores = self.scores[lane]
-            accuracy = float(np.mean(scores)) if scores else None
+            accuracy = float(np.mean(scores)) if scores and not np.isnan(scores).any() else None
             ended.append(EpisodeEnd(float(self.rewards[lane]), len(self.actions[lane]), len(scores), accuracy))
-            self._start(lane)
-        return Steps(obs, actions, reward, terminated, truncated, next_obs, new_trial), ended
+            self._restart(lane, seeds[lane], first_obs)
+        return Steps(obs, actions, reward.astype(np.float32), terminated, truncated, next_obs, new_trial), ended
 
     def state_dict(self) -> SavedLanes:
         return {

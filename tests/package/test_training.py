@@ -16,7 +16,7 @@ import torch
 from model_utils import Experiment, load_checkpoint
 from mpn_rl import config as cfg
 from mpn_rl.options import ConfigError
-from mpn_rl.tasks.gymnasium_tasks import FlatObservation
+from mpn_rl.tasks.gymnasium_tasks import FlatTask
 from mpn_rl.tasks.lanes import SEED_RANGES
 from mpn_rl.training import DivergedError, Run, StoppedError
 
@@ -195,13 +195,13 @@ def test_seeds_that_train_choose_and_judge_never_meet(tmp_path: Path, monkeypatc
     spans = sorted(SEED_RANGES.values())
     assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
     used: list[int] = []
-    reset = FlatObservation.reset
+    reset = FlatTask.reset
 
     def noting(self, *, seed=None, options=None):
         used.append(seed)
         return reset(self, seed=seed, options=options)
 
-    monkeypatch.setattr(FlatObservation, "reset", noting)
+    monkeypatch.setattr(FlatTask, "reset", noting)
     to_the_end(start(tiny("train"), tmp_path))
     chosen = {seed for seed in used if seed is not None and seed >= SEED_RANGES["select"][0]}
     assert len(chosen) == TINY["eval_episodes"]  # the same ones at every evaluation

@@ -61,22 +61,25 @@ class _Film:
 Update = Callable[[int], None]
 
 
-def _q_panel(film: _Film, ax: Axes, q_values: np.ndarray, actions: np.ndarray, names: Sequence[str]) -> Update:
-    """Q-values as bars on a fixed scale; the bar of the chosen action is blue."""
-    q_values = np.nan_to_num(np.asarray(q_values, dtype=float))
+def _q_panel(
+    film: _Film, ax: Axes, q_values: np.ndarray, actions: np.ndarray, names: Sequence[str] | None = None
+) -> Update:
+    """Q-values as bars on a fixed scale; the bar of the chosen action is blue. Action vectors are their own bars."""
+    vectors = np.ndim(actions) == 2
+    q_values = np.nan_to_num(np.asarray(actions if vectors else q_values, dtype=float))
     low, high = min(0.0, q_values.min()), max(0.0, q_values.max())
     pad = 0.06 * (high - low or 1.0)
     places = np.arange(q_values.shape[1])
     bars = [film.move(bar) for bar in ax.bar(places, 0 * places, width=0.7)]
     ax.set(ylim=(low - pad * (low < 0), high + pad), xlim=(-0.6, len(places) - 0.4))
-    ax.set_title("Q-values (blue: chosen action)")
+    ax.set_title("action" if vectors else "Q-values (blue: chosen action)")
     shown = places[:: -(-len(places) // 12)]
-    ax.set_xticks(shown, [names[place] for place in shown])
+    ax.set_xticks(shown, [names[place] if names else str(place) for place in shown])
     ax.axhline(0, color="#444444", lw=0.8)
 
     def update(t: int) -> None:
         for place, bar in enumerate(bars):
-            chosen = place == actions[t]
+            chosen = vectors or place == actions[t]
             bar.set(height=q_values[t, place], facecolor=MODEL_COLOURS["mpn"] if chosen else "#DCDCDC")
 
     return update
@@ -95,7 +98,8 @@ def gym_frames(
     Args:
         frames: (T, H, W, 3) uint8.
         q_values: (T, A).
-        actions, rewards: (T,) each.
+        actions: (T,) choices, or (T, A) vectors.
+        rewards: (T,).
         action_names: (A,), by default the numbers of the actions.
 
     Returns: T frames, uint8 RGB, of even width and height.
@@ -109,8 +113,7 @@ def gym_frames(
     picture.axis("off")
     image = film.move(picture.imshow(frames[0], aspect="auto"))
     bars = film.fig.add_axes(((image_width + 60) / page_width, 0.14, (panel - 80) / page_width, 0.7))
-    names = action_names or [str(action) for action in range(q_values.shape[1])]
-    update_q = _q_panel(film, bars, q_values, actions, names)
+    update_q = _q_panel(film, bars, q_values, actions, action_names)
     text = film.move(film.fig.text(10 / page_width, 1 - 18 / page_height, "", va="center", fontsize=11))
 
     def play() -> Iterator[np.ndarray]:
@@ -156,9 +159,8 @@ def neurogym_frames(
     left[2].set_xlabel("time (s)" if recording.get("dt_ms", 0) else "time (steps)")
     _mark_trials(left, recording, time, clock)
     cursors = [film.move(ax.axvline(0, color="#222222", lw=1)) for ax in left]
-    names = [str(action) for action in range(recording["q_values"].shape[1])]
     q_axes = film.fig.add_subplot(grid[0, 1])
-    update_q = _q_panel(film, q_axes, recording["q_values"], recording["actions"], names)
+    update_q = _q_panel(film, q_axes, recording["q_values"], recording["actions"])
     update_state = _state_panel(film, film.fig.add_subplot(grid[1:, 1]), recording)
     headline = film.move(film.fig.text(0.1, 0.962, "", va="center", fontsize=12))
     score = film.move(film.fig.text(0.935, 0.962, "", va="center", ha="right", fontsize=12))
@@ -212,7 +214,12 @@ def _observation_panel(
 
 
 def _action_panel(film: _Film, ax: Axes, recording: Episode, time: np.ndarray) -> Reveal:
-    """The chosen action, right or wrong, over the correct one; only the chosen one where none is known."""
+    """The chosen action, right or wrong, over the correct one; only the chosen one where none is known.
+
+    The entries of action vectors are lines.
+    """
+    if np.ndim(recording["actions"]) == 2:
+        return _vector_panel(film, ax, np.asarray(recording["actions"], dtype=float), time)
     chosen = np.asarray(recording["actions"], dtype=float)
     correct = np.asarray(recording.get("ground_truth", -np.ones(len(chosen))), dtype=float)
     known = correct >= 0
@@ -236,6 +243,21 @@ def _action_panel(film: _Film, ax: Axes, recording: Episode, time: np.ndarray) -
     def reveal(shown: slice) -> None:
         for line, look in zip(lines, looks, strict=True):
             line.set_data(time[shown], look[1][shown])
+
+    return reveal
+
+
+def _vector_panel(film: _Film, ax: Axes, actions: np.ndarray, time: np.ndarray) -> Reveal:
+    """The entries of action vectors (T, A) as lines on one scale."""
+    low, high = actions.min(), actions.max()
+    pad = 0.1 * (high - low or 1.0)
+    ax.set(ylim=(low - pad, high + pad), title="action (a line per entry)")
+    colours = [OTHER_COLOURS[entry % len(OTHER_COLOURS)] for entry in range(actions.shape[1])]
+    lines = [film.move(ax.plot([], [], lw=1.3, color=colour, drawstyle="steps-mid")[0]) for colour in colours]
+
+    def reveal(shown: slice) -> None:
+        for line, values in zip(lines, actions.T, strict=True):
+            line.set_data(time[shown], values[shown])
 
     return reveal
 
