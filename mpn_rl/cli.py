@@ -36,7 +36,8 @@ def _run(args: argparse.Namespace) -> int:
         from mpn_rl import commands
 
         gc.enable()
-        return commands.COMMANDS[args.command](args)
+        with commands.stop_signals(commands.leave):
+            return commands.COMMANDS[args.command](args)
     except ConfigError as error:
         return _refuse(args, str(error), error.status)
     except MemoryError as error:
@@ -49,8 +50,9 @@ def _run(args: argparse.Namespace) -> int:
         if "out of memory" not in reason and "can't allocate memory" not in reason:
             raise
         return _refuse(args, _out_of_memory(reason), TemporaryError.status)
-    except KeyboardInterrupt:
-        return _refuse(args, "interrupted", 130)
+    except KeyboardInterrupt as error:
+        # Only `commands.Stopped` has a text: the name of the signal, which counts as SIGTERM.
+        return _refuse(args, f"stopped by {error}", 143) if str(error) else _refuse(args, "interrupted", 130)
 
 
 def _out_of_memory(reason: str) -> str:

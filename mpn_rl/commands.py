@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import math
 import os
@@ -25,7 +27,7 @@ from mpn_rl.options import ConfigError
 from mpn_rl.reporting import Reporter, draw_training_curves, print_scores, print_tasks, stderr, stdout
 from mpn_rl.rollout import record_episodes
 from mpn_rl.tasks.lanes import EpisodeSeeds
-from mpn_rl.training import DivergedError, Run
+from mpn_rl.training import DivergedError, Run, StoppedError
 from neurogym_wrapper import NeuroGymWrapper
 
 # --- train ----------------------------------------------------------------------------------------------
@@ -128,51 +130,77 @@ def _drive(run: Run, args: argparse.Namespace) -> int:
     assert run.experiment is not None
     experiment, reporter = run.experiment, Reporter(run)
     stop_at = time.monotonic() + 60.0 * (args.checkpoint_exit_every or math.inf)
+    received: list[int] = []
+
+    def check() -> None:
+        if received:
+            raise StoppedError
+
     reporter.opening()
     status = 0
-    with _signals() as received, reporter:
-        try:
-            while not run.done and not received:
-                reporter.rows(run.advance())
-                if time.monotonic() >= stop_at and not run.done:
-                    received.append(signal.SIGTERM)
-            if received:
-                run.save()
-                status = 128 + received[0]
-            else:
-                reporter.rows(run.finish())
-        except DivergedError as error:
-            reporter.close()
-            stderr.print(f"training stopped: {error}")
-            experiment.note_failure(str(error))
-            status = 1
-    # SIGTERM is usually followed by SIGKILL, so skip the plots.
-    if run.config.run.plot_training and experiment.metrics_size() and status != 128 + signal.SIGTERM:
-        draw_training_curves(experiment, run.config)
-    if status >= 128:
-        options = f"--experiment-name {experiment.name} --resume"
-        stderr.print(f"stopped at step {run.step:,}; the run is saved in {experiment.path}: continue with {options}")
-    elif status == 0:
-        reporter.closing()
+    with stop_signals(functools.partial(_save_first, received)):
+        with reporter:
+            try:
+                try:
+                    while not run.done:
+                        reporter.rows(run.advance(check))
+                        if time.monotonic() >= stop_at and not run.done:  # never inside an evaluation, which may last
+                            received.append(signal.SIGTERM)
+                        check()
+                    reporter.rows(run.finish(check))
+                except StoppedError:
+                    run.save()
+                    status = 128 + received[0]
+            except DivergedError as error:
+                reporter.close()
+                stderr.print(f"training stopped: {error}")
+                experiment.note_failure(str(error))
+                status = 1
+        # SIGTERM is usually followed by SIGKILL, so skip the plots.
+        if run.config.run.plot_training and experiment.metrics_size() and status != 128 + signal.SIGTERM:
+            draw_training_curves(experiment, run.config)
+        if status >= 128:
+            options = f"--experiment-name {experiment.name} --resume"
+            stderr.print(
+                f"stopped at step {run.step:,}; the run is saved in {experiment.path}: continue with {options}"
+            )
+        elif status == 0:
+            reporter.closing()
     return args.checkpoint_exit_code or status if status == 128 + signal.SIGTERM else status
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list, so that the run can finish its step and save."""
-    received: list[int] = []
+# Signals that ask a process to leave: schedulers and closing terminals send the last four, which count as SIGTERM.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+
+@contextmanager
+def stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle STOP_SIGNALS in the body. Signals that are ignored, such as SIGHUP under nohup, stay ignored; not SIGINT,
+    which shells ignore in background jobs."""
+    ignored = {number for number in STOP_SIGNALS[1:] if signal.getsignal(number) is signal.SIG_IGN}
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS if number not in ignored}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _save_first(received: list[int], number: int, _frame: FrameType | None) -> None:
+    """A handler that notes the signal, so that the run can finish its step and save."""
+    received.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+    with contextlib.suppress(OSError):  # the terminal may be gone
         os.write(2, b"\nfinishing the step and saving; press Ctrl-C again to stop without saving\n")  # signal-safe
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+class Stopped(KeyboardInterrupt):
+    """A signal other than Ctrl-C asked the process to leave."""
+
+
+def leave(number: int, _frame: FrameType | None) -> None:
+    """A handler for work that has nothing to save: the exception removes temporary files on its way."""
+    raise KeyboardInterrupt if number == signal.SIGINT else Stopped(signal.Signals(number).name)
 
 
 # --- a finished experiment --------------------------------------------------------------------------------

@@ -106,6 +106,7 @@ def evaluate(
     seeds: Sequence[int],
     reset_state_on_trial: bool = False,
     intervene: Intervention | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Play episodes with an agent, without exploration.
 
@@ -115,6 +116,7 @@ def evaluate(
         seeds: one for each episode.
         reset_state_on_trial: whether the state is reset after each trial, as in training.
         intervene: a change to observation and state before each step of the agent; None: no change.
+        check: called before each step of a task; it may raise an exception to end the evaluation.
     """
     tally = _Tally(len(seeds))
     lanes = min(len(envs), len(seeds))
@@ -133,6 +135,7 @@ def evaluate(
         actions, state = network.select_action(seen, state, 0.0, generator)
         reset, finished = np.zeros(len(envs), bool), np.zeros(len(envs), bool)
         for lane, (env, action) in enumerate(zip(envs, per_lane(actions.cpu().numpy()), strict=True)):
+            check()
             obs[lane], reward, terminated, truncated, info = env.step(action)
             tally.add(episode[lane], action, float(reward), info)
             reset[lane] = reset_state_on_trial and info.get("new_trial", False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,10 @@ SAVE_SHARE = 0.05  # unless more than this share of the time would go into it
 
 class DivergedError(RuntimeError):
     """A loss or a weight is not finite."""
+
+
+class StoppedError(RuntimeError):
+    """A check asked to stop inside an evaluation. The run can be saved; a resumed run repeats the evaluation."""
 
 
 class Run:
@@ -89,15 +94,42 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether all steps or episodes are done."""
+        return self._trained() and not self._interrupted()
+
+    def _trained(self) -> bool:
         run = self.config.run
         if run.total_steps is not None:  # never more steps than --total-steps
             return self.step + self.num_lanes > run.total_steps
         return self.episodes >= run.num_episodes
 
+    def _interrupted(self) -> bool:
+        """Whether the evaluation that is due after the last step was not completed."""
+        return self.step > 0 and self._due(self.config.run.eval_freq) and self.evaluated_at != self.step
+
     # --- one vector step --------------------------------------------------------------------------------
 
-    def advance(self) -> list[MetricsRow]:
-        """One step of every lane, and the updates that are due. Returns: the logged rows."""
+    def advance(self, check: Callable[[], None] = lambda: None) -> list[MetricsRow]:
+        """One step of every lane, and the updates that are due; then an evaluation and a checkpoint, if due.
+
+        Args:
+            check: called before each step of an evaluation. It may raise StoppedError; the next call, possibly in a
+                resumed run, repeats the evaluation.
+        Returns: the logged rows.
+        """
+        rows = [] if self._interrupted() else self._step()
+        self._log(rows)
+        more = [self._evaluate(check)] if self._due(self.config.run.eval_freq) else []
+        if self._due(self.config.run.plasticity_metrics_freq) and self.learner.updates:
+            more.append(self._plasticity())
+        self._log(more)
+        rows += more
+        if self._due(self.config.run.checkpoint_freq) or time.monotonic() >= self.save_at:
+            self.save()
+            rows.append({"kind": "checkpoint", "step": self.step})
+        return rows
+
+    def _step(self) -> list[MetricsRow]:
+        """One step of every lane, and the updates that are due. Returns: the rows of episodes that ended."""
         self.learner.set_progress(self.progress)
         obs = to_tensor(self.lanes.obs, self.device)
         actions, state = self.learner.act(obs, self.state, explore=True)
@@ -117,21 +149,13 @@ class Run:
             self.state = topology.reset_state(self.network, self.state)
         rows = []
         for end in ended:
-            if self.config.run.total_steps is None and self.done:
+            if self.config.run.total_steps is None and self._trained():
                 break  # lanes that end together count only up to --num-episodes
             self.episodes += 1
             self.trials += end.trials
             self.ended.append(end)
             if len(self.ended) == self.config.run.log_freq:
                 rows.append(self._episode_row())
-        if self._due(self.config.run.eval_freq):
-            rows.append(self._evaluate())
-        if self._due(self.config.run.plasticity_metrics_freq) and self.learner.updates:
-            rows.append(self._plasticity())
-        self._log(rows)
-        if self._due(self.config.run.checkpoint_freq) or time.monotonic() >= self.save_at:
-            self.save()
-            rows.append({"kind": "checkpoint", "step": self.step})
         return rows
 
     def _due(self, frequency: int) -> bool:
@@ -178,7 +202,7 @@ class Run:
             **self.learner.status(),
         }
 
-    def _evaluate(self) -> MetricsRow:
+    def _evaluate(self, check: Callable[[], None]) -> MetricsRow:
         """Play episodes without exploration on a fixed set of seeds; the best score so far saves best_model.pt."""
         self._check_losses()
         run = self.config.run
@@ -187,7 +211,12 @@ class Run:
         if self._eval_envs is None:
             lanes = min(run.eval_episodes, MAX_EVAL_LANES)
             self._eval_envs = [registry.make_env(self.config.env) for _ in range(lanes)]
-        result = evaluate(self.learner.policy, self._eval_envs, chosen, run.reset_state_on_trial)
+        generators = _global_generators()  # a task may use them
+        try:
+            result = evaluate(self.learner.policy, self._eval_envs, chosen, run.reset_state_on_trial, check=check)
+        except StoppedError:
+            _set_global_generators(generators)
+            raise
         score = float(result.returns.mean())
         self.evaluated_at = self.step
         best = self.best_score is None or score >= self.best_score  # the later one of equal scores
@@ -215,11 +244,13 @@ class Run:
         for row in rows:
             self.experiment.append_metrics(row)
 
-    def finish(self) -> list[MetricsRow]:
-        """Run the last evaluation and write the last checkpoints. Returns: the logged rows."""
+    def finish(self, check: Callable[[], None] = lambda: None) -> list[MetricsRow]:
+        """Run the last evaluation and write the last checkpoints. Returns: the logged rows; `check` as in `advance`."""
         rows = [self._episode_row()] if self.ended else []
-        rows += [] if self.evaluated_at == self.step else [self._evaluate()]
         self._log(rows)
+        if self.evaluated_at != self.step:
+            rows.append(self._evaluate(check))
+            self._log(rows[-1:])
         self._save_model("final")
         if self.learner.topology is not None:
             assert self.experiment is not None
@@ -301,9 +332,7 @@ class Run:
             "rng": {
                 "episodes": self.seeds.rng.bit_generator.state,
                 "replay": self.replay_rng.bit_generator.state,
-                "python": random.getstate(),
-                "numpy": np.random.get_state(),
-                "torch": torch.get_rng_state(),
+                **_global_generators(),
             },
             "metrics_size": self.experiment.metrics_size(),
         }
@@ -321,9 +350,17 @@ class Run:
         rng = saved["rng"]
         self.seeds.rng.bit_generator.state = rng["episodes"]
         self.replay_rng.bit_generator.state = rng["replay"]
-        random.setstate(rng["python"])
-        np.random.set_state(rng["numpy"])
-        torch.set_rng_state(rng["torch"].cpu())
+        _set_global_generators(rng)
+
+
+def _global_generators() -> StateDict:
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+
+
+def _set_global_generators(states: StateDict) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"].cpu())
 
 
 class UpdateLog:

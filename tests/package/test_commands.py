@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 
 import main
+from model_utils import load_checkpoint
+from mpn_rl import commands, evaluation
 from mpn_rl import config as cfg
-from mpn_rl import evaluation
 from mpn_rl.rollout import Evaluation
 
 TINY = ["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2", "--eval-episodes", "2", "--learning-starts", "20",
@@ -49,6 +54,66 @@ def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- train ------------------------------------------------------------------------------------------------
+
+
+class SendsSignals(gymnasium.Env):
+    """A task without an end that sends this process `number` at step `at`, and again at each step after it."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32), gymnasium.spaces.Discrete(2)
+    number, at, steps = signal.SIGTERM, 0, 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        SendsSignals.steps += 1
+        if SendsSignals.steps >= self.at:
+            os.kill(os.getpid(), self.number)
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+@pytest.fixture
+def sends(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[SendsSignals]]:
+    gymnasium.register("SendsSignals-v0", SendsSignals)
+    monkeypatch.setattr(SendsSignals, "steps", 0)
+    yield SendsSignals
+    del gymnasium.registry["SendsSignals-v0"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
+def test_a_signal_inside_an_endless_evaluation_saves_the_run(
+    sends: type[SendsSignals], number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sends, "number", number)
+    monkeypatch.setattr(sends, "at", 30)  # 20 training steps come before the evaluation
+    argv = ["train", "--env-name", "SendsSignals-v0", "--experiment-name", "endless",
+            "--experiments-dir", str(tmp_path), *TINY, "--kernel", "reference", "--total-steps", "100", "--eval-freq", "20",
+            "--max-episode-steps", "1000000000", "--resume", "auto", "--checkpoint-exit-code"]  # fmt: skip
+    assert main.main([*argv, "85"]) == 85, "each such signal counts as SIGTERM"
+    assert load_checkpoint(tmp_path / "endless" / "checkpoints" / "last.pt")["counters"]["step"] == 20
+    assert sends.steps == 30
+    assert main.main(argv[:-1]) == 143
+
+
+def test_a_signal_ends_a_command_that_has_nothing_to_save(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(evaluation, "evaluate", interrupted)
+    assert main.main(["eval", "--experiment-name", "cart"]) == 143
+    assert capsys.readouterr().err == "main.py eval: stopped by SIGUSR1\n"
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+def test_nohup_keeps_its_meaning() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with commands.stop_signals(commands.leave):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_run_that_learned_nothing_says_so(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

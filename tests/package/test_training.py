@@ -18,7 +18,7 @@ from mpn_rl import config as cfg
 from mpn_rl.options import ConfigError
 from mpn_rl.tasks.gymnasium_tasks import FlatObservation
 from mpn_rl.tasks.lanes import SEED_RANGES
-from mpn_rl.training import DivergedError, Run
+from mpn_rl.training import DivergedError, Run, StoppedError
 
 TINY = {"hidden_dim": 6, "embed_dim": 4, "num_envs": 3, "eval_episodes": 2, "learning_starts": 20, "update_every": 4,
         "batch_size": 4, "sequence_length": 8, "sequence_stride": 4, "burn_in": 3, "buffer_size": 200,
@@ -115,6 +115,37 @@ OTHERS = {
 @pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS.keys())
 def test_other_tasks_and_learners_resume_as_exactly(options: dict, tmp_path: Path) -> None:
     test_interrupted_and_resumed_equals_uninterrupted("train", options, tmp_path)
+
+
+@pytest.mark.parametrize("at", [20, 70, 120])  # inside the first, the second and the last evaluation
+def test_a_run_stopped_inside_an_evaluation_repeats_it_and_equals_the_uninterrupted_one(
+    at: int, tmp_path: Path
+) -> None:
+    config = tiny(total_steps=75, plasticity_metrics_freq=30, checkpoint_freq=30)
+    calls = 0
+
+    def finished(run: Run, stop_at: int) -> Experiment:
+        def check() -> None:
+            nonlocal calls
+            calls += 1
+            np.random.random()  # as a task that uses the global generators
+            if calls == stop_at:
+                raise StoppedError
+
+        while not run.done:
+            run.advance(check)
+        run.finish(check)
+        assert run.experiment is not None
+        return run.experiment
+
+    whole = finished(start(config, tmp_path, "whole"), 0)
+    run, calls = start(config, tmp_path, "cut"), 0
+    with pytest.raises(StoppedError):
+        finished(run, at)
+    run.save()
+    assert run.experiment is not None
+    assert_equal_runs(whole, finished(Run.resume(config, run.experiment), 0))
+    assert calls > 150, "three evaluations, one of which was repeated"
 
 
 def test_resuming_disturbs_no_generator_and_the_process_may_have_used_them(tmp_path: Path) -> None:
