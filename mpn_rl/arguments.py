@@ -151,6 +151,7 @@ def _add_training(parser: Parser, command: str) -> None:
     text = "read options from this JSON file, or from the one of this name in the toolkit's configs/; flags override it"
     run.add_argument("--config", metavar="FILE", help=text)
     run.add_argument("--experiments-dir", metavar="DIR", default="experiments", help="(default: %(default)s)")
+    _add_trust(run)
     run.add_argument(
         "--resume",
         nargs="?",
@@ -331,6 +332,12 @@ def _add_existing(parser: Parser, several: bool = False) -> None:
     )
     _add_number(parser, "--seed", 0, 2**31 - 1, 0, "seed of the episodes")
     _add_number(parser, "--threads", 1, 256, 1, "CPU threads")
+    _add_trust(parser)
+
+
+def _add_trust(parser: argparse._ActionsContainer) -> None:
+    text = "import this task module although only a file names it: its code runs; may be repeated"
+    parser.add_argument("--trust-env-module", metavar="MODULE", action="append", default=[], help=text)
 
 
 def _add_number(
@@ -439,7 +446,9 @@ def _add_sweep(parser: Parser) -> None:
     check.add_argument(
         "--resume", action="store_true", help="accept rows whose experiment has already started with the same options"
     )
+    _add_trust(check)
     run = add("run", "run the rows on this machine: skip complete rows, start or continue the others")
+    _add_trust(run)
     _add_number(run, "--workers", 1, 1000, None, "rows that run at the same time (default: the number of cores)")
     _add_number(run, "--retries", 0, 100, 1, "further attempts for a row that fails")
     _add_number(run, "--limit", 1, 10**6, None, "number of incomplete rows to run (default: all)")

@@ -13,6 +13,7 @@ import sys
 from mpn_rl import arguments
 from mpn_rl.options import PROGRAM, ConfigError, TemporaryError
 from mpn_rl.storage.regular_files import PASSING
+from mpn_rl.tasks import trusted_modules
 
 NAME = PROGRAM.removeprefix("python ")
 
@@ -27,6 +28,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # pygame prints a greeting on stdout, among the results
+    given = vars(args)
+    trusted_modules.start(
+        given.get("env_name"), given.get("trust_env_module", []), given.get("experiments_dir"), given.get("config")
+    )
     try:
         if args.command == "sweep":  # without torch, which only the rows need
             from mpn_rl.sweep import commands as sweep_commands

@@ -28,6 +28,7 @@ from mpn_rl.learners.base import learning_rate_at
 from mpn_rl.options import ConfigError
 from mpn_rl.reporting import Reporter, draw_training_curves, print_scores, print_tasks, stderr, stdout
 from mpn_rl.rollout import record_episodes
+from mpn_rl.tasks import trusted_modules
 from mpn_rl.tasks.lanes import EpisodeSeeds
 from mpn_rl.training import DivergedError, Run, StoppedError
 from neurogym_wrapper import NeuroGymWrapper
@@ -61,6 +62,7 @@ def train(args: argparse.Namespace) -> int:
         if resume:
             _check_restart(experiment, experiment.work(), args)
         experiment.write_new(record, args.overwrite, restart=resume)
+        _remember_consent(experiment, config)
         with experiment.noting_failure():
             run.start(experiment)
             run.save()  # a run that is killed before its first checkpoint can be resumed
@@ -95,6 +97,7 @@ def _continue(experiment: Experiment, args: argparse.Namespace) -> int:
                 "changed. To train longer, raise --num-episodes or --total-steps"
             )
             return 0
+        _remember_consent(experiment, config)
         if config != stored:  # the next --resume continues with the new options
             write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
             _print_schedules(run, stored)
@@ -137,6 +140,12 @@ def _check_restart(experiment: Experiment, work: list[str], args: argparse.Names
         )
     if experiment.config_path.is_file():
         arguments.resumed_config(args, experiment.name, stored_config(experiment))
+
+
+def _remember_consent(experiment: Experiment, config: cfg.Config) -> None:
+    """Let later commands of this user import the task's module, which this command line names."""
+    if why_not := trusted_modules.remember(experiment.path, config.env.env_name):
+        stderr.print(f"note: {why_not}")
 
 
 def _check_exit_options(args: argparse.Namespace) -> None:

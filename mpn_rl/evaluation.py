@@ -18,6 +18,7 @@ from mpn_rl.networks.encoder import AgentNetwork
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import Evaluation, evaluate, run_batched, run_scripted
 from mpn_rl.statistics import bootstrap
+from mpn_rl.tasks import trusted_modules
 from mpn_rl.tasks.lanes import EpisodeSeeds
 from neurogym_wrapper import REFERENCE_POLICIES, REFERENCES, normalised_score
 
@@ -146,7 +147,11 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def stored_config(experiment: Experiment) -> Config:
-    """The configuration in config.json. Raises: ConfigError that names the file, if it is not valid."""
+    """The configuration in config.json. Raises: ConfigError that names the file, if it is not valid.
+
+    Only the task module of this experiment may be imported from now on (`trusted_modules`).
+    """
+    trusted_modules.open_experiment(experiment.path)
     nested = experiment.read_config()
     try:
         return cfg.config_from_dict(nested)

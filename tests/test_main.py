@@ -163,7 +163,11 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ("train --env-name CartPol-v1", "got 'CartPol-v1'; did you mean 'CartPole-v1'"),
         ("train --env-name ContextDecisionMaking-v0", "use python main.py train-neurogym --env-name ContextDecisionM"),
         ("train --env-name Pendulum-v1", "Pendulum-v1 has continuous actions"),
-        ("train --env-name nosuchmodule:Env-v0", "must be a Gymnasium id"),
+        (
+            "train --env-name nosuchmodule:Env-v0",
+            "there is no module 'nosuchmodule'; a task module lies in the working",
+        ),
+        ("train --env-name .foo:Env-v0", "needs a module such as my_package.my_task, got '.foo'"),
         ("train --env-name CartPole-v1 --env-arg foo=1", "unexpected keyword argument 'foo'"),
         ("train --env-arg render_mode=human", "--env-arg must not set render_mode"),
         ("train --env-name Taxi-v3 --mask-velocity", "--mask-velocity knows the velocities of CartPole-v0"),

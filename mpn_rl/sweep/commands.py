@@ -29,6 +29,7 @@ from mpn_rl.sweep import sweep_files
 from mpn_rl.sweep.state import STATES, log_path, state_of
 from mpn_rl.sweep.submit_file import Mistake
 from mpn_rl.sweep.table import TRAINING, Existing, Planned, Sweep
+from mpn_rl.tasks import trusted_modules
 
 POLL_S = 0.5  # between two reads of the running rows' states
 GRACE_S = 15.0  # from SIGTERM to SIGKILL, for rows to save their checkpoints
@@ -88,10 +89,19 @@ def check(args: argparse.Namespace) -> int:
     """Check every row without starting anything."""
     table = sweep_files.load(Path(args.file), args.experiments_dir)
     _checked(table, "resume" if args.resume else "refuse", table.job.mistakes() if table.job else [])
+    for module in _modules(table):
+        trusted = "" if trusted_modules.is_trusted(module) else f"; sweep run needs {trusted_modules.FLAG} {module}"
+        stdout.print(f"rows import the task module {module!r}, and its code runs{trusted}")
     started = sum(planned.config is not None and planned.experiment.exists() for planned in table.planned)
     rest = f"; {started} have started and would continue" if started else ""
     stdout.print(f"{table.path}: {_count(len(table.rows), 'row')}, no mistakes{rest}")
     return 0
+
+
+def _modules(table: Sweep) -> list[str]:
+    """The task modules that rows import."""
+    names = {planned.config.env.env_name for planned in table.planned if planned.config}
+    return sorted({trusted_modules.module_of(name) for name in names} - {""})
 
 
 def status(args: argparse.Namespace) -> int:
@@ -131,10 +141,11 @@ class Children:
     Args:
         sweep: the checked sweep.
         retries: how often a row that fails is started again.
+        trusted: task modules that rows may import.
     """
 
-    def __init__(self, sweep: Sweep, retries: int) -> None:
-        self.sweep, self.retries = sweep, retries
+    def __init__(self, sweep: Sweep, retries: int, trusted: Sequence[str] = ()) -> None:
+        self.sweep, self.retries, self.trusted = sweep, retries, trusted
         self.running: dict[str, subprocess.Popen] = {}
         self.stopping = threading.Event()
         self.lock = threading.Lock()
@@ -156,6 +167,8 @@ class Children:
     def _start(self, planned: Planned) -> int:
         """Run one process of a row. Returns: its exit status."""
         argv = [*planned.argv, *([] if "--resume" in planned.argv else ["--resume", "auto"])]
+        for module in self.trusted:
+            argv += [trusted_modules.FLAG, module]
         if self.sweep.experiments_dir:
             argv += ["--experiments-dir", self.sweep.experiments_dir]
         command = [sys.executable, str(Path(__file__).parents[2] / "main.py"), *argv]
@@ -209,6 +222,12 @@ def _ending(code: int) -> str:
 def run(args: argparse.Namespace) -> int:
     """Run the rows that are not complete. Returns: 1 if a row failed."""
     table = _trainings(args, "resume")
+    for module in _modules(table):
+        if not trusted_modules.is_trusted(module):
+            raise ConfigError(
+                f"rows of {table.path} name the task module {module!r}, and its code would run here; read it, and if "
+                f"you trust it, add {trusted_modules.FLAG} {module}"
+            )
     states = {planned.name: state_of(planned.experiment, planned.args).state for planned in table.planned}
     elsewhere = [name for name, state in states.items() if state == "running"]
     todo = [planned for planned in table.planned if states[planned.name] not in ("done", "running")][: args.limit]
@@ -217,7 +236,7 @@ def run(args: argparse.Namespace) -> int:
     stdout.print(f"{_count(len(states), 'row')}: {done} done, {len(todo)} to run, {_count(workers, 'worker')}")
     for name in elsewhere:
         stderr.print(f"note: another process runs {name}; it is not started again")
-    children = Children(table, args.retries)
+    children = Children(table, args.retries, args.trust_env_module)
     pool = ThreadPoolExecutor(workers)
     with _interruptible():
         try:

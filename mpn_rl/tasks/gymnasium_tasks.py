@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,7 +18,9 @@ from mpn_rl.options import ConfigError, nearest
 from mpn_rl.tasks import (
     cue_reward,  # noqa: F401  registers CueReward-v0
     grid_maze,  # noqa: F401  registers GridMaze-v0
+    trusted_modules,
 )
+from mpn_rl.tasks.task_errors import own_error
 from mpn_rl.tasks.vector_env import BatchedTask, SingleEnv
 
 # Indices of the velocities in an observation. Without them one observation does not determine the state.
@@ -93,6 +94,7 @@ def make_gymnasium(
     Raises: ConfigError for an unknown id or argument, or a task whose velocities are not known.
     """
     spec = find_spec(env_name)
+    _creator(spec.entry_point)
     if "render_mode" in (env_args or {}):
         raise ConfigError("--env-arg must not set render_mode; the render command does")
     if mask_velocity and env_name not in VELOCITIES:
@@ -102,11 +104,9 @@ def make_gymnasium(
         try:
             mode = {} if render_mode is None else {"render_mode": render_mode}  # not every constructor accepts one
             env = gymnasium.make(spec, max_episode_steps, disable_env_checker=True, **mode, **(env_args or {}))
-        except Exception as error:  # a task's constructor can raise anything
-            reason = " ".join(str(error).split()).partition(" was raised from")[0] or type(error).__name__
-            if isinstance(error, gymnasium.error.DependencyNotInstalled) and "mujoco" in reason.lower():
-                reason = "it needs the extra: pip install 'mpn-rl[mujoco]'"  # Gymnasium's advice installs a newer one
-            raise ConfigError(f"--env-name {env_name} cannot be made: {reason}{_arguments(spec, env_args)}") from error
+        except (Exception, SystemExit) as error:  # a task's constructor can raise anything
+            reason = f"{_reason(error).partition(' was raised from')[0]}{_arguments(spec, env_args)}"
+            raise ConfigError(f"--env-name {env_name} cannot be made: {reason}") from error
     if isinstance(env.unwrapped, AcrobotEnv):
         vars(np).setdefault("float_", np.float64)  # its step uses this name, which NumPy 2 no longer has
     if not isinstance(spaces.flatten_space(env.observation_space), spaces.Box):
@@ -146,14 +146,21 @@ def time_limit(
 
 
 def find_spec(env_name: str) -> EnvSpec:
-    """Gymnasium's registry entry of an id. Raises: ConfigError that names the nearest ids."""
+    """Gymnasium's registry entry of an id, whose module is imported first if it names one that is trusted.
+
+    Raises: ConfigError that names the nearest ids, or the reason why the module cannot be imported.
+    """
     module, _, name = env_name.rpartition(":")
+    if module:
+        trusted_modules.import_task_module(module)
     try:
-        if module:
-            importlib.import_module(module)
         return gymnasium.spec(name)
-    except (gymnasium.error.Error, ImportError, ValueError):
+    except (gymnasium.error.Error, ValueError):
         pass
+    if module:
+        own = [known for known, spec in gymnasium.registry.items() if str(spec.entry_point).startswith(module)]
+        close = nearest(name, own) or f"; it registers {', '.join(own) or 'none'}"
+        raise ConfigError(f"--env-name {env_name}: the module {module!r} registers no task {name!r}{close}")
     close = nearest(name, [known for known in gymnasium.registry if "/" in name or "/" not in known])
     raise ConfigError(
         f"--env-name must be a Gymnasium id such as CartPole-v1, got {env_name!r}{close or ';'} "
@@ -169,5 +176,22 @@ def _arguments(spec: EnvSpec, env_args: dict[str, object] | None) -> str:
 
 
 def _creator(entry: str | Callable[..., gymnasium.Env]) -> Callable[..., gymnasium.Env]:
-    """The constructor that a registry entry names."""
-    return entry if callable(entry) else gymnasium.envs.registration.load_env_creator(entry)
+    """The constructor that a registry entry names. Raises: ConfigError where it cannot be loaded."""
+    if callable(entry):
+        return entry
+    try:
+        return gymnasium.envs.registration.load_env_creator(entry)
+    except (Exception, SystemExit) as error:  # the import of a task's module can raise anything
+        raise ConfigError(f"the task's class {entry} cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Why a task cannot be made, with the way out where an optional library is missing."""
+    if isinstance(error, gymnasium.error.DependencyNotInstalled):
+        text = str(error).lower()
+        if "mujoco" in text:  # Gymnasium's advice installs a newer one
+            return "it needs the extra: pip install 'mpn-rl[mujoco]'"
+        if "box2d" in text:
+            return "it needs Box2D: pip install swig, then pip install 'gymnasium[box2d]<0.30'"
+        return " ".join(str(error).split())
+    return own_error(error)

@@ -88,9 +88,9 @@ def test_a_signal_inside_an_endless_evaluation_saves_the_run(
     monkeypatch.setattr(sends, "number", number)
     monkeypatch.setattr(sends, "at", 30)  # 20 training steps come before the evaluation
     argv = ["train", "--env-name", "SendsSignals-v0", "--experiment-name", "endless",
-            "--experiments-dir", str(tmp_path), *TINY, "--kernel", "reference", "--total-steps", "100", "--eval-freq", "20",
-            "--max-episode-steps", "1000000000", "--resume", "auto", "--checkpoint-exit-code"]  # fmt: skip
-    assert main.main([*argv, "85"]) == 85, "each such signal counts as SIGTERM"
+            "--experiments-dir", str(tmp_path), *TINY, "--kernel", "reference", "--total-steps", "100",
+            "--eval-freq", "20", "--max-episode-steps", "1000000000", "--resume", "auto"]  # fmt: skip
+    assert main.main([*argv, "--checkpoint-exit-code", "85"]) == 85, "each such signal counts as SIGTERM"
     assert load_checkpoint(tmp_path / "endless" / "checkpoints" / "last.pt")["counters"]["step"] == 20
     assert sends.steps == 30
     assert main.main(argv[:-1]) == 143
