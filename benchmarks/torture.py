@@ -1,6 +1,6 @@
 """Test that no work is lost: kills, bad inputs, a full disk, hostile files, two processes on one run, clock jumps.
 
-    make torture      or      python benchmarks/torture.py [--kills 200] [--inputs 1000] [--hostile 3000] [--seed 0]
+    make torture      or      python benchmarks/torture.py [--kills 200] [--inputs 1000] [--hostile 3000] [--triples 500]
 
 The results go to benchmarks/results/torture.json. The exit status is 1 if anything was lost or a message was not as
 required. Most kills and bad inputs run in forks of this process, which has imported everything already; a sample runs
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import pickle
 import platform
@@ -197,7 +198,8 @@ def kills(number: int, random: Random, steps: int, home: Path) -> dict[str, Any]
         wrong += [f"{victim}: {file} differs after {hits} kills" for file in unequal]
         runs.append({"victim": victim, "kills": hits, "equal": not unequal, "seconds_untouched": round(whole, 1)})
         print(f"  {victim}: {hits} kills, {'equal' if not unequal else 'DIFFERS'}", file=sys.stderr)
-    left = [path.name for path in (home / "experiments").rglob(".*") if path.name.endswith(".tmp") or path.is_dir()]
+    hidden = [path for path in (home / "experiments").rglob(".*") if path.name != ".locks"]
+    left = [path.name for path in hidden if path.name.endswith(".tmp") or path.is_dir()]
     return {"asked": number, "survived": survived, "runs": runs, "wrong": wrong, "leftovers": left}
 
 
@@ -342,6 +344,34 @@ def two_processes(home: Path) -> dict[str, Any]:
     return {"said": re.sub(r"\(.*?\)", "(PID on HOST since TIME)", said.strip()), "wrong": wrong}
 
 
+def lock_race(number: int, home: Path) -> dict[str, Any]:
+    """Triples of processes that start one experiment at once, half of them with --overwrite: one run's files result.
+
+    Each process ends with 0, or with 75 where another one has the experiment. The files equal those of a run alone.
+    """
+    base = ["train", *TINY, "--num-episodes", "2", *COMMON]
+    to_the_end([*base, "--experiment-name", "race-alone"], home)
+    outcomes, wrong = Counter[str](), []
+    for triple in range(number):
+        how = ["--overwrite"] if triple % 2 else ["--resume", "auto"]
+        barrier, children = multiprocessing.get_context("fork").Barrier(3), []
+        experiment = Experiment(f"race-{triple % 8}" if triple % 2 else f"race-new-{triple}", home / "experiments")
+        for process in range(3):
+            logs = home / f"race-logs-{process}"
+            logs.mkdir(exist_ok=True)
+            argv = [*base, "--experiment-name", experiment.name, *how]
+            children.append(fork(argv, home, prepare=lambda barrier=barrier: barrier.wait(60), logs=logs))
+        statuses = sorted(wait(child) for child in children)
+        outcomes[f"{how[0]} {statuses}"] += 1
+        faults = [] if statuses[0] == 0 and {*statuses} <= {0, 75} else [f"statuses {statuses}"]
+        faults += unreadable(experiment) or differences(experiment.path, home / "experiments" / "race-alone")
+        faults += ["error.txt is there"] if experiment.error_path.exists() else []
+        wrong += [f"triple {triple}, {how[0]}: {fault}" for fault in faults]
+        if not triple % 2:
+            shutil.rmtree(experiment.path, ignore_errors=True)
+    return {"asked": number, "outcomes": dict(sorted(outcomes.items())), "wrong": wrong}
+
+
 def clock_jumps(steps: int, home: Path) -> dict[str, Any]:
     """A clock that jumps by up to ten years at every look, and files dated 1980 or 2100: the same run."""
     random, now = Random(5), time.time
@@ -414,6 +444,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200, help="(default: %(default)s)")
     parser.add_argument("--inputs", type=int, default=1000, help="(default: %(default)s)")
     parser.add_argument("--hostile", type=int, default=3000, help="changed experiments (default: %(default)s)")
+    parser.add_argument("--triples", type=int, default=500, help="of the lock race (default: %(default)s)")
+    parser.add_argument("--only", metavar="PART", help="run one part, such as 'lock race'")
     parser.add_argument("--steps", type=int, default=2000, help="length of the runs (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
@@ -427,6 +459,7 @@ def main() -> int:
         "hostile checkpoint": hostile_checkpoint,
         "full disk": lambda home: full_disk(args.steps, home),
         "two processes": two_processes,
+        "lock race": lambda home: lock_race(args.triples, home),
         "clock jumps": lambda home: clock_jumps(args.steps, home),
         "hostile experiments": lambda home: hostile_experiments(args.hostile, args.seed, home),
         "read-only folders": lambda home: read_only(2 if args.kills < 20 else 5, home),
@@ -434,6 +467,8 @@ def main() -> int:
     found: dict[str, Any] = {"python": platform.python_version(), "cpus": os.cpu_count(), "seed": args.seed}
     try:
         for name, part in parts.items():
+            if args.only not in (None, name):
+                continue
             began = time.monotonic()
             found[name] = part(folder)
             found[name]["seconds"] = round(time.monotonic() - began, 1)
@@ -446,7 +481,7 @@ def main() -> int:
         os.chdir(ROOT)
         shutil.rmtree(folder, ignore_errors=True)
     results.write_text(json.dumps(found, indent=2) + "\n")
-    return int(any(found[name].get("wrong") for name in parts))
+    return int(any(found[name].get("wrong") for name in parts if name in found))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from mpn_rl import config as cfg
 from mpn_rl.options import Choice, ConfigError, fields_of, flag_of, nearest, unwrap_optional
 
 DESCRIPTION = "Train, evaluate and analyse networks that change themselves, such as the MPN-DQN."
-# Options that a resumed run may change, because they do not affect the learning so far.
+# Options of the section "run" that a resumed run may change, because they do not affect the learning so far.
 RESUMABLE = {
     "num_episodes",
     "total_steps",
@@ -163,6 +163,8 @@ def _add_training(parser: Parser, command: str) -> None:
         help="continue from last.pt; auto: continue if there is one, else start",
     )
     run.add_argument("--overwrite", action="store_true", help="replace an experiment of the same name")
+    text = "start with the weights of this experiment's best_model.pt, of the same network"
+    run.add_argument("--init-from", metavar="NAME", help=text)
     run.add_argument(
         "--checkpoint-exit-code",
         metavar="CODE",
@@ -503,7 +505,8 @@ def resumed_config(args: argparse.Namespace, name: str, stored: cfg.Config) -> c
     """The configuration of a resumed run.
 
     Args:
-        args: the command line, whose flags may only repeat the stored options or change those in RESUMABLE.
+        args: the command line, whose flags may only repeat the stored options or change those in RESUMABLE, and,
+            with --resume, the learning rate.
         name: name of the experiment.
         stored: the experiment's configuration.
     Raises: ConfigError for any other change.
@@ -512,7 +515,7 @@ def resumed_config(args: argparse.Namespace, name: str, stored: cfg.Config) -> c
     names = {part: getattr(stored, part).name if part in cfg.KINDS else part for part in cfg.PARTS}
     cfg.refuse_idle_flags(flags, {part: cfg.choices(part)[name] for part, name in names.items()})
     wanted = config_of(args).to_dict() if args.config else {}
-    changes: dict[str, Any] = {}
+    changes: dict[str, dict[str, Any]] = {"run": {}, "learner": {}}
     for part in cfg.PARTS:
         section = stored.to_dict()[part]
         for key, value in section.items():
@@ -520,12 +523,16 @@ def resumed_config(args: argparse.Namespace, name: str, stored: cfg.Config) -> c
             new = flags.get(field, wanted.get(part, {}).get(key, value))
             if new == value:
                 continue
-            if part == "run" and key in RESUMABLE:
-                changes[key] = new
+            # --resume auto keeps the learning rate: it compares the row of a sweep with its run.
+            other_rate = key == "learning_rate" and args.resume == "yes"
+            if other_rate or (part == "run" and key in RESUMABLE):
+                changes[part][key] = new
             else:
                 flag = cfg.KINDS[field][0] if field in cfg.KINDS else "--" + field.replace("_", "-")
                 raise ConfigError(
                     f"--resume continues '{name}' as it was: {flag} is {value}, got {new}; "
                     "leave the option out, or start another experiment"
                 )
-    return dataclasses.replace(stored, run=dataclasses.replace(stored.run, **changes))
+    learner = dataclasses.replace(stored.learner, **changes["learner"])
+    object.__setattr__(learner, "name", stored.learner.name)  # no field of the dataclass
+    return dataclasses.replace(stored, learner=learner, run=dataclasses.replace(stored.run, **changes["run"]))

@@ -19,10 +19,12 @@ from types import FrameType
 import numpy as np
 
 from model_utils import Experiment, versions, write_json
+from mpn_dqn import epsilon_at
 from mpn_rl import arguments, event_logs, registry
 from mpn_rl import config as cfg
 from mpn_rl.analysis import stages
-from mpn_rl.evaluation import acting, load_policy, measure, stored_config
+from mpn_rl.evaluation import acting, load_policy, measure, stored_config, write_scores
+from mpn_rl.learners.base import learning_rate_at
 from mpn_rl.options import ConfigError
 from mpn_rl.reporting import Reporter, draw_training_curves, print_scores, print_tasks, stderr, stdout
 from mpn_rl.rollout import record_episodes
@@ -52,7 +54,9 @@ def train(args: argparse.Namespace) -> int:
     config = arguments.config_of(args)
     run = Run(config)  # finds every mistake in the options, before anything is written
     event_logs.check(config)
-    record = {**config.to_dict(), "versions": versions()}
+    record = {**config.to_dict(), "versions": versions() | _source(args)}
+    if args.init_from is not None:
+        run.start_from(Experiment.open(args.init_from, directory).checkpoint("best"))
     with experiment.lock():
         if resume and _has_run(experiment):  # another process has started it in the meantime
             return _continue(experiment, args)
@@ -82,6 +86,9 @@ def _continue(experiment: Experiment, args: argparse.Namespace) -> int:
     """Continue the run. The caller holds the lock."""
     stored = stored_config(experiment)
     config = arguments.resumed_config(args, experiment.name, stored)
+    known = experiment.read_config().get("versions")
+    if not (isinstance(known, dict) and known.items() >= _source(args).items()):
+        raise ConfigError(f"--resume continues '{experiment.name}', which did not start with --init-from; leave it out")
     event_logs.check(config)
     with experiment.noting_failure():
         run = Run.resume(config, experiment)
@@ -94,7 +101,30 @@ def _continue(experiment: Experiment, args: argparse.Namespace) -> int:
         _remember_consent(experiment, config)
         if config != stored:  # the next --resume continues with the new options
             write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
+            _print_schedules(run, stored)
         return _drive(run, args)
+
+
+def _source(args: argparse.Namespace) -> dict[str, str]:
+    """The entry of config.json that says where the weights are from."""
+    return {} if args.init_from is None else {"init_from": args.init_from}
+
+
+def _print_schedules(run: Run, stored: cfg.Config) -> None:
+    """Print how another length or learning rate changes the schedules, which follow the share of the run that is done.
+
+    Args:
+        run: the resumed run.
+        stored: the configuration up to now.
+    """
+    before = stored.learner, run.progress_towards(stored.run)
+    after = run.config.learner, run.progress
+    changes = {"the learning rate": (learning_rate_at(before[1], before[0]), learning_rate_at(after[1], after[0]))}
+    if isinstance(before[0], cfg.DQNConfig) and isinstance(after[0], cfg.DQNConfig):
+        changes["epsilon"] = (epsilon_at(before[1], before[0]), epsilon_at(after[1], after[0]))
+    texts = [f"{name} goes from {old:.3g} to {new:.3g}" for name, (old, new) in changes.items() if old != new]
+    if texts:
+        stdout.print(f"{before[1]:.0%} of the run was done, {after[1]:.0%} is done now: {' and '.join(texts)}")
 
 
 def _has_run(experiment: Experiment) -> bool:
@@ -222,7 +252,7 @@ def leave(number: int, _frame: FrameType | None) -> None:
 def evaluate_command(args: argparse.Namespace) -> int:
     """eval: scores of the agent and of the reference policies."""
     experiment, config, network = load_policy(args)
-    scores, file = measure(args, experiment, config, network)
+    scores, seeds = measure(args, config, network)
     if isinstance(config.env, cfg.NeuroGymConfig) and scores["trials"] == 0:
         trial_steps = registry.make_env(config.env).trial_steps
         stderr.print(
@@ -233,6 +263,8 @@ def evaluate_command(args: argparse.Namespace) -> int:
         stdout.print(json.dumps(scores, allow_nan=False))
     else:
         print_scores(config, scores, acting(network))
+    file = write_scores(args, experiment, scores, seeds)  # after they are printed: the disk may be full
+    if not args.json:
         stdout.print(f"written to {file}")
     return 0
 

@@ -179,7 +179,10 @@ class EncoderConfig(Section):
 
 
 class LearnerConfig(Kind):
-    """A learning algorithm."""
+    """A learning algorithm. Every one has these two options."""
+
+    learning_rate: float
+    lr_final: float
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def load_policy(args: argparse.Namespace, name: str | None = None) -> tuple[Expe
     Returns: the experiment, its configuration, the network, without gradients.
     Raises: ConfigError where the checkpoint does not fit, or the agent has no such policy or part.
     """
-    experiment = Experiment.open(name or args.experiment_name, args.experiments_dir)
+    experiment = Experiment.open(args.experiment_name if name is None else name, args.experiments_dir)
     config = stored_config(experiment)
     torch.set_num_threads(args.threads)
     device = registry.make_device(args.device)
@@ -214,15 +214,14 @@ def scores_file(args: argparse.Namespace, experiment: Experiment) -> Path:
     return experiment.path / "eval" / f"{Path(args.checkpoint).stem}_seed{args.seed}{policy}{lesion}.json"
 
 
-def measure(
-    args: argparse.Namespace, experiment: Experiment, config: Config, network: AgentNetwork
-) -> tuple[Scores, Path]:
-    """Evaluate the agent and the scripted policies on the same seeds, and write the scores to `scores_file`.
-
-    Returns: the scores, the file.
-    """
+def measure(args: argparse.Namespace, config: Config, network: AgentNetwork) -> tuple[Scores, list[int]]:
+    """Evaluate the agent and the scripted policies on the same seeds. Returns: the scores, the episodes' seeds."""
     result, scripted, seeds = score(config, network, args.seed, args.num_eval_episodes, args.num_eval_trials)
-    scores = summarise(config, result, scripted)
+    return summarise(config, result, scripted), seeds
+
+
+def write_scores(args: argparse.Namespace, experiment: Experiment, scores: Scores, seeds: list[int]) -> Path:
+    """Write the scores of `measure` to `scores_file`. Returns: the file."""
     file = experiment.eval_dir / scores_file(args, experiment).name
     write_json(file, {**scores, "checkpoint": args.checkpoint, "seed": args.seed, "episode_seeds": seeds})
-    return scores, file
+    return file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from model_utils import Experiment, atomic_file, load_checkpoint, save_checkpoint, write_json
 from mpn_rl import registry
-from mpn_rl.config import Config
+from mpn_rl.config import Config, RunConfig
 from mpn_rl.contracts import Learner, MetricsRow, State, StateDict, map_state, to_tensor
 from mpn_rl.expansion.plasticity_metrics import measure
 from mpn_rl.options import ConfigError
@@ -86,7 +87,10 @@ class Run:
     @property
     def progress(self) -> float:
         """Share of the run that is done, from 0 to 1."""
-        run = self.config.run
+        return self.progress_towards(self.config.run)
+
+    def progress_towards(self, run: RunConfig) -> float:
+        """Share of a run of such a length that is done, from 0 to 1."""
         if run.total_steps is not None:
             return self.step / run.total_steps
         return self.episodes / run.num_episodes
@@ -261,6 +265,23 @@ class Run:
         return rows
 
     # --- files ------------------------------------------------------------------------------------------
+
+    def start_from(self, path: Path) -> None:
+        """Start with the weights of another run's checkpoint. Raises: ConfigError where they do not fit."""
+        if self.learner.topology is not None:
+            raise ConfigError("--init-from needs --expansion none: other topologies start with masks of their own")
+        try:
+            self.learner.start_from(load_checkpoint(path, self.device)["network"])
+            self._check_weights()
+        except DivergedError as error:
+            raise ConfigError(f"--init-from: {path} holds weights that are not finite") from error
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(
+                f"--init-from: {path} does not fit this task and --core {self.config.core.name}; "
+                "start with the options of its config.json"
+            ) from error
 
     def start(self, experiment: Experiment) -> None:
         """Log and save to this experiment's folder from now on."""

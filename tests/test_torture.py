@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 def test_nothing_is_lost_and_every_mistake_is_answered(tmp_path: Path) -> None:
     results = tmp_path / "torture.json"
     command = [sys.executable, ROOT / "benchmarks" / "torture.py", "--kills", "5", "--inputs", "100", "--steps", "600"]
-    command += ["--hostile", "0"]
+    command += ["--hostile", "0", "--triples", "4"]
     done = subprocess.run([*command, "--results", results], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(results.read_text())

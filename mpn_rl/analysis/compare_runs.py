@@ -19,7 +19,7 @@ from mpn_rl.analysis import confidence_intervals
 from mpn_rl.analysis.confidence_intervals import Estimate, GroupScore, Improvement
 from mpn_rl.config import Config
 from mpn_rl.console import stderr, stdout
-from mpn_rl.evaluation import load_policy, measure, scores_file, stored_config
+from mpn_rl.evaluation import load_policy, measure, scores_file, stored_config, write_scores
 from mpn_rl.options import ConfigError, nearest
 from mpn_rl.tasks.lanes import EpisodeSeeds
 
@@ -95,7 +95,8 @@ def run_of(args: argparse.Namespace, name: str) -> Run | None:
         stderr.print(f"evaluating {name}: {args.num_eval_trials or args.num_eval_episodes} "
                      f"{'trials' if args.num_eval_trials else 'episodes'}")  # fmt: skip
         _, _, network = load_policy(args, name)
-        scores, _ = measure(args, experiment, config, network)
+        scores, played = measure(args, config, network)
+        write_scores(args, experiment, scores, played)
     evaluations = [row for row in experiment.read_metrics() if row["kind"] == "eval"]
     chosen = {key: scores.get(key) for key in MEASURES}
     return Run(name, group, config.env.env_name, config.run.seed, chosen, evaluations)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpn_rl.config import PaperExpansionConfig, ReplayConfig
+from mpn_rl.config import LearnerConfig, PaperExpansionConfig, ReplayConfig
 from mpn_rl.contracts import Batch, Replay, State, StateDict, Steps, map_state
 from mpn_rl.expansion.topology import Topology
 from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
@@ -62,6 +62,12 @@ def truncated_unroll(
         result = unroll(obs[:, part], state, reset[:, part])
         state = map_state(torch.Tensor.detach, result[-1])
         yield part, result[:-1]
+
+
+def learning_rate_at(progress: float, config: LearnerConfig) -> float:
+    """The step size when a share `progress` of the run is done: it falls linearly to the share `lr_final` of itself."""
+    share = 1.0 - (1.0 - config.lr_final) * min(max(progress, 0.0), 1.0)
+    return config.learning_rate * share
 
 
 class ReplaySizes(NamedTuple):
@@ -124,15 +130,19 @@ class BaseLearner:
         for name, average in self.averages.items():
             self.topology.follow(name, average)
 
-    def set_progress(self, progress: float) -> None:
-        """Set the learning rate, which falls linearly from `learning_rate` to the share `lr_final` of it.
+    def start_from(self, weights: StateDict) -> None:
+        """Start from the weights of another agent's `policy`. Raises: RuntimeError where they do not fit."""
+        name = next(name for name, network in self.networks.items() if network is self.online)
+        for group in (self.networks, self.targets, self.averages):
+            if name in group:
+                group[name].load_state_dict(weights)
 
-        Args: progress: share of the run that is done, from 0 to 1.
-        """
-        share = 1.0 - (1.0 - self.config.lr_final) * min(max(progress, 0.0), 1.0)
+    def set_progress(self, progress: float) -> None:
+        """Set the learning rate. Args: progress: share of the run that is done, from 0 to 1."""
+        rate = learning_rate_at(progress, self.config)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * share
+                group["lr"] = rate
 
     def act(self, obs: Tensor, state: State, explore: bool) -> tuple[Tensor, State]:
         """Actions (N,) or (N, A) for obs (N, D), and the next state; without `explore`, as in an evaluation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -203,7 +204,80 @@ def test_the_list_of_tasks_fits_a_terminal(capsys: pytest.CaptureFixture) -> Non
     assert "  Null-v0: its reward is always zero" in lines
 
 
+def test_a_longer_run_and_another_learning_rate_say_what_happens_to_the_schedules(
+    capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    """After 2 of 2 episodes: epsilon 0.1 and a tenth of the rate. After 2 of 8: epsilon 0.5 - 0.4 / 2, and 0.775."""
+    where = ["--experiment-name", "longer", "--experiments-dir", str(tmp_path), "--no-plot-training"]
+    schedule = ["--epsilon-start", "0.5", "--epsilon-end", "0.1", "--epsilon-decay", "0.5", "--learning-rate", "0.01"]
+    run(capsys, "train", *where, *TINY, "--kernel", "reference", "--num-episodes", "2", *schedule)
+    assert "of the run" not in run(capsys, "train", *where, "--resume")
+    out = run(capsys, "train", *where, "--resume", "--num-episodes", "8")
+    assert (
+        "100% of the run was done, 25% is done now: the learning rate goes from 0.001 to 0.00775 and epsilon goes "
+        "from 0.1 to 0.3\n"
+    ) in out
+    out = run(capsys, "train", *where, "--resume", "--num-episodes", "9", "--learning-rate", "0.02")
+    assert "the learning rate goes from 0.001 to 0.004" in out
+    assert json.loads((tmp_path / "longer" / "config.json").read_text())["learner"]["learning_rate"] == 0.02
+    assert main.main(["train", *where, "--resume", "auto", "--learning-rate", "0.01"]) == 2
+    assert "--learning-rate is 0.02, got 0.01" in capsys.readouterr().err
+
+
+def test_a_run_may_start_from_the_weights_of_another(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    where = ["--experiments-dir", str(tmp_path), "--no-plot-training", "--num-episodes", "2"]
+    small = ["train", *where, *TINY, "--kernel", "reference", "--learning-starts", "100000"]  # no learning
+    run(capsys, *small, "--experiment-name", "one", "--seed", "1")
+    transfer = [*small, "--experiment-name", "two", "--seed", "2", "--init-from", "one"]
+    run(capsys, *transfer)
+    run(capsys, *small, "--experiment-name", "fresh", "--seed", "2")
+    one, two, fresh = (
+        load_checkpoint(tmp_path / name / "checkpoints" / "final_model.pt")["network"]
+        for name in ("one", "two", "fresh")
+    )
+    assert all((one[key] == two[key]).all() for key in one)
+    assert not all((one[key] == fresh[key]).all() for key in one)
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["versions"]["init_from"] == "one"
+    assert main.main([*transfer, "--resume", "auto"]) == 0  # complete
+    capsys.readouterr()
+    for more, message in (
+        (["--hidden-dim", "5"], "best_model.pt does not fit this task and --core mpn"),
+        (["--init-from", "ome"], "no experiment 'ome' in"),
+        (["--expansion", "static"], "--init-from needs --expansion none"),
+    ):
+        assert main.main([*transfer, "--experiment-name", "three", *more]) == 2
+        assert message in capsys.readouterr().err
+    assert main.main([*small, "--experiment-name", "one", "--seed", "1", "--init-from", "two", "--resume", "auto"]) == 2
+    assert "did not start with --init-from" in capsys.readouterr().err
+    assert not (tmp_path / "three").exists()
+
+
 # --- eval -------------------------------------------------------------------------------------------------
+
+
+def test_eval_prints_its_scores_even_where_it_cannot_write_them(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for how in ([], ["--json"]):
+            argv = ["eval", "--experiment-name", "cart", "--num-eval-episodes", "2", "--seed", "77", *how]
+            assert main.main(argv) == 75
+            captured = capsys.readouterr()
+            assert "agent" in captured.out or json.loads(captured.out)["episodes"] == 2
+            assert re.search(r"eval/best_seed77.*\.json: No space left on device", captured.err)
+            assert captured.err.count("\n") == 1
+    assert not list(Path("experiments/cart/eval").glob("*77*"))
+
+
+def test_an_empty_name_is_refused_by_every_command(capsys: pytest.CaptureFixture) -> None:
+    for argv in (["eval"], ["render"], ["analyze", "collect"], ["analyze", "plot"], ["analyze", "report"], ["train"]):
+        assert main.main([*argv, "--experiment-name", ""]) == 2
+        assert "--experiment-name must not be empty" in capsys.readouterr().err
+
 
 PLAIN = {"return_mean", "return_std", "return_ci95", "length_mean", "episodes", "random_return_mean"}
 TRIALS = {"trials", "accuracy", "normalised_score", "random_accuracy", "ground_truth_accuracy",
