@@ -488,6 +488,7 @@ def _build(env_name: str, env_args: dict[str, object], max_episode_steps: int | 
 
 def _check_arguments(env_name: str, constructor: Callable, env_args: dict[str, object]) -> None:
     """Raise ConfigError for an argument that the task's constructor does not have."""
+    task = constructor
     if not inspect.isclass(constructor):  # a function that passes its arguments on to a task of a collection
         constructor = type(constructor().unwrapped)
     accepted = list(inspect.signature(constructor.__init__).parameters)[1:]
@@ -497,6 +498,18 @@ def _check_arguments(env_name: str, constructor: Callable, env_args: dict[str, o
             f"--env-arg of {env_name} must be one of {', '.join(accepted)}, "
             f"got {unknown[0]!r}{nearest(unknown[0], accepted)}"
         )
+    for name in {"timing", "rewards"} & env_args.keys():  # the task adds them to its own and reads those it knows
+        others = {**DEFAULT_ARGS.get(env_name, {}), **env_args}
+        del others[name]
+        known, given = vars(task(**others).unwrapped).get(name, {}), env_args[name]
+        if not isinstance(given, dict):
+            raise ConfigError(f'--env-arg {name} must be a dict, such as {{"{next(iter(known), "key")}": 1}}')
+        idle = sorted(given.keys() - known.keys())
+        if idle:
+            raise ConfigError(
+                f"--env-arg {name} of {env_name} must have keys among {', '.join(known) or 'none'}, "
+                f"got {idle[0]!r}{nearest(idle[0], known)}"
+            )
 
 
 def _why_not(env: NeuroGymWrapper) -> str:

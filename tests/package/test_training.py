@@ -26,10 +26,13 @@ TINY = {"hidden_dim": 6, "embed_dim": 4, "num_envs": 3, "eval_episodes": 2, "lea
 
 
 def tiny(command: str = "train-neurogym", **flags) -> cfg.Config:
-    base = cfg.make_config(command, {part: flags[part] for part in cfg.KINDS if part in flags})
-    read = {field.name for part in cfg.PARTS for field in dataclasses.fields(getattr(base, part))}
-    small = {name: value for name, value in TINY.items() if name in read}
-    return cfg.make_config(command, {**small, "num_episodes": 6, "max_episode_steps": 25, **flags})
+    length = {} if "total_steps" in flags else {"num_episodes": 6}
+    base = cfg.make_config(command, {**length, **flags})
+    fields = [field for part in cfg.PARTS for field in dataclasses.fields(getattr(base, part))]
+    small = {
+        field.name: TINY[field.name] for field in fields if field.name in TINY and not cfg.idle_reason(field, base)
+    }
+    return cfg.make_config(command, {**small, **length, "max_episode_steps": 25, **flags})
 
 
 def start(config: cfg.Config, root: Path, name: str = "run") -> Run:
@@ -69,7 +72,7 @@ def assert_equal_runs(one: Experiment, other: Experiment) -> None:
 RUNS = {
     "sequences": {},
     "prioritized sequences": {"prioritized": True},
-    "trials from the stored state": {"replay": "trial", "replay_state": "stored", "buffer_size": 20},
+    "trials from the stored state": {"replay": "trial", "buffer_size": 20},
     "prioritized trials": {"replay": "trial", "prioritized": True, "buffer_size": 20, "reset_state_on_trial": True},
     "transitions": {"replay": "transition"},
     "a learned M(0), by total steps": {"train_m0": True, "total_steps": 160, "num_layers": 2},
