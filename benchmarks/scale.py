@@ -41,7 +41,7 @@ def update_at(steps: int, chunk: int | None) -> dict[str, float]:
     from mpn_rl.contracts import Batch
 
     torch.set_num_threads(1)
-    flags = {"replay": "trial", "replay_state": "stored", "bptt_chunk_size": chunk}
+    flags = {"replay": "trial", "bptt_chunk_size": chunk}
     config = cfg.make_config("train-neurogym", flags)
     learner = registry.make_learner(config, registry.Spaces(5, 3), torch.device("cpu"))
 

@@ -47,7 +47,7 @@ def runs() -> dict[str, str]:
             f"{PENDULUM} --core {core} --replay sequence --sequence-length 8 --sequence-stride 4"
         )
     for expansion in EXPANSIONS:
-        grows = f"--expansion {expansion} --update-interval 40"
+        grows = f"--expansion {expansion}" + (" --update-interval 40" if expansion != "static" else "")
         table[f"dqn mpn {expansion}"] = f"{NEUROGYM} {SEQUENCES} {grows}"
         table[f"td3 mlp {expansion}"] = f"{PENDULUM} --core mlp --replay transition {grows}"
         table[f"a2c lstm {expansion}"] = f"{CUES} --core lstm --algo a2c --rollout-steps 7 {grows}"
@@ -57,7 +57,7 @@ def runs() -> dict[str, str]:
         "dqn cartpole masked": f"{GYMNASIUM} {SEQUENCES} --mask-velocity",
         "dqn cues": f"{CUES} {SEQUENCES}",
         "dqn trials": f"{NEUROGYM} {trials}",
-        "dqn trials stored, chunks": f"{NEUROGYM} {trials} --replay-state stored --bptt-chunk-size 5",
+        "dqn trials stored, chunks": f"{NEUROGYM} {trials} --bptt-chunk-size 5",
         "dqn trials prioritized": f"{NEUROGYM} {trials} --prioritized --reset-state-on-trial",
         "dqn transitions": f"{NEUROGYM} {OFF_POLICY} --update-every 4 --replay transition",
         "dqn prioritized": f"{NEUROGYM} {SEQUENCES} --prioritized",

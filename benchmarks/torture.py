@@ -1,6 +1,6 @@
 """Test that no work is lost: kills, bad inputs, a full disk, hostile files, two processes on one run, clock jumps.
 
-    make torture      or      python benchmarks/torture.py [--kills 200] [--inputs 1000] [--hostile 3000] [--triples 500]
+    make torture      or      python benchmarks/torture.py [--kills 200] [--inputs 1000] [--hostile 3000]
 
 The results go to benchmarks/results/torture.json. The exit status is 1 if anything was lost or a message was not as
 required. Most kills and bad inputs run in forks of this process, which has imported everything already; a sample runs

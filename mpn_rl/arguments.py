@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import copy
 import dataclasses
 import functools
-import json
+import itertools
 import math
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
 
 from mpn_rl import config as cfg
-from mpn_rl.options import Choice, ConfigError, fields_of, flag_of, nearest, unwrap_optional
+from mpn_rl.options import Choice, ConfigError, fields_of, flag_of, nearest, shortened, unwrap_optional
 
 DESCRIPTION = "Train, evaluate and analyse networks that change themselves, such as the MPN-DQN."
 # Options of the section "run" that a resumed run may change, because they do not affect the learning so far.
@@ -71,13 +74,20 @@ COMMON = {
 }
 
 
+class _Lines(argparse.HelpFormatter):
+    """Keeps the line breaks in the options' help texts."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return [line for part in text.splitlines() for line in super(_Lines, self)._split_lines(part, width)]
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser that reports a mistake in one line and exits with status 2."""
 
     short_help = False  # --help shows the options in COMMON only
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})
+        super().__init__(**{"allow_abbrev": False, "formatter_class": _Lines, **options})
 
     def format_help(self, everything: bool = False) -> str:
         """The help text; of all options, or with `short_help` of those in COMMON."""
@@ -87,7 +97,7 @@ class Parser(argparse.ArgumentParser):
         for group in self._action_groups:
             formatter.start_section(group.title)
             if self.short_help and not everything:
-                formatter.add_arguments([action for action in group._group_actions if action.dest in COMMON])
+                formatter.add_arguments([_first_line(a) for a in group._group_actions if a.dest in COMMON])
             else:
                 formatter.add_text(group.description)
                 formatter.add_arguments(group._group_actions)
@@ -97,6 +107,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _first_line(action: argparse.Action) -> argparse.Action:
+    """The action with the first line of its help text."""
+    short = copy.copy(action)
+    short.help = (action.help or "").partition("\n")[0]
+    return short
 
 
 def make_parser(prog: str = "main.py") -> Parser:
@@ -221,18 +238,18 @@ def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: o
     """Add the flag of one field. The parsed result contains it only if the user gives it."""
     flag, text = flag_of(field), field.metadata["help"].replace("%", "%%")
     kind, optional = unwrap_optional(kind)
-    shown = f"{text}{_range(field)} (default: {default})"
+    shown, effect = f"{text}{_range(field)} (default: {default})", _effect(field)
     add = functools.partial(group.add_argument, flag, dest=field.name, default=argparse.SUPPRESS)
     if kind is bool:
-        add(action=argparse.BooleanOptionalAction, help=shown)
+        add(action=argparse.BooleanOptionalAction, help=shown + effect)
     elif typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
-        add(choices=choices, metavar="NAME", help=f"{shown}; {', '.join(choices)}")
+        add(choices=choices, metavar="NAME", help=f"{shown}; {', '.join(choices)}{effect}")
     elif typing.get_origin(kind) is dict:
         add(action=_KeyValue, metavar="KEY=VALUE", help=f"{text}; may be repeated")
     elif isinstance(kind, type):
         metavar = field.name.upper().rsplit("_", 1)[-1]
-        add(type=_reader(kind, optional), metavar=metavar, help=shown)
+        add(type=_reader(kind, optional), metavar=metavar, help=shown + effect)
 
 
 def _range(field: dataclasses.Field) -> str:
@@ -240,6 +257,14 @@ def _range(field: dataclasses.Field) -> str:
     low, high = field.metadata["low"], field.metadata["high"]
     low = field.metadata["above"] if low is None else low
     return f", {low:g} to {high:g}" if isinstance(high, float) and low is not None else ""
+
+
+def _effect(field: dataclasses.Field) -> str:
+    """'(needs ...; does nothing with ...)' on a line of its own, for an option whose effect depends on others."""
+    needs, idle = field.metadata["needs"], field.metadata["idle"]
+    text = [f"needs {cfg.shown_condition(needs)}"] if needs else []
+    text += [f"does nothing with {', nor with '.join(map(cfg.shown_condition, idle))}"] if idle else []
+    return f"\n({'; '.join(text)})".replace("%", "%%") if text else ""
 
 
 def _show(default: object) -> str:
@@ -256,6 +281,61 @@ def _reader(kind: type, optional: bool) -> Callable[[str], object]:
     return read
 
 
+LONGEST_VALUE = 10_000  # characters of one --env-arg
+DEEPEST_VALUE = 20  # brackets within brackets
+_CONSTANTS = {"true": True, "false": False, "null": None}  # JSON's names
+
+
+def read_value(text: str) -> object:
+    """A value on the command line: a number, True or true, None or null, a list, a dict, or else text.
+
+    Python's and JSON's notations may be mixed. Quoted text is always text. A tuple becomes a list, as in config.json.
+
+    Raises: ConfigError for an incomplete list or dict, a value that config.json cannot store, or one too long.
+    """
+    if len(text) > LONGEST_VALUE:
+        raise ConfigError(f"the value must have at most {LONGEST_VALUE:,} characters, got {len(text):,}")
+    opened = list(itertools.accumulate((char in "[{(") - (char in "]})") for char in text))
+    if max(opened, default=0) > DEEPEST_VALUE:
+        raise ConfigError(f"brackets must be nested at most {DEEPEST_VALUE} deep, got {max(opened)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's advice on the notation
+            return _literal(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        if text.strip()[:1] in tuple("[{("):
+            raise ConfigError(
+                f'{shortened(text)} is not a complete list or dict; quote the texts in it, as in \'["a", "b"]\''
+            ) from None
+        return text
+
+
+def _literal(node: ast.expr) -> object:
+    """The value of a parsed literal. Raises: ValueError where it is none."""
+    match node:
+        case ast.Constant(value=bool() | int() | float() | str() | None as value):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"a number must be finite, got {value}")
+            return value
+        case ast.Name(id=name) if name in _CONSTANTS:
+            return _CONSTANTS[name]
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=ast.Constant(value=int() | float()) as operand):
+            number = _literal(operand)
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                return -number if isinstance(sign, ast.USub) else number
+        case ast.List(elts=parts) | ast.Tuple(elts=parts):
+            return [_literal(part) for part in parts]
+        case ast.Dict(keys=keys, values=values):
+            read = [None if key is None else _literal(key) for key in keys]
+            for key in read:
+                if not isinstance(key, str):
+                    raise ConfigError(f'the keys of a dict must be text, as in {{"a": 1}}, got {key!r}')
+            return dict(zip(read, map(_literal, values), strict=True))
+    raise ValueError("not a literal")
+
+
 class _HelpAll(argparse.Action):
     """Prints the help text of every option and exits."""
 
@@ -268,16 +348,16 @@ class _HelpAll(argparse.Action):
 
 
 class _KeyValue(argparse.Action):
-    """--env-arg KEY=VALUE, repeatable; VALUE is read as JSON if it is valid JSON, else as text."""
+    """--env-arg KEY=VALUE, repeatable; see `read_value`."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         key, equals, text = str(values).partition("=")
         if not equals or not key:
             parser.error(f"{option_string} must be KEY=VALUE, got {values!r}")
         try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
+            value: object = read_value(text)
+        except ConfigError as error:
+            parser.error(f"{option_string} {key}: {error}")
         setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), key: value})
 
 
@@ -317,7 +397,7 @@ def _completion(shell: str) -> str:
 def _add_existing(parser: Parser, several: bool = False) -> None:
     text = "folders in experiments/, or patterns such as 'ctx-*'" if several else "folder in experiments/"
     nargs = "+" if several else None
-    parser.add_argument("--experiment-name", metavar="NAME", required=True, nargs=nargs, help=text)
+    parser.add_argument("--experiment-name", metavar="NAME", required=True, nargs=nargs, type=_name, help=text)
     parser.add_argument("--experiments-dir", metavar="DIR", default="experiments", help="(default: %(default)s)")
     parser.add_argument(
         "--checkpoint", metavar="best|final|last|PATH", default="best", help="weights to load (default: %(default)s)"
@@ -352,9 +432,9 @@ def _add_number(
 
 def _add_eval(parser: Parser) -> None:
     _add_existing(parser)
-    _add_number(parser, "--num-eval-episodes", 1, 100_000, 10, "episodes")
+    _add_number(parser, "--num-eval-episodes", 1, 100_000, None, "episodes (default: 10)")
     _add_number(
-        parser, "--num-eval-trials", 1, 10_000_000, None, "NeuroGym trials to reach at least, in whole episodes"
+        parser, "--num-eval-trials", 1, 10_000_000, None, "NeuroGym trials to reach at least, instead of episodes"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line, and no table")
 
@@ -474,6 +554,12 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
 def _positive(text: str) -> float:
     value = float(text)
     if not 0.0 < value < math.inf:
@@ -513,7 +599,7 @@ def resumed_config(args: argparse.Namespace, name: str, stored: cfg.Config) -> c
     """
     flags = config_flags(args)
     names = {part: getattr(stored, part).name if part in cfg.KINDS else part for part in cfg.PARTS}
-    cfg.refuse_idle_flags(flags, {part: cfg.choices(part)[name] for part, name in names.items()})
+    cfg.refuse_unread_flags(flags, {part: cfg.choices(part)[name] for part, name in names.items()})
     wanted = config_of(args).to_dict() if args.config else {}
     changes: dict[str, dict[str, Any]] = {"run": {}, "learner": {}}
     for part in cfg.PARTS:
@@ -535,4 +621,9 @@ def resumed_config(args: argparse.Namespace, name: str, stored: cfg.Config) -> c
                 )
     learner = dataclasses.replace(stored.learner, **changes["learner"])
     object.__setattr__(learner, "name", stored.learner.name)  # no field of the dataclass
-    return dataclasses.replace(stored, learner=learner, run=dataclasses.replace(stored.run, **changes["run"]))
+    config = dataclasses.replace(stored, learner=learner, run=dataclasses.replace(stored.run, **changes["run"]))
+    for option in dataclasses.fields(config.run):
+        reason = cfg.idle_reason(option, config) if option.name in changes["run"] else None
+        if reason:
+            raise ConfigError(reason)
+    return config

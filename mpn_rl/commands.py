@@ -52,6 +52,7 @@ def train(args: argparse.Namespace) -> int:
     if resume and experiment.holder() is None:
         _check_restart(experiment, work, args)
     config = arguments.config_of(args)
+    registry.check_trials(config)
     run = Run(config)  # finds every mistake in the options, before anything is written
     event_logs.check(config)
     record = {**config.to_dict(), "versions": versions() | _source(args)}
@@ -251,6 +252,10 @@ def leave(number: int, _frame: FrameType | None) -> None:
 
 def evaluate_command(args: argparse.Namespace) -> int:
     """eval: scores of the agent and of the reference policies."""
+    if args.num_eval_episodes is None:
+        args.num_eval_episodes = 10
+    elif args.num_eval_trials is not None:
+        raise ConfigError("--num-eval-episodes does nothing with --num-eval-trials; leave one of them out")
     experiment, config, network = load_policy(args)
     scores, seeds = measure(args, config, network)
     if isinstance(config.env, cfg.NeuroGymConfig) and scores["trials"] == 0:

@@ -9,17 +9,44 @@ row in `registry.py`. A preset needs one row of `PRESETS`. `options.py` defines 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mpn_rl.options import Choice, ConfigError, Kind, Section, flag_of, nearest, option, shortened
+from mpn_rl.options import (
+    AtLeast,
+    Choice,
+    Condition,
+    ConfigError,
+    Kind,
+    Not,
+    Same,
+    Section,
+    flag_of,
+    holds,
+    nearest,
+    option,
+    shortened,
+)
 from mpn_rl.storage.regular_files import read_regular
 
 Options = Mapping[str, object]  # values by option name
 Nested = Mapping[str, Options]  # the same by section, in the shape of config.json
+
+# --- when an option does nothing ------------------------------------------------------------------------
+
+FROZEN: Condition = {"freeze_plasticity": (True,)}
+MEMORYLESS: tuple[Condition, ...] = ({"core": ("mlp",)}, FROZEN)
+# A loss on one step, from a state without gradient, has no gradient in what changes that state.
+ONE_STEP: tuple[Condition, ...] = (
+    {"replay": ("transition",)},
+    {"replay": ("sequence",), "sequence_length": (1,)},
+    {"rollout_steps": (1,)},
+    {"bptt_chunk_size": (1,)},
+)
 
 # --- environments ---------------------------------------------------------------------------------------
 
@@ -30,6 +57,15 @@ class EnvConfig(Kind):
     env_name: str
     env_args: dict[str, object]
     max_episode_steps: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        module, colon, name = self.env_name.rpartition(":")
+        if colon and not (name and all(part.isidentifier() for part in module.split("."))):
+            raise ConfigError(
+                "--env-name must be an id such as CartPole-v1, or package.module:Name-v0 for a task of your own, "
+                f"got {shortened(self.env_name)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -65,18 +101,39 @@ class MPNConfig(CoreConfig, name="mpn"):
     hidden_dim: int = option(128, "hidden units per layer", low=1)
     num_layers: int = option(1, "stacked layers", low=1, high=100)
     activation: Literal["tanh", "relu", "sigmoid", "linear"] = option("tanh", "activation function f")
-    eta: float = option(1.0, "Hebbian learning rate; negative is anti-Hebbian")
-    lambda_decay: float = option(0.85, "decay of M per step", low=0.0, high=1.0)
-    lambda_max: float = option(1.0, "upper bound of lambda while it is trained", above=0.0, high=1.0)
-    eta_shape: Granularity = option("scalar", "one eta, one per input (pre), per hidden unit (post), or per synapse")
-    lambda_shape: Granularity = option(
-        "scalar", "one lambda, one per input (pre), per hidden unit (post), or per synapse"
+    eta: float = option(1.0, "Hebbian learning rate; negative is anti-Hebbian", idle=[FROZEN])
+    lambda_decay: float = option(0.85, "decay of M per step", low=0.0, high=1.0, idle=[FROZEN])
+    lambda_max: float = option(
+        1.0,
+        "upper bound of lambda while it is trained",
+        above=0.0,
+        high=1.0,
+        needs={"train_lambda": (True,)},
+        idle=[FROZEN, *ONE_STEP],
     )
-    train_eta: bool = option(True, "learn eta by backpropagation")
-    train_lambda: bool = option(True, "learn lambda by backpropagation")
-    train_m0: bool = option(False, "learn the initial modulation M(0); else it is 0")
-    form: Literal["multiplicative", "additive"] = option("multiplicative", "W * (M + 1), or W + M")
-    rule: Literal["associative", "presynaptic", "postsynaptic", "oja"] = option("associative", "update rule of M")
+    eta_shape: Granularity = option(
+        "scalar",
+        "one eta, one per input (pre), per hidden unit (post), or per synapse",
+        needs={"train_eta": (True,)},
+        idle=[FROZEN, *ONE_STEP],
+    )
+    lambda_shape: Granularity = option(
+        "scalar",
+        "one lambda, one per input (pre), per hidden unit (post), or per synapse",
+        needs={"train_lambda": (True,)},
+        idle=[FROZEN, *ONE_STEP],
+    )
+    train_eta: bool = option(True, "learn eta by backpropagation", idle=[FROZEN, *ONE_STEP])
+    train_lambda: bool = option(True, "learn lambda by backpropagation", idle=[FROZEN, *ONE_STEP])
+    train_m0: bool = option(
+        False,
+        "learn the initial modulation M(0); else it is 0",
+        idle=[FROZEN, {"learner": ("dqn",), "replay": ("transition",)}],
+    )
+    form: Literal["multiplicative", "additive"] = option("multiplicative", "W * (M + 1), or W + M", idle=[FROZEN])
+    rule: Literal["associative", "presynaptic", "postsynaptic", "oja"] = option(
+        "associative", "update rule of M", idle=[FROZEN]
+    )
     bias: bool = option(True, "use a bias b")
     freeze_plasticity: bool = option(False, "keep M at 0: the control without memory")
     kernel: Literal["auto", "reference", "fused"] = option("auto", "scan over time: fused, or plain PyTorch")
@@ -127,9 +184,15 @@ class BackpropamineConfig(CoreConfig, name="backpropamine"):
     alpha_shape: Literal["connection", "neuron", "scalar"] = option(
         "connection", "one plasticity alpha per connection, per postsynaptic neuron, or for all"
     )
-    trace_clip: float = option(1.0, "bound c of H, with --trace-rule hard-clip and soft-clip", above=0.0)
-    eta: float = option(0.01, "initial value of the learned rate of H; of the eligibility trace with retroactive")
-    modulator_activation: Literal["tanh", "sigmoid", "linear"] = option("tanh", "activation function of M")
+    trace_clip: float = option(1.0, "bound c of H", above=0.0, needs={"trace_rule": ("hard-clip", "soft-clip")})
+    eta: float = option(
+        0.01,
+        "initial value of the learned rate of H; of the eligibility trace with retroactive",
+        needs={"modulation": ("none", "retroactive")},
+    )
+    modulator_activation: Literal["tanh", "sigmoid", "linear"] = option(
+        "tanh", "activation function of M", idle=[{"modulation": ("none",)}]
+    )
     init_scale: float = option(0.01, "alpha, and w of an RNN, start at this value times U(0, 1)", low=0.0)
     kernel: Literal["auto", "reference", "fused"] = option("auto", "scan over time: fused, or plain PyTorch")
 
@@ -193,18 +256,49 @@ class ReplayConfig(Section):
         "sequence", "what is replayed: single steps, fixed-length sequences, or whole trials"
     )
     replay_state: Literal["zero", "stored", "burn-in"] = option(
-        "burn-in", "initial state of a replayed sequence: zero, as stored, or as stored and then --burn-in steps"
+        "burn-in",
+        "initial state of a replayed sequence: zero, as stored, or as stored and then --burn-in steps",
+        idle=[
+            *MEMORYLESS,
+            {"replay_state": ("stored",), "replay": ("transition", "trial")},  # which have no burn-in
+            {"replay": ("trial",), "reset_state_on_trial": (True,)},
+        ],
     )
     buffer_size: int = option(50_000, "capacity in steps; with --replay trial in trials (default then: 500)", low=1)
-    batch_size: int = option(32, "transitions or sequences per update", low=1)
-    trial_batch_size: int = option(4, "trials per update, with --replay trial", low=1)
-    burn_in: int = option(10, "steps that only warm up the state, with --replay-state burn-in", low=0)
-    sequence_length: int = option(40, "learning steps per sequence", low=1)
-    sequence_stride: int = option(20, "steps from one sequence's start to the next one's", low=1)
-    bptt_chunk_size: int | None = option(None, "truncated BPTT: steps until gradients stop; none: full BPTT", low=1)
+    batch_size: int = option(
+        32, "transitions or sequences per update", low=1, needs={"replay": ("transition", "sequence")}
+    )
+    trial_batch_size: int = option(4, "trials per update", low=1, needs={"replay": ("trial",)})
+    burn_in: int = option(
+        10,
+        "steps that only warm up the state",
+        low=0,
+        needs={"replay": ("sequence",), "replay_state": ("burn-in",)},
+        idle=MEMORYLESS,
+    )
+    sequence_length: int = option(40, "learning steps per sequence", low=1, needs={"replay": ("sequence",)})
+    sequence_stride: int = option(
+        20, "steps from one sequence's start to the next one's", low=1, needs={"replay": ("sequence",)}
+    )
+    bptt_chunk_size: int | None = option(
+        None,
+        "truncated BPTT: steps until gradients stop; none: full BPTT",
+        low=1,
+        needs={"replay": ("sequence", "trial")},
+        idle=[*MEMORYLESS, {"bptt_chunk_size": (AtLeast("sequence_length"),), "replay": ("sequence",)}],
+    )
     prioritized: bool = option(False, "sample by TD error")
-    priority_exponent: float = option(0.6, "priority = |TD error| to this power", low=0.0, high=1.0)
-    importance_exponent: float = option(0.4, "exponent of the importance-sampling weights", low=0.0, high=1.0)
+    priority_exponent: float = option(
+        0.6, "priority = |TD error| to this power", low=0.0, high=1.0, needs={"prioritized": (True,)}
+    )
+    importance_exponent: float = option(
+        0.4,
+        "exponent of the importance-sampling weights",
+        low=0.0,
+        high=1.0,
+        needs={"prioritized": (True,)},
+        idle=[{"priority_exponent": (0.0,)}],
+    )
     learning_starts: int = option(1_000, "environment steps before the first update", low=0)
     update_every: int = option(16, "environment steps per update", low=1)
 
@@ -220,19 +314,39 @@ class ReplayConfig(Section):
 @dataclass(frozen=True)
 class DQNConfig(ReplayConfig, LearnerConfig, name="dqn"):
     gamma: float = option(0.9, "discount per step", low=0.0, high=1.0)
-    n_step: int = option(1, "steps of reward before bootstrapping", low=1)
+    n_step: int = option(
+        1,
+        "steps of reward before bootstrapping; always 1 with --replay transition",
+        low=1,
+        needs={"replay": ("sequence", "trial")},
+        idle=[{"replay": ("sequence",), "sequence_length": (1,)}],
+    )
     double_dqn: bool = option(True, "double DQN: the online network picks the next action")
     loss: Literal["huber", "mse"] = option("huber", "loss on the TD error")
     learning_rate: float = option(3e-3, "Adam's step size", above=0.0)
     lr_final: float = option(0.1, "final step size, as a fraction of --learning-rate", low=0.0, high=1.0)
     grad_clip: float = option(10.0, "largest gradient norm", above=0.0)
     target_update: Literal["soft", "periodic"] = option("soft", "how the target network follows the online network")
-    target_tau: float = option(0.02, "fraction of the online weights taken per update, with soft", above=0.0, high=1.0)
-    target_update_freq: int = option(200, "updates between copies, with periodic", low=1)
+    target_tau: float = option(
+        0.02,
+        "fraction of the online weights taken per update",
+        above=0.0,
+        high=1.0,
+        needs={"target_update": ("soft",)},
+    )
+    target_update_freq: int = option(200, "updates between copies", low=1, needs={"target_update": ("periodic",)})
     epsilon_start: float = option(0.5, "exploration at the start", low=0.0, high=1.0)
     epsilon_end: float = option(0.05, "exploration at the end", low=0.0, high=1.0)
-    epsilon_decay: float = option(0.4, "fraction of the run during which epsilon falls", above=0.0, high=1.0)
-    epsilon_schedule: Literal["linear", "exponential", "step"] = option("linear", "how epsilon falls")
+    epsilon_decay: float = option(
+        0.4,
+        "fraction of the run during which epsilon falls",
+        above=0.0,
+        high=1.0,
+        idle=[{"epsilon_start": (Same("epsilon_end"),)}],
+    )
+    epsilon_schedule: Literal["linear", "exponential", "step"] = option(
+        "linear", "how epsilon falls", idle=[{"epsilon_start": (Same("epsilon_end"),)}]
+    )
     act_with: Literal["target", "online"] = option(
         "target", "network to evaluate and to save as best_model.pt: the averaged target or the online network"
     )
@@ -250,7 +364,11 @@ class A2CConfig(LearnerConfig, name="a2c"):
     gamma: float = option(0.9, "discount per step", low=0.0, high=1.0)
     rollout_steps: int = option(32, "steps of each lane per update", low=1)
     gae_lambda: float | None = option(
-        0.8, "lambda of generalised advantage estimation; none: Monte Carlo returns", low=0.0, high=1.0
+        0.8,
+        "lambda of generalised advantage estimation; none: Monte Carlo returns",
+        low=0.0,
+        high=1.0,
+        idle=[{"rollout_steps": (1,)}],
     )
     bootstrap: bool = option(True, "bootstrap where a time limit or the rollout's end cuts an episode")
     value_coef: float = option(0.1, "weight of the value's squared error in the loss", low=0.0)
@@ -259,7 +377,12 @@ class A2CConfig(LearnerConfig, name="a2c"):
         "shannon", "entropy: -sum p log p (shannon), or 1 - sum p^2 (simpson)"
     )
     normalize_advantage: bool = option(False, "scale the advantages of each rollout to mean 0 and standard deviation 1")
-    bptt_chunk_size: int | None = option(None, "truncated BPTT: steps until gradients stop; none: full BPTT", low=1)
+    bptt_chunk_size: int | None = option(
+        None,
+        "truncated BPTT: steps until gradients stop; none: full BPTT",
+        low=1,
+        idle=[*MEMORYLESS, {"bptt_chunk_size": (AtLeast("rollout_steps"),)}],
+    )
     learning_rate: float = option(6e-3, "Adam's step size", above=0.0)
     lr_final: float = option(0.1, "final step size, as a fraction of --learning-rate", low=0.0, high=1.0)
     adam_eps: float = option(1e-8, "Adam's epsilon, which limits the steps along small gradients", above=0.0)
@@ -275,7 +398,9 @@ class A2CConfig(LearnerConfig, name="a2c"):
 class TD3Config(ReplayConfig, LearnerConfig, name="td3"):
     gamma: float = option(0.99, "discount per step", low=0.0, high=1.0)
     n_step: int = option(1, "steps of reward before bootstrapping", low=1)
-    n_step_delay: int = option(0, "updates with one step of reward before --n-step applies", low=0)
+    n_step_delay: int = option(
+        0, "updates with one step of reward before --n-step applies", low=0, idle=[{"n_step": (1,)}]
+    )
     learning_rate: float = option(3e-4, "Adam's step size", above=0.0)
     lr_final: float = option(1.0, "final step size, as a fraction of --learning-rate", low=0.0, high=1.0)
     grad_clip: float | None = option(None, "largest gradient norm; none: no limit", above=0.0)
@@ -283,27 +408,59 @@ class TD3Config(ReplayConfig, LearnerConfig, name="td3"):
     policy_freq: int = option(2, "updates of the critics per update of the actor and the targets", low=1)
     expl_noise: float = option(0.1, "deviation of the exploration noise, in halves of the action's range", low=0.0)
     policy_noise: float = option(0.2, "deviation of the noise on the target's actions, in halves of the range", low=0.0)
-    noise_clip: float = option(0.5, "largest noise on the target's actions, in halves of the range", low=0.0)
+    noise_clip: float = option(
+        0.5, "largest noise on the target's actions, in halves of the range", low=0.0, idle=[{"policy_noise": (0.0,)}]
+    )
     critic_layers: int = option(2, "hidden layers of each critic, as wide as the core", low=1, high=100)
     critic_layer_norm: Literal["none", "last", "all"] = option(
         "none", "hidden layers of the critics with a LayerNorm before the ReLU"
     )
     eval_average: bool = option(False, "evaluate and save a running average of the actor's weights")
     average_tau: float = option(
-        0.005, "fraction of the actor's weights that the average takes per update", above=0.0, high=1.0
+        0.005,
+        "fraction of the actor's weights that the average takes per update",
+        above=0.0,
+        high=1.0,
+        needs={"eval_average": (True,)},
     )
     experience_review: bool = option(False, "replay early transitions more often while few critic units are active")
     review_below: float = option(
-        0.4, "fraction of active hidden units in the critics below which the review starts", above=0.0, high=1.0
+        0.4,
+        "fraction of active hidden units in the critics below which the review starts",
+        above=0.0,
+        high=1.0,
+        needs={"experience_review": (True,)},
     )
-    review_chance: float = option(0.5, "fraction of batches that review when no unit is active", low=0.0, high=1.0)
-    review_share: float = option(0.3, "oldest fraction of the memory, from which a review draws", above=0.0, high=1.0)
+    review_chance: float = option(
+        0.5,
+        "fraction of batches that review when no unit is active",
+        low=0.0,
+        high=1.0,
+        needs={"experience_review": (True,)},
+    )
+    review_share: float = option(
+        0.3,
+        "oldest fraction of the memory, from which a review draws",
+        above=0.0,
+        high=1.0,
+        needs={"experience_review": (True,)},
+    )
     dynamic_buffer: bool = option(False, "drop the oldest tenth of the memory when the policy has moved away from it")
-    buffer_min_size: int | None = option(None, "smallest size of the memory; none: a tenth of --buffer-size", low=1)
-    buffer_threshold: float = option(
-        0.2, "drop above this distance: half the mean square of action differences, in halves of the range", low=0.0
+    buffer_min_size: int | None = option(
+        None,
+        "smallest size of the memory; none: a tenth of --buffer-size",
+        low=1,
+        needs={"dynamic_buffer": (True,)},
     )
-    buffer_adjustment_interval: int = option(10_000, "environment steps between two such checks", low=1)
+    buffer_threshold: float = option(
+        0.2,
+        "drop above this distance: half the mean square of action differences, in halves of the range",
+        low=0.0,
+        needs={"dynamic_buffer": (True,)},
+    )
+    buffer_adjustment_interval: int = option(
+        10_000, "environment steps between two such checks", low=1, needs={"dynamic_buffer": (True,)}
+    )
 
     @property
     def smallest_buffer(self) -> int:
@@ -324,6 +481,33 @@ class ExpansionConfig(Kind):
     """How the topology grows and is pruned while the network learns."""
 
 
+SPARSITIES = ("sparsity", "actor_sparsity", "critic_sparsity")  # at the end
+TD3: Condition = {"learner": ("td3",)}
+# No network changes: each of TD3's two is dense or static.
+UNCHANGING: tuple[Condition, ...] = tuple(
+    {f"{actor}_actor": (actor == "static",), f"{critic}_critic": (critic == "static",)}
+    for actor in ("expand", "static")
+    for critic in ("expand", "static")
+)
+UNMASKED: Condition = {
+    "sparsity": (0.0,),
+    "initial_sparsity": (None, 0.0),
+    "actor_sparsity": (None, 0.0),
+    "critic_sparsity": (None, 0.0),
+}
+NO_MASKS: tuple[Condition, ...] = ({"expand_actor": (False,), "expand_critic": (False,)}, UNMASKED)
+NO_GROWTH: tuple[Condition, ...] = ({"grow": ("none",)}, {"initial_sparsity": (None,)}, *UNCHANGING)
+# No weight grows: neither towards the final number, nor in exchange for another.
+NOTHING_GROWS: tuple[Condition, ...] = (
+    {"grow": ("none",)},
+    {"initial_sparsity": (None,), "drop_fraction": (0.0,)},
+    {"initial_sparsity": (None,), "prune": ("none",)},
+    UNMASKED,
+    *UNCHANGING,
+)
+NO_EVENTS: tuple[Condition, ...] = tuple({**condition, "recycle": (False,)} for condition in NOTHING_GROWS[:4])
+
+
 @dataclass(frozen=True)
 class NoExpansionConfig(ExpansionConfig, name="none"):
     """Dense layers throughout."""
@@ -336,40 +520,127 @@ class PaperExpansionConfig(ExpansionConfig, name="paper"):
     The paper does not state the two fractions and the interval; their defaults are ours.
     """
 
-    sparsity: float = option(0.25, "fraction of absent weights at the end, in [0, 1)")
-    actor_sparsity: float | None = option(None, "--sparsity of TD3's actor; none: as --sparsity")
-    critic_sparsity: float | None = option(None, "--sparsity of TD3's critics; none: as --sparsity")
-    initial_sparsity: float | None = option(0.8, "fraction of absent weights at the start; none: as at the end")
+    sparsity: float = option(
+        0.25,
+        "fraction of absent weights at the end, in [0, 1)",
+        idle=[
+            {"expand_actor": (False,), "expand_critic": (False,)},
+            {"actor_sparsity": Not([None]), "critic_sparsity": Not([None])},
+            {"expand_actor": (False,), "critic_sparsity": Not([None])},
+            {"actor_sparsity": Not([None]), "expand_critic": (False,)},
+        ],
+    )
+    actor_sparsity: float | None = option(
+        None, "--sparsity of TD3's actor; none: as --sparsity", needs={**TD3, "expand_actor": (True,)}
+    )
+    critic_sparsity: float | None = option(
+        None, "--sparsity of TD3's critics; none: as --sparsity", needs={**TD3, "expand_critic": (True,)}
+    )
+    initial_sparsity: float | None = option(
+        0.8, "fraction of absent weights at the start; none: as at the end", idle=UNCHANGING
+    )
     grow: Literal["gradient", "accumulated", "random", "none"] = option(
-        "gradient", "which absent weights grow: largest gradient, largest mean of several gradients, or random"
+        "gradient",
+        "which absent weights grow: largest gradient, largest mean of several gradients, or random",
+        idle=NOTHING_GROWS[1:],
     )
-    grad_accumulation_n: int = option(1, "number of gradients in the mean, with --grow accumulated", low=1, high=1000)
+    grad_accumulation_n: int = option(
+        1,
+        "number of gradients in the mean",
+        low=1,
+        high=1000,
+        needs={"grow": ("accumulated",)},
+        idle=NOTHING_GROWS[1:],
+    )
     prune: Literal["magnitude", "dormant", "none"] = option(
-        "dormant", "which weights are pruned: the smallest, or those of dormant units"
+        "dormant",
+        "which weights are pruned: the smallest, or those of dormant units",
+        idle=[
+            *NOTHING_GROWS[:2],
+            {"initial_sparsity": Not([None]), "prune_ratio": (0.0,), "drop_fraction": (0.0,)},
+            UNMASKED,
+            *UNCHANGING,
+        ],
     )
-    dormancy_tau: float = option(0.0, "largest activity of a dormant unit, per mean activity of its layer", low=0.0)
-    recycle: bool = option(False, "initialise dormant units again (ReDo)")
-    new_weights: Literal["zero", "lecun"] = option("zero", "value of a grown weight")
+    dormancy_tau: float = option(
+        0.0,
+        "largest activity of a dormant unit, per mean activity of its layer",
+        low=0.0,
+        idle=[
+            *NO_EVENTS,
+            {"prune": ("magnitude", "none"), "recycle": (False,)},
+            {"prune_ratio": (0.0,), "drop_fraction": (0.0,), "recycle": (False,)},
+            *UNCHANGING,
+        ],
+    )
+    recycle: bool = option(False, "initialise dormant units again (ReDo)", idle=UNCHANGING)
+    new_weights: Literal["zero", "lecun"] = option("zero", "value of a grown weight", idle=NOTHING_GROWS)
     schedule: Literal["constant", "cosine", "linear"] = option(
-        "cosine", "growth over time: at a constant rate, slowing down (cosine), or evenly to the end (linear)"
+        "cosine",
+        "growth over time: at a constant rate, slowing down (cosine), or evenly to the end (linear)",
+        idle=NO_GROWTH,
     )
     grow_fraction: float | None = option(
         None,
         "fraction of the room to grow that one event takes (zeta); none: just enough to reach the end in time",
         above=0.0,
+        idle=NO_GROWTH,
     )
-    prune_ratio: float = option(0.2, "pruned weights per grown weight while the network grows, at most; in [0, 1)")
-    drop_fraction: float = option(0.0, "fraction of the weights that an event replaces after growth", low=0.0)
-    layer_density: Literal["erk", "uniform"] = option("erk", "how the weights are distributed over the layers")
-    initial_mask: Literal["random", "magnitude"] = option("random", "which weights are present at the start")
-    exempt: str = option("first,last", "layers that stay dense: first, last, or patterns of their names; empty: none")
-    update_interval: int = option(1_000, "environment steps between events (delta)", low=1)
-    expansion_start: int = option(0, "environment step from which the interval counts", low=0)
-    expansion_end: int | None = option(None, "environment step of the last event; none: the end of the run", low=1)
-    expand_actor: bool = option(True, "expand TD3's actor; else it stays dense")
-    expand_critic: bool = option(True, "expand TD3's critics; else they stay dense")
-    static_actor: bool = option(False, "keep the mask of TD3's actor unchanged, at its final sparsity")
-    static_critic: bool = option(False, "keep the masks of TD3's critics unchanged, at their final sparsity")
+    prune_ratio: float = option(
+        0.2,
+        "pruned weights per grown weight while the network grows, at most; in [0, 1)",
+        idle=[{"prune": ("none",), "grow_fraction": (None,)}, *NO_GROWTH],
+    )
+    drop_fraction: float = option(
+        0.0,
+        "fraction of the weights that an event replaces after growth",
+        low=0.0,
+        idle=[
+            {"grow": ("none",)},
+            {"prune": ("none",)},
+            # Growth takes until the last event.
+            {"initial_sparsity": Not([None, *map(Same, SPARSITIES)]), "grow_fraction": (None,)},
+            UNMASKED,
+            *UNCHANGING,
+        ],
+    )
+    layer_density: Literal["erk", "uniform"] = option(
+        "erk", "how the weights are distributed over the layers", idle=NO_MASKS
+    )
+    initial_mask: Literal["random", "magnitude"] = option(
+        "random", "which weights are present at the start", idle=NO_MASKS
+    )
+    exempt: str = option(
+        "first,last",
+        "layers that stay dense: first, last, or patterns of their names; empty: none",
+        idle=NO_MASKS,
+    )
+    update_interval: int = option(
+        1_000, "environment steps between events (delta)", low=1, idle=[*NO_EVENTS, *UNCHANGING]
+    )
+    expansion_start: int = option(
+        0, "environment step from which the interval counts", low=0, idle=[*NO_EVENTS, *UNCHANGING]
+    )
+    expansion_end: int | None = option(
+        None,
+        "environment step of the last event; none: the end of the run",
+        low=1,
+        idle=[*NO_EVENTS, *UNCHANGING],
+    )
+    expand_actor: bool = option(True, "expand TD3's actor; else it stays dense", needs=TD3)
+    expand_critic: bool = option(True, "expand TD3's critics; else they stay dense", needs=TD3)
+    static_actor: bool = option(
+        False,
+        "keep the mask of TD3's actor unchanged, at its final sparsity",
+        needs={**TD3, "expand_actor": (True,)},
+        idle=NO_EVENTS,
+    )
+    static_critic: bool = option(
+        False,
+        "keep the masks of TD3's critics unchanged, at their final sparsity",
+        needs={**TD3, "expand_critic": (True,)},
+        idle=NO_EVENTS,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -475,10 +746,12 @@ PRESETS = [
 
 @dataclass(frozen=True)
 class RunConfig(Section):
-    num_episodes: int = option(1_000, "episodes, over all lanes", low=1)
-    total_steps: int | None = option(None, "environment steps; overrides --num-episodes", low=1)
+    num_episodes: int = option(1_000, "episodes, over all lanes", low=1, needs={"total_steps": (None,)})
+    total_steps: int | None = option(None, "environment steps, instead of --num-episodes", low=1)
     num_envs: int = option(20, "environments (lanes) that step together", low=1, high=10_000)
-    reset_state_on_trial: bool = option(False, "reset the core's state at each trial, not only at each episode")
+    reset_state_on_trial: bool = option(
+        False, "reset the core's state at each trial, not only at each episode", idle=MEMORYLESS
+    )
     seed: int = option(0, "random seed of everything", low=0, high=2**31 - 1)
     eval_freq: int = option(
         7_500, "environment steps between evaluations, which select best_model.pt; 0: only at the end", low=0
@@ -493,7 +766,7 @@ class RunConfig(Section):
     plot_training: bool = option(True, "draw plots/training_curves.png")
     tensorboard: bool = option(False, "also write TensorBoard event files")
     wandb: bool = option(False, "also log to Weights & Biases; with WANDB_MODE=offline into the experiment's folder")
-    wandb_project: str = option("mpn-rl", "project in Weights & Biases")
+    wandb_project: str = option("mpn-rl", "project in Weights & Biases", needs={"wandb": (True,)})
     device: Literal["auto", "cpu", "cuda"] = option("auto", "device of the networks")
     threads: int = option(1, "CPU threads; small networks are fastest on one", low=1, high=256)
 
@@ -508,6 +781,14 @@ class Config:
     learner: LearnerConfig
     expansion: ExpansionConfig
     run: RunConfig
+
+    def values(self) -> dict[str, object]:
+        """Every option by name, and the kind of each part by the part's name."""
+        sections = {part: getattr(self, part) for part in PARTS}
+        values = {part: type(section).name for part, section in sections.items() if part in KINDS}
+        for section in sections.values():
+            values |= {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+        return values
 
     def to_dict(self) -> dict[str, dict[str, object]]:
         """The options by section, as config.json stores them."""
@@ -526,8 +807,6 @@ KINDS: dict[str, tuple[str, type[Kind]]] = {
 FIXED: dict[str, type[Section]] = {"encoder": EncoderConfig, "run": RunConfig}
 PARTS = ("env", "core", "encoder", "learner", "expansion", "run")
 ADDED = ("expansion",)  # parts that config.json files of older versions lack
-
-TRIAL_BUFFER_SIZE = 500  # trials; tens of thousands of whole trials would take gigabytes
 
 # The kinds that a training command uses by default, and the defaults that a learner changes under a command: its own
 # options and those of other sections.
@@ -590,6 +869,13 @@ CORE_DEFAULTS: dict[tuple[str, str], Options] = {
 }
 
 
+# Defaults that the kind of replay changes, after the above.
+REPLAY_DEFAULTS: dict[str, Options] = {
+    "trial": {"buffer_size": 500},  # in trials; tens of thousands of whole trials would take gigabytes
+    "transition": {"n_step": 1},
+}
+
+
 def choices(part: str) -> dict[str, Choice]:
     """What may stand for a part of the configuration, by name: every dataclass, and after each the presets of it."""
     if part in FIXED:
@@ -618,24 +904,33 @@ def make_config(command: str, flags: Options, file: Nested | None = None) -> Con
     Raises: ConfigError for an unknown key, a flag without effect, or a value out of range.
     """
     file = file or {}
-    given = {**file.get("run", {}), **flags}
-    if "num_episodes" in given and "total_steps" not in given:
-        flags = {**flags, "total_steps": None}  # the default must not override the number that the user gives
-    if "wandb_project" in flags and not given.get("wandb"):
-        raise ConfigError(f"--wandb-project does nothing without --wandb, got {flags['wandb_project']!r}")
-    given = {**file.get("learner", {}), **flags}
-    if given.get("replay") == "trial" and "buffer_size" not in given:
-        flags = {**flags, "buffer_size": TRIAL_BUFFER_SIZE}  # the field's own default counts steps
     unknown = [key for key in file if key not in (*PARTS, "versions")]
     if unknown:
         raise ConfigError(f"unknown section {unknown[0]!r} in the configuration{nearest(unknown[0], PARTS)}")
     _refuse_other_command(command, file.get("env"))
+    length = {"num_episodes", "total_steps"}
+    if length & flags.keys():  # replaces the length that the file states
+        file = {**file, "run": {name: value for name, value in file.get("run", {}).items() if name not in length}}
+    given = {**file.get("run", {}), **flags}
     learner = _choose("learner", COMMAND_DEFAULTS[command], flags, file).name
     core = _choose("core", changed_defaults(command, learner), flags, file).name
     defaults = changed_defaults(command, learner, core)
+    if "num_episodes" in given and "total_steps" not in given:
+        defaults["total_steps"] = None  # the default must not override the number that the user gives
+    replay = {**defaults, **file.get("learner", {}), **flags}.get("replay")
+    defaults |= REPLAY_DEFAULTS.get(str(replay), {})
     chosen = {part: _choose(part, defaults, flags, file) for part in PARTS}
-    refuse_idle_flags(flags, chosen)
-    return Config(**{part: _build_section(part, choice, defaults, flags, file) for part, choice in chosen.items()})
+    refuse_unread_flags(flags, chosen)
+    config = Config(**{part: _build_section(part, choice, defaults, flags, file) for part, choice in chosen.items()})
+    stated = () if "versions" in file else PARTS  # what a run has stored names every option
+    named = {name for part in stated for name in file.get(part, {})} | flags.keys()
+    for choice in chosen.values():
+        for field in dataclasses.fields(choice.section):
+            default = defaults.get(field.name, choice.default(field))
+            reason = idle_reason(field, config) if field.name in named else None
+            if reason and config.values()[field.name] != default:
+                raise ConfigError(reason)
+    return config
 
 
 def _refuse_other_command(command: str, env: object) -> None:
@@ -661,7 +956,8 @@ def config_from_dict(nested: Nested) -> Config:
             raise ConfigError(f"the configuration has no section {part!r}")
         if part in KINDS and "name" not in nested[part]:
             raise ConfigError(f"section {part!r} of the configuration has no 'name'")
-    return make_config("train-neurogym" if nested["env"]["name"] == "neurogym" else "train", {}, nested)
+    command = "train-neurogym" if nested["env"]["name"] == "neurogym" else "train"
+    return make_config(command, {}, {"versions": {}, **nested})
 
 
 def package_data(folder: str) -> Path:
@@ -722,7 +1018,7 @@ def _choose(part: str, defaults: Options, flags: Options, file: Nested) -> Choic
     return known[name]
 
 
-def refuse_idle_flags(flags: Options, chosen: Mapping[str, Choice]) -> None:
+def refuse_unread_flags(flags: Options, chosen: Mapping[str, Choice]) -> None:
     """Refuse flags that no chosen part reads. Raises: ConfigError naming the parts that do."""
     used = {field.name for choice in chosen.values() for field in dataclasses.fields(choice.section)} | set(KINDS)
     for name in flags:
@@ -736,6 +1032,58 @@ def refuse_idle_flags(flags: Options, chosen: Mapping[str, Choice]) -> None:
         flag = flag_of(next(iter(owners.values())))
         names = ", ".join(f"{kind} {chosen[part].name}" for part, (kind, _) in KINDS.items())
         raise ConfigError(f"{flag} does nothing with {names}; it belongs to {', '.join(owners)}")
+
+
+def idle_reason(field: dataclasses.Field, config: Config) -> str | None:
+    """Why an option does nothing beside the others of its run, with the way out; None where it takes effect."""
+    values, flag = config.values(), flag_of(field)
+    unmet = {
+        name: accepted
+        for name, accepted in field.metadata["needs"].items()
+        if name in values and not holds({name: accepted}, values)
+    }
+    if unmet:
+        present = " and ".join(shown_option(name, values[name]) for name in unmet)
+        return f"{flag} does nothing with {present}; it needs {shown_condition(unmet)}"
+    for condition in field.metadata["idle"]:
+        if not holds(condition, values):
+            continue
+        own = shown_option(field.name, values[field.name]) if field.name in condition else flag
+        named = list(condition)
+        for accepted in condition.values():  # those that the values are compared with
+            named += [str(one) for one in accepted if isinstance(one, Same | AtLeast) and not isinstance(accepted, Not)]
+        named = [name for name in named if name != field.name]
+        present = " and ".join(shown_option(name, values[name]) for name in named)
+        others = "that" if len(named) == 1 else "one of these"
+        return f"{own} does nothing with {present}; leave it out, or change {others}"
+    return None
+
+
+@functools.cache
+def _flags() -> dict[str, str]:
+    """The flag of every option and of every part that a flag selects, by name."""
+    sections = [choice.section for part in PARTS for choice in choices(part).values()]
+    flags = {field.name: flag_of(field) for section in sections for field in dataclasses.fields(section)}
+    return flags | {part: flag for part, (flag, _) in KINDS.items()}
+
+
+def shown_option(name: str, value: object) -> str:
+    """An option with a value as on the command line: --replay sequence, --no-prioritized."""
+    flag = _flags()[name]
+    if isinstance(value, bool):
+        return flag if value else "--no-" + flag.removeprefix("--")
+    return f"{flag} {'none' if value is None else value}"
+
+
+def shown_condition(condition: Condition) -> str:
+    """A condition in words: --replay sequence or trial and --replay-state burn-in."""
+    words = []
+    for name, accepted in condition.items():
+        first, *others = [_flags()[str(one)] if isinstance(one, Same | AtLeast) else one for one in accepted]
+        text = " or ".join([shown_option(name, first), *("none" if one is None else str(one) for one in others)])
+        how = "other than " if isinstance(accepted, Not) else "at least " if isinstance(accepted[0], AtLeast) else ""
+        words.append(text.replace(" ", f" {how}", 1))
+    return " and ".join(words)
 
 
 def _build_section(part: str, choice: Choice, defaults: Options, flags: Options, file: Nested) -> Any:

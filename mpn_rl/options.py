@@ -9,7 +9,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -38,6 +38,40 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 
 
+# What an option's effect depends on: values by the name of another option; a part's name, such as "core", stands for
+# its kind. A condition holds where each option has one of its values; an option that the run lacks has none.
+Condition = Mapping[str, tuple[object, ...]]
+
+
+class Not(tuple[object, ...]):
+    """In a `Condition`: any value but these."""
+
+
+class Same(str):
+    """In a `Condition`: the value of the option of this name."""
+
+
+class AtLeast(str):
+    """In a `Condition`: a value not below that of the option of this name."""
+
+
+def holds(condition: Condition, values: Mapping[str, object]) -> bool:
+    """Whether a condition holds for the values of a run's options."""
+
+    def fits(value: object, accepted: object) -> bool:
+        if isinstance(accepted, Same | AtLeast):
+            other = values.get(str(accepted))
+            if isinstance(accepted, AtLeast) and isinstance(value, int | float) and isinstance(other, int | float):
+                return value >= other
+            accepted = other
+        return type(value) is type(accepted) and value == accepted
+
+    return all(
+        name in values and any(fits(values[name], one) for one in accepted) != isinstance(accepted, Not)
+        for name, accepted in condition.items()
+    )
+
+
 def option(
     default: T,
     help: str,
@@ -46,8 +80,10 @@ def option(
     high: float | None = None,
     above: float | None = None,
     flag: str | None = None,
+    needs: Condition | None = None,
+    idle: Iterable[Condition] = (),
 ) -> T:
-    """A field with its help text and range.
+    """A field with its help text, its range and what its effect depends on.
 
     Args:
         default: the default value.
@@ -55,8 +91,11 @@ def option(
         low, high: the smallest and the largest value allowed.
         above: a bound that the value must exceed.
         flag: the spelling on the command line, where `flag_of` is not to derive it from the field's name.
+        needs: values of other options without which this one does nothing; those that the run lacks do not count.
+        idle: the option does nothing where one of these conditions holds.
     """
-    metadata = {"help": help, "low": low, "high": high, "above": above, "flag": flag}
+    metadata: dict[str, object] = {"help": help, "low": low, "high": high, "above": above, "flag": flag}
+    metadata |= {"needs": needs or {}, "idle": tuple(idle)}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -95,6 +95,28 @@ def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> Task:
     return task
 
 
+def check_trials(config: cfg.Config) -> None:
+    """Refuse options that do nothing where a task has no trials. Raises: ConfigError."""
+    values = config.values()
+    flag = "--reset-state-on-trial" if config.run.reset_state_on_trial else None
+    if (values.get("replay"), values.get("replay_state")) == ("trial", "zero"):
+        flag = (
+            "--replay trial --replay-state zero"  # a task without trials replays episodes, whose first state is fixed
+        )
+    if flag is None:
+        return
+    env = make_env(config.env)
+    env.reset(seed=config.run.seed)
+    has_trials = (
+        env.trial_steps > 0 or "new_trial" in env.step(env.scripted["random"](env, np.random.default_rng(0)))[-1]
+    )
+    env.close()
+    if not has_trials:
+        raise ConfigError(
+            f"{flag} does nothing with --env-name {config.env.env_name}, which has no trials; leave it out"
+        )
+
+
 def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> Lanes | VectorLanes:
     """`count` lanes of the task: one batched environment if the task has one, else separate environments.
 

@@ -88,7 +88,9 @@ class Reporter:
         env = config.env.env_name
         core = config.core.name
         where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
-        stdout.print(f"{env}: {core}, {weights:,} weights on {run.device}, {run.num_lanes} lanes; {where}")
+        given = ", ".join(f"{name}={value!r}" for name, value in config.env.env_args.items())
+        task = f"{env}({given})" if given else env
+        stdout.print(f"{task}: {core}, {weights:,} weights on {run.device}, {run.num_lanes} lanes; {where}")
         for log in self.logs:
             stdout.print(log.where)
         stdout.print(f"{config.learner.name}, {run.learner.memory}: {run.replay.nbytes / 2**20:,.0f} MiB when full")

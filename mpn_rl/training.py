@@ -306,6 +306,7 @@ class Run:
             run = cls(config, len(saved["lanes"]["seeds"]))
             run._load(saved)
             size = int(saved["metrics_size"])
+            run._check_end()
         except ConfigError:
             raise
         except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -315,6 +316,17 @@ class Run:
         experiment.truncate_metrics(size)
         run.experiment = experiment
         return run
+
+    def _check_end(self) -> None:
+        """Refuse an end that the run has passed. Raises: ConfigError."""
+        run = self.config.run
+        flag, end, reached, unit = "--num-episodes", run.num_episodes, self.episodes, "episodes"
+        if run.total_steps is not None:
+            flag, end, reached, unit = "--total-steps", run.total_steps, self.step, "steps"
+        if end < reached:
+            raise ConfigError(
+                f"{flag} {end} does nothing: the run has {reached:,} {unit} already; give a larger number"
+            )
 
     def save(self) -> None:
         """Write last.pt, which has everything that `resume` needs, and training_history.json."""

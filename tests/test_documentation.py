@@ -266,6 +266,7 @@ def shorter(argv: list[str]) -> list[str]:
             value, bound = getattr(section, field.name), SHORT.get(field.name)
             if (
                 bound is not None
+                and not cfg.idle_reason(field, config)
                 and (value is None or value > bound)
                 and (field.name not in given or field.name in LENGTHS)
             ):

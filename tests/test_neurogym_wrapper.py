@@ -399,6 +399,21 @@ def test_an_unknown_argument_is_answered_with_the_accepted_ones():
     assert "'dim_ring'" in refusal("yang19.go-v0", {"dim_rin": 8})
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"timing": {"delai": 100}}, "--env-arg timing of DelayMatchSample-v0 has the keys fixation, sample, "),
+        ({"timing": {"delai": 100}}, "got 'delai'; did you mean 'delay'?"),
+        ({"rewards": {"corect": 2.0}}, "got 'corect'; did you mean 'correct'"),
+        ({"rewards": [1]}, "--env-arg rewards must be a dict"),
+    ],
+)
+def test_a_key_of_timing_or_rewards_that_the_task_never_reads_is_refused(args, message):
+    assert message in refusal("DelayMatchSample-v0", args)
+    known = {"timing": {"delay": 100}, "rewards": {"correct": 2.0}}
+    assert ng.make_neurogym("DelayMatchSample-v0", known).unwrapped.timing["delay"] == 100
+
+
 def test_an_argument_that_the_task_refuses_is_told_in_one_line():
     assert "PerceptualDecisionMaking-v0" in refusal("PerceptualDecisionMaking-v0", {"timing": 3})
     assert "--max-episode-steps" in refusal("GoNogo-v0", {}, 0)

@@ -986,7 +986,7 @@ def test_presets_share_their_fields_and_read_back() -> None:
     names = set(cfg.choices("expansion")) - {"none"}
     assert names == {"paper", "reference", "grow", "static", "rigl", "redo"}
     for name in names:
-        config = cfg.make_config("train", {"expansion": name, "dormancy_tau": 0.2})
+        config = cfg.make_config("train", {"expansion": name, "sparsity": 0.1})
         again = cfg.config_from_dict(json.loads(json.dumps(config.to_dict())))
         assert again == config and again.expansion.name == config.expansion.name == name
         assert type(again.expansion) is cfg.PaperExpansionConfig

@@ -102,11 +102,46 @@ def test_none_is_a_value_where_an_option_may_be_none() -> None:
     assert arguments.config_flags(arguments.parse(["train", "--bptt-chunk-size", "none"])) == {"bptt_chunk_size": None}
 
 
-def test_env_args_are_json_where_they_read_as_json() -> None:
-    args = arguments.parse(
-        ["train", "--env-arg", "flag=true", "--env-arg", 'box={"v": [1, 2]}', "--env-arg", "word=big"]
-    )
-    assert args.env_args == {"flag": True, "box": {"v": [1, 2]}, "word": "big"}
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("False", False),
+        ("true", True),
+        ("None", None),
+        ("null", None),
+        (".5", 0.5),
+        ("-.5", -0.5),
+        ("+3", 3),
+        ("1e3", 1000.0),
+        ("-0", 0),
+        ('{"v": [1, 2]}', {"v": [1, 2]}),
+        ("{'v': (1, True, null)}", {"v": [1, True, None]}),
+        ("big", "big"),
+        ("4x4", "4x4"),
+        ("2024-01-01", "2024-01-01"),
+        ("1+2", "1+2"),
+        ("TRUE", "TRUE"),
+        ("nan", "nan"),
+        ("", ""),
+        ('"False"', "False"),
+        ("'7'", "7"),
+        ("a=b", "a=b"),
+        ("1" * 5_000, "1" * 5_000),  # more digits than Python converts
+        ("-" * 9_999, "-" * 9_999),
+        ("not " * 2_000 + "a", "not " * 2_000 + "a"),
+    ],
+)
+def test_env_args_are_read_as_python_or_json(text: str, value: object) -> None:
+    read = arguments.parse(["train", "--env-arg", f"key={text}"]).env_args["key"]
+    assert read == value and type(read) is type(value)
+
+
+def test_help_all_shows_what_an_option_needs(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        arguments.parse(["train", "--help-all"])
+    text = " ".join(capsys.readouterr().out.replace("-\n", "-").split()).replace("- ", "-")
+    assert "warm up the state (default: 10) (needs --replay sequence and --replay-state burn-in; does nothing" in text
+    assert "does nothing with --core mlp, nor with --freeze-plasticity" in text
 
 
 @pytest.mark.parametrize(
@@ -119,6 +154,14 @@ def test_env_args_are_json_where_they_read_as_json() -> None:
         (["train", "--hidden-dim", "3.5"], "--hidden-dim: invalid whole number value: '3.5'"),
         (["train", "--eta", "much"], "--eta: invalid number value: 'much'"),
         (["train", "--env-arg", "foo"], "--env-arg must be KEY=VALUE, got 'foo'"),
+        (["train", "--env-arg", "a=" + "[" * 600 + "]" * 600], "--env-arg a: brackets must be nested at most 20 deep"),
+        (["train", "--env-arg", "a=" + "x" * 10_001], "--env-arg a: the value must have at most 10,000 characters"),
+        (["train", "--env-arg", "a=[1, 2"], "--env-arg a: '[1, 2' is not a complete list or dict"),
+        (["train", "--env-arg", "a=[b, c]"], "quote the texts in it"),
+        (["train", "--env-arg", "a={1: 2}"], "the keys of a dict must be text"),
+        (["train", "--env-arg", "a=-1e999"], "--env-arg a: a number must be finite, got inf"),
+        (["analyze", "collect", "--experiment-name", ""], "--experiment-name: must not be empty"),
+        (["eval", "--experiment-name", ""], "--experiment-name: must not be empty"),
         (["train", "--env-arg", "=1"], "--env-arg must be KEY=VALUE, got '=1'"),
         (["train", "--device", "gpu"], "--device: invalid choice: 'gpu'"),
         (["train", "--resume", "later"], "--resume: invalid choice: 'later'"),

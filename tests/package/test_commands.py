@@ -454,3 +454,29 @@ def test_eval_render_and_analyze_need_nothing_but_the_folder(home: Path, capsys:
     run(capsys, "eval", *where)
     run(capsys, "analyze", *where, "--num-episodes", "2")
     (moved / "mlp").rename(home / "experiments" / "mlp")
+
+
+# --- options that do nothing --------------------------------------------------------------------------------
+
+
+def test_episodes_beside_trials_are_refused(capsys: pytest.CaptureFixture) -> None:
+    argv = ["eval", "--experiment-name", "context", "--num-eval-episodes", "2", "--num-eval-trials", "9"]
+    assert main.main(argv) == 2
+    assert "--num-eval-episodes does nothing with --num-eval-trials" in capsys.readouterr().err
+
+
+def test_a_resumed_run_refuses_an_option_that_does_nothing(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    named = ["--experiment-name", "short", "--experiments-dir", str(tmp_path)]
+    small = ["--hidden-dim", "4", "--kernel", "reference", "--no-plot-training", "--eval-episodes", "1"]
+    limits = ["--max-episode-steps", "20", "--total-steps", "40"]
+    said = run(
+        capsys, "train", *named, *small, *limits, "--env-name", "FrozenLake-v1", "--env-arg", "is_slippery=False"
+    )
+    assert said.splitlines()[0].startswith("FrozenLake-v1(is_slippery=False): mpn, ")
+    for flags, message in (
+        (["--num-episodes", "9"], "--num-episodes does nothing with --total-steps 40; it needs --total-steps none"),
+        (["--wandb-project", "mine"], "--wandb-project does nothing with --no-wandb; it needs --wandb"),
+        (["--total-steps", "20"], "--total-steps 20 does nothing: the run has 40 steps already"),
+    ):
+        assert main.main(["train", *named, "--resume", *flags]) == 2
+        assert message in capsys.readouterr().err

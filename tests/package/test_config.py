@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from pathlib import Path
 
 import pytest
 
 from mpn_rl import config as cfg
-from mpn_rl.options import Choice, ConfigError, fields_of, unwrap_optional
+from mpn_rl.options import AtLeast, Choice, ConfigError, Same, fields_of, unwrap_optional
 
 COMMANDS = ("train", "train-neurogym")
 
@@ -179,7 +180,7 @@ def test_a_config_file_that_is_missing_or_binary_is_refused(tmp_path: Path) -> N
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="is not JSON"):
         cfg.read_config_file(str(tmp_path / "bytes.json"))
-    with pytest.raises(ConfigError, match="Is a directory"):
+    with pytest.raises(ConfigError, match="is a folder"):
         cfg.read_config_file(str(tmp_path))
 
 
@@ -205,7 +206,124 @@ def test_a_configuration_of_the_other_command_is_refused() -> None:
 
 
 def test_a_project_without_wandb_does_nothing() -> None:
-    with pytest.raises(ConfigError, match="--wandb-project does nothing without --wandb, got 'mine'"):
+    with pytest.raises(ConfigError, match="--wandb-project does nothing with --no-wandb; it needs --wandb"):
         cfg.make_config("train", {"wandb_project": "mine"})
     assert cfg.make_config("train", {"wandb_project": "mine", "wandb": True}).run.wandb_project == "mine"
     assert cfg.make_config("train", {"wandb_project": "mine"}, {"run": {"wandb": True}}).run.wandb
+
+
+# --- options that do nothing ------------------------------------------------------------------------------
+
+IDLE = [
+    ({"replay": "transition", "burn_in": 5}, "--burn-in does nothing with --replay transition; it needs --replay sequ"),
+    ({"replay": "transition", "n_step": 5}, "--n-step does nothing with --replay transition; it needs --replay sequen"),
+    ({"replay": "trial", "sequence_length": 90}, "--sequence-length does nothing with --replay trial; it needs --rep"),
+    ({"trial_batch_size": 9}, "--trial-batch-size does nothing with --replay sequence; it needs --replay trial"),
+    ({"replay": "trial", "replay_state": "stored"}, "--replay-state stored does nothing with --replay trial; leave it"),
+    ({"bptt_chunk_size": 40}, "--bptt-chunk-size 40 does nothing with --replay sequence and --sequence-length 40"),
+    ({"core": "mlp", "burn_in": 5}, "--burn-in does nothing with --core mlp; leave it out, or change that"),
+    (
+        {"target_update_freq": 9},
+        "--target-update-freq does nothing with --target-update soft; it needs --target-update p",
+    ),
+    ({"target_update": "periodic", "target_tau": 0.5}, "--target-tau does nothing with --target-update periodic; it n"),
+    ({"priority_exponent": 0.5}, "--priority-exponent does nothing with --no-prioritized; it needs --prioritized"),
+    ({"core": "mpn-frozen", "eta": 0.1}, "--eta does nothing with --freeze-plasticity"),
+    ({"core": "mpn-frozen", "rule": "oja"}, "--rule does nothing with --freeze-plasticity"),
+    ({"train_lambda": False, "lambda_max": 0.9}, "--lambda-max does nothing with --no-train-lambda; it needs --train-"),
+    ({"core": "backpropamine", "eta": 0.5}, "--eta does nothing with --modulation simple; it needs --modulation none"),
+    (
+        {"core": "backpropamine", "modulation": "fanout", "eta": 0.5},
+        "--eta does nothing with --modulation fanout; it n",
+    ),
+    (
+        {"learner": "td3", "review_below": 0.5},
+        "--review-below does nothing with --no-experience-review; it needs --exp",
+    ),
+    ({"learner": "td3", "policy_noise": 0.0, "noise_clip": 0.1}, "--noise-clip does nothing with --policy-noise 0.0"),
+    ({"expansion": "grow", "prune_ratio": 0.5}, "--prune-ratio does nothing with --prune none"),
+    ({"expansion": "paper", "drop_fraction": 0.5}, "--drop-fraction does nothing with --initial-sparsity 0.8"),
+    ({"expansion": "redo", "layer_density": "uniform"}, "--layer-density does nothing with --sparsity 0.0"),
+    ({"expansion": "static", "update_interval": 9}, "--update-interval does nothing with --grow none and --no-recycle"),
+    ({"expansion": "paper", "static_actor": True}, "--static-actor does nothing with --algo dqn; it needs --algo td3"),
+    ({"num_episodes": 9, "total_steps": 900}, "--num-episodes does nothing with --total-steps 900; it needs --total-s"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), IDLE, ids=lambda value: "" if isinstance(value, str) else str(value))
+def test_an_option_that_does_nothing_is_refused_as_a_flag_and_in_a_file(options: dict, message: str) -> None:
+    assert message in refusal(flags=options)
+    kinds = {name: value for name, value in options.items() if name in cfg.KINDS}
+    sections = {
+        part: [field.name for field in dataclasses.fields(choice.section)]
+        for part in cfg.PARTS
+        for choice in cfg.choices(part).values()
+        if choice.name in ("", kinds.get(part, cfg.COMMAND_DEFAULTS["train"].get(part)))
+    }
+    file: dict = {part: {"name": name} for part, name in kinds.items()}
+    for name, value in options.items():
+        part = next((part for part in sections if name in sections[part]), None)
+        if part is not None:
+            file.setdefault(part, {"name": cfg.COMMAND_DEFAULTS["train"][part]} if part in cfg.KINDS else {})[name] = (
+                value
+            )
+    assert message in refusal(file=file)
+
+
+@pytest.mark.parametrize(("options", "message"), IDLE, ids=lambda value: "" if isinstance(value, str) else str(value))
+def test_an_option_with_its_default_is_never_refused(options: dict, message: str) -> None:
+    kinds = {name: value for name, value in options.items() if name in cfg.KINDS}
+    *others, last = (name for name in options if name not in cfg.KINDS)
+    base = {**kinds, **{name: options[name] for name in others}}
+    default = cfg.make_config("train", base).values()[last]
+    assert cfg.make_config("train", {**base, last: default}).values()[last] == default
+
+
+def test_a_stored_configuration_is_accepted_as_it_is() -> None:
+    """Version 0.1.0 accepted options that do nothing; its experiments load, also as a --config file."""
+    nested = cfg.make_config("train", {"replay": "transition"}).to_dict()
+    nested["learner"] |= {"burn_in": 3, "n_step": 4}
+    assert cfg.config_from_dict(nested).to_dict() == nested
+    assert cfg.make_config("train", {}, {"versions": {}, **nested}).to_dict() == nested
+
+
+def test_single_transitions_have_one_step_of_reward_by_default() -> None:
+    assert cfg.make_config("train", {}).values()["n_step"] == 4
+    assert cfg.make_config("train", {"replay": "transition"}).values()["n_step"] == 1
+    assert cfg.make_config("train", {}, {"learner": {"replay": "transition"}}).values()["n_step"] == 1
+
+
+def test_a_length_on_the_command_line_replaces_that_of_the_file() -> None:
+    def length(flags: dict, run: dict) -> tuple:
+        config = cfg.make_config("train", flags, {"run": run}).run
+        return config.num_episodes, config.total_steps
+
+    assert length({"num_episodes": 7}, {"total_steps": 500}) == (7, None)
+    assert length({"total_steps": 500}, {"num_episodes": 7}) == (1_000, 500)
+    assert length({}, {"num_episodes": 7}) == (7, None)
+
+
+@pytest.mark.parametrize("part", cfg.PARTS)
+def test_a_condition_names_options_and_values_that_exist(part: str) -> None:
+    sections = [choice.section for part in cfg.PARTS for choice in cfg.choices(part).values()]
+    kinds = {field.name: unwrap_optional(kind)[0] for section in sections for field, kind in fields_of(section)}
+    for choice in cfg.choices(part).values():
+        for field in dataclasses.fields(choice.section):
+            for condition in (field.metadata["needs"], *field.metadata["idle"]):
+                for name, accepted in condition.items():
+                    for value in accepted:
+                        if isinstance(value, Same | AtLeast):
+                            assert str(value) in kinds
+                        elif name in cfg.KINDS:
+                            assert value in cfg.choices(name)
+                        elif typing.get_origin(kinds[name]) is typing.Literal:
+                            assert value in typing.get_args(kinds[name])
+                        else:
+                            assert value is None or type(value) is kinds[name]
+
+
+@pytest.mark.parametrize("name", [".foo:CartPole-v1", ":CartPole-v1", "a..b:C-v0", "a b:C-v0", "package:"])
+def test_a_task_of_a_module_that_cannot_exist_is_refused(name: str) -> None:
+    assert "--env-name must be an id such as CartPole-v1, or package.module:Name-v0" in refusal(
+        flags={"env_name": name}
+    )

@@ -15,6 +15,7 @@ import torch
 
 from model_utils import Experiment, load_checkpoint
 from mpn_rl import config as cfg
+from mpn_rl import registry
 from mpn_rl.options import ConfigError
 from mpn_rl.tasks.gymnasium_tasks import FlatTask
 from mpn_rl.tasks.lanes import SEED_RANGES
@@ -26,10 +27,13 @@ TINY = {"hidden_dim": 6, "embed_dim": 4, "num_envs": 3, "eval_episodes": 2, "lea
 
 
 def tiny(command: str = "train-neurogym", **flags) -> cfg.Config:
-    base = cfg.make_config(command, {part: flags[part] for part in cfg.KINDS if part in flags})
-    read = {field.name for part in cfg.PARTS for field in dataclasses.fields(getattr(base, part))}
-    small = {name: value for name, value in TINY.items() if name in read}
-    return cfg.make_config(command, {**small, "num_episodes": 6, "max_episode_steps": 25, **flags})
+    length = {} if "total_steps" in flags else {"num_episodes": 6}
+    base = cfg.make_config(command, {**length, **flags})
+    fields = [field for part in cfg.PARTS for field in dataclasses.fields(getattr(base, part))]
+    small = {
+        field.name: TINY[field.name] for field in fields if field.name in TINY and not cfg.idle_reason(field, base)
+    }
+    return cfg.make_config(command, {**small, **length, "max_episode_steps": 25, **flags})
 
 
 def start(config: cfg.Config, root: Path, name: str = "run") -> Run:
@@ -69,7 +73,7 @@ def assert_equal_runs(one: Experiment, other: Experiment) -> None:
 RUNS = {
     "sequences": {},
     "prioritized sequences": {"prioritized": True},
-    "trials from the stored state": {"replay": "trial", "replay_state": "stored", "buffer_size": 20},
+    "trials from the stored state": {"replay": "trial", "buffer_size": 20},
     "prioritized trials": {"replay": "trial", "prioritized": True, "buffer_size": 20, "reset_state_on_trial": True},
     "transitions": {"replay": "transition"},
     "a learned M(0), by total steps": {"train_m0": True, "total_steps": 160, "num_layers": 2},
@@ -389,3 +393,25 @@ def test_a_checkpoint_holds_what_the_memory_holds_and_no_more(tmp_path: Path) ->
     assert run.replay.nbytes > 40 * 2**20 and size < 4 * 2**20
     resumed = Run.resume(config, run.experiment)
     assert same(resumed.replay.state_dict(), run.replay.state_dict())
+
+
+def test_an_end_before_the_step_reached_is_refused(tmp_path: Path) -> None:
+    run = start(tiny(total_steps=90, eval_freq=0), tmp_path)
+    while run.step < 60:
+        run.advance()
+    run.save()
+    assert run.experiment is not None
+    with run.experiment.metrics_path.open("ab") as file:  # which a resumed run cuts off
+        file.write(b"{}\n")
+    with pytest.raises(ConfigError, match="--total-steps 45 does nothing: the run has 60 steps already; give a larger"):
+        Run.resume(tiny(total_steps=45, eval_freq=0), run.experiment)
+    assert run.experiment.metrics_path.read_bytes().endswith(b"{}\n"), "nothing changes"
+    assert Run.resume(tiny(total_steps=60, eval_freq=0), run.experiment).done
+
+
+@pytest.mark.parametrize("flags", [{"reset_state_on_trial": True}, {"replay": "trial", "replay_state": "zero"}])
+def test_options_of_trials_are_refused_where_a_task_has_none(flags: dict) -> None:
+    with pytest.raises(ConfigError, match="does nothing with --env-name CartPole-v1, which has no trials; leave it"):
+        registry.check_trials(tiny("train", **flags))
+    registry.check_trials(tiny("train", env_name="CueReward-v0", **flags))
+    registry.check_trials(tiny("train-neurogym", **flags))
