@@ -662,6 +662,9 @@ def _check_arguments(env_name: str, constructor: Constructor, env_args: dict[str
             f"--env-arg of {env_name} must be one of {', '.join(accepted)}, "
             f"got {unknown[0]!r}{nearest(unknown[0], accepted)}"
         )
+    for name in ("timing", "rewards"):
+        if ":" not in env_name and not isinstance(env_args.get(name, {}), dict):
+            raise ConfigError(f'--env-arg {name} must be a dict, such as {{"key": 1}}, got {env_args[name]!r}')
 
 
 def _check_is_trial_env(env_name: str, env: object) -> None:
