@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from mpn_rl.options import ConfigError, TemporaryError, nearest
+from mpn_rl.storage.json_files import row_fault
 from mpn_rl.storage.regular_files import (
     JSON_BYTES,
     METRICS_BYTES,
@@ -424,21 +425,28 @@ class Experiment:
                 file.truncate(size)
 
     def read_masks(self) -> dict[str, np.ndarray]:
-        """plots/masks.npz, {weight: (S, H, D) bool, "step": (S,)}; {} if the topology never changed."""
-        import numpy as np
+        """plots/masks.npz, {weight: (S, H, D) bool, "step": (S,)}; {} if the topology never changed.
 
+        Raises: ConfigError if the file is damaged.
+        """
         path = self.path / "plots" / "masks.npz"
-        if not path.is_file():
+        if not os.path.lexists(path):
             return {}
-        with disk_errors(path, "read"), open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
-            return dict(archive)
+        from mpn_rl.storage.npz_files import ArraySpec, read_npz  # imports NumPy
+
+        schema = {"step": ArraySpec("iu", low=0), r"[\w./]+": ArraySpec("b", (3,))}
+        masks = read_npz(path, schema, "file of masks", "delete it, and the pages leave the topology out")
+        if any(array.size == 0 or len(array) != len(masks.get("step", ())) for array in masks.values()):
+            raise ConfigError(f"{path} needs one mask per step; delete it, and the pages leave the topology out")
+        return masks
 
     def read_metrics(self, size: int | None = None) -> list[Record]:
         """All rows of metrics.jsonl; [] without a file. A partial last line is ignored.
 
         Args:
             size: read only so many bytes of it.
-        Raises: ConfigError with the number of any other line that is not a JSON object.
+        Raises: ConfigError with the number of any other line that is not a JSON object, or not a row of this
+                toolkit.
         """
         if not self.metrics_path.exists():
             return []
@@ -448,6 +456,8 @@ class Experiment:
         for number, line in enumerate(lines, start=1):
             row = _json_object(line)
             if row is not None:
+                if reason := row_fault(row):
+                    raise ConfigError(f"{self.metrics_path} line {number}: {reason}; remove or restore the line")
                 rows.append(row)
             elif number < len(lines):  # after the last newline comes nothing, or a line that a kill interrupted
                 raise ConfigError(f"{self.metrics_path} line {number} is not a JSON object; remove or restore it")

@@ -10,8 +10,6 @@ Source: Aitken & Mihalas 2023 (eLife 12:e83035) for PCA of h and of M side by si
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +18,31 @@ from numpy.typing import ArrayLike
 from sklearn.decomposition import PCA
 
 from mpn_rl.options import ConfigError
+from mpn_rl.storage.npz_files import NUMBERS, ArraySpec, read_npz
 
 Activity = dict[str, np.ndarray]
-REQUIRED = ("observations", "actions", "episode", "step", "trial", "new_trial", "hidden")
+REQUIRED = ("observations", "actions", "episode", "step", "trial", "new_trial", "hidden", "ground_truth", "rewards")
 SCALARS = ("dt_ms",)
+ANYTHING = ArraySpec(NUMBERS + "U", (0, 1, 2, 3), finite=False, low=-np.inf, high=np.inf)
+# What activity.npz holds. Names become names of files: they have letters, digits and underscores only.
+SCHEMA = {
+    "observations|hidden": ArraySpec(dims=(2,)),
+    "q_values": ArraySpec(dims=(2,), finite=False, low=-np.inf, high=np.inf),
+    "actions": ArraySpec(dims=(1, 2)),
+    "rewards": ArraySpec(),
+    "episode|step|trial": ArraySpec("iu", low=0),
+    "new_trial": ArraySpec("b"),
+    "ground_truth": ArraySpec("iu", low=-1, high=1e6),
+    "correct": ArraySpec(finite=False),
+    "period": ArraySpec("U"),
+    r"state_\w+": ArraySpec(dims=(2, 3)),
+    r"condition_\w+": ArraySpec(NUMBERS + "U", finite=False),
+    r"info_\w+": ArraySpec(NUMBERS + "U", finite=False, low=-np.inf, high=np.inf),
+    "dt_ms": ArraySpec(dims=(0,), low=0, high=1e9),
+    r"\w+": ANYTHING,
+}
+MOST_PERIODS = 64  # names of periods in a recording; with more of them, there are none
+MOST_STATES = 32
 BLOCK = 512  # columns of the Gram matrix in memory at a time
 
 
@@ -60,26 +79,30 @@ class ColourValues(NamedTuple):
 def load_activity(path: str | Path) -> Activity:
     """The arrays of an activity.npz; loading it cannot run code.
 
-    Raises: ConfigError for a missing or unreadable file, a missing array, or arrays of different lengths.
+    Raises: ConfigError for a missing or unreadable file, a missing or wrong array, or arrays of different lengths.
     """
-    path = Path(path)
+    path, again = Path(path), "run analyze collect again"
     if not path.is_file():
         raise ConfigError(f"no recorded activity at {path}: run `analyze collect` first")
-    try:
-        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-            activity = {name: archive[name] for name in archive.files}
-    except (AttributeError, EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{path} is not a readable activity file ({reason}): run analyze collect again") from error
+    activity = read_npz(path, SCHEMA, "activity file", again)
     missing = [name for name in REQUIRED if name not in activity]
     if missing:
-        raise ConfigError(f"{path} is not an activity file: it lacks {', '.join(missing)}; run analyze collect again")
+        raise ConfigError(f"{path} is not an activity file: it lacks {', '.join(missing)}; {again}")
     steps = len(activity["actions"])
     wrong = [name for name, array in activity.items() if name not in SCALARS and array.shape[:1] != (steps,)]
     if wrong:
-        raise ConfigError(f"{path} has {steps} actions but not as many {', '.join(wrong)}: run analyze collect again")
+        raise ConfigError(f"{path} has {steps} actions but not as many {', '.join(wrong[:5])}: {again}")
     if steps == 0:
         raise ConfigError(f"{path} has no steps: collect at least one episode")
+    empty = next((name for name, array in activity.items() if array.size == 0), None)
+    if empty:
+        raise ConfigError(f"{path}: {empty} has no values; {again}")
+    if np.any(np.diff(activity["episode"].astype(np.int64)) < 0) or activity["episode"][-1] >= steps:
+        raise ConfigError(f"{path}: the numbers in `episode` are not those of consecutive episodes; {again}")
+    if len(states(activity)) > MOST_STATES:
+        raise ConfigError(f"{path} has more than {MOST_STATES} states; {again}")
+    if len(np.unique(activity.get("period", np.empty(0)))) > MOST_PERIODS:
+        del activity["period"]  # these are no periods of trials
     return activity
 
 
@@ -308,11 +331,11 @@ def condition_means(
 
 
 def _known(values: ArrayLike) -> np.ndarray:
-    """Whether each value is known, i.e. neither nan nor an empty string."""
+    """Whether each value is known, i.e. neither nan, infinite nor an empty string."""
     values = np.asarray(values)
     if values.dtype.kind in "US":
         return values != ""
-    return ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, dtype=bool)
+    return np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, dtype=bool)
 
 
 def colour_keys(activity: Activity) -> list[str]:

@@ -70,6 +70,7 @@ STYLE = {
     "legend.fontsize": 8,
     "savefig.dpi": 160,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of tasks and conditions may hold dollar signs
 }
 
 
@@ -100,7 +101,7 @@ def page_title(fig: Figure | SubFigure, *lines: str | None, size: float = 11) ->
     Args: size: of the font, in points.
     """
     width = int(132 / size * fig.bbox.width / fig.dpi)  # characters: about 12 per inch at 11 points
-    text = "\n".join(textwrap.fill(line, width) for line in lines if line)
+    text = "\n".join(textwrap.fill(line[:1000], width) for line in lines if line)
     if text:
         fig.suptitle(text, fontsize=size, x=0.01, ha="left")
 

@@ -67,7 +67,7 @@ READERS = {
     "collect": ["analyze", "collect", "--num-episodes", "2"],
     "plot": ["analyze", "plot"],
     "report": ["analyze", "report", "--no-probes"],
-    "compare": ["analyze", "compare", "--output", "compared", "--num-eval-episodes", "2"],
+    "compare": ["analyze", "compare", "--output", "compared", "--overwrite", "--num-eval-episodes", "2"],
     "resume": ["--resume", "--total-steps", str(STEPS + 40)],
     "resume auto": ["--resume", "auto", "--total-steps", str(STEPS + 40)],
     "status": ["sweep", "status"],
@@ -358,7 +358,7 @@ def argv_of(case: Case) -> list[str]:
         return [*reader, f"{case.experiment}.job"]
     if case.reader == "compare":
         return [*reader, *name, "other", "--group-by", "algo", "--device", "cpu"]
-    return [*reader, *name, "--device", "cpu"]
+    return [*reader, *name, *([] if case.reader == "plot" else ["--device", "cpu"])]
 
 
 def lay(case: Case, home: Path) -> None:

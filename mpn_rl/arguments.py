@@ -442,6 +442,7 @@ def _add_eval(parser: Parser) -> None:
 def _add_render(parser: Parser) -> None:
     _add_existing(parser)
     parser.add_argument("--output", metavar="FILE", help="FILE.gif or FILE.mp4 (default: videos/episode_<seed>.gif)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --output")
     _add_number(parser, "--fps", 1, 100, None, "frames per second (default: 10 for NeuroGym, else 30)")
     _add_number(parser, "--max-steps", 1, 100_000, 500, "maximum length of the film in steps")
 
@@ -452,6 +453,19 @@ STAGES = {
     "probe": "vary delays and noise, lesion parts, hold inputs",
     "compare": "compare groups of runs",
     "report": "write all results into one HTML page",
+}
+
+
+# The stages that use an option of analyze; an option that is not listed belongs to all stages.
+LOADING = ("collect", "probe", "compare", "report")
+STAGES_OF = {
+    **dict.fromkeys(("checkpoint", "device", "policy", "lesion", "seed", "threads"), LOADING),
+    "format": ("plot", "probe", "compare", "report"),
+    **dict.fromkeys(("num_episodes", "max_megabytes", "states", "precision", "epsilon"), ("collect", "report")),
+    "color_by": ("plot", "report"),
+    **dict.fromkeys(("num_trials", "delays"), ("probe", "report")),
+    **dict.fromkeys(("group_by", "output", "overwrite", "num_eval_episodes", "num_eval_trials"), ("compare",)),
+    "probes": ("report",),
 }
 
 
@@ -494,6 +508,7 @@ def _add_analyze(parser: Parser) -> None:
     several = parser.add_argument_group("compare")
     several.add_argument("--group-by", nargs="+", metavar="OPTION", help="core, algo, hidden_dim, ... (default: core)")
     several.add_argument("--output", metavar="DIR", help="output folder (default: experiments/compare-<groups>)")
+    several.add_argument("--overwrite", action="store_true", help="replace the files of a comparison in --output")
     _add_number(several, "--num-eval-episodes", 1, 100_000, 100, "episodes per run for the comparison")
     _add_number(
         several,
@@ -507,6 +522,29 @@ def _add_analyze(parser: Parser) -> None:
     bound.add_argument(
         "--probes", action=argparse.BooleanOptionalAction, default=True, help="run the probes if they are missing"
     )
+    options = [action for action in parser._actions if action.dest in STAGES_OF]
+    parser.set_defaults(stage_defaults={action.dest: action.default for action in options})
+    for action in options:  # `stage_options` sees which ones are given
+        action.help = (action.help or "").replace("%(default)s", str(action.default))
+        action.default = argparse.SUPPRESS
+
+
+def stage_options(args: argparse.Namespace) -> dict[str, object]:
+    """The options of `analyze` that are given on the command line; sets the others to their defaults.
+
+    Raises: ConfigError for an option of another stage.
+    """
+    running = (args.stage,) if args.stage else ("collect", "plot")
+    given = {name: value for name, value in vars(args).items() if name in STAGES_OF}
+    for name in given:
+        if not set(running) & set(STAGES_OF[name]):
+            *first, last = STAGES_OF[name]
+            known = f"{', '.join(first)} or {last}" if first else last
+            raise ConfigError(f"--{name.replace('_', '-')} belongs to analyze {known}; leave it out")
+    for name, default in args.stage_defaults.items():
+        if name not in given:
+            setattr(args, name, default)
+    return given
 
 
 # --- many runs ----------------------------------------------------------------------------------------------

@@ -268,7 +268,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
         stdout.print(json.dumps(scores, allow_nan=False))
     else:
         print_scores(config, scores, acting(network))
-    file = write_scores(args, experiment, scores, seeds)  # after they are printed: the disk may be full
+    file = write_scores(args, experiment, config, scores, seeds)  # after they are printed: the disk may be full
     if not args.json:
         stdout.print(f"written to {file}")
     return 0
@@ -322,12 +322,16 @@ def _can_draw(config: cfg.Config) -> bool:
 def _checked_output(args: argparse.Namespace) -> Path | None:
     """--output as a path, None where it is not given. Raises: ConfigError where it cannot be written."""
     if args.output is None:
+        if args.overwrite:
+            raise ConfigError("--overwrite needs --output")
         return None
     output = Path(args.output)
     if output.suffix not in (".gif", ".mp4"):
         raise ConfigError(f"--output must end in .gif or .mp4, got {args.output!r}")
     if not output.parent.is_dir():
         raise ConfigError(f"--output {output}: there is no folder {output.parent}; create it or choose another")
+    if os.path.lexists(output) and not args.overwrite:
+        raise ConfigError(f"--output {output} exists; replace it with --overwrite or choose another file")
     if output.suffix == ".mp4":
         try:
             import imageio_ffmpeg  # noqa: F401

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from model_utils import Experiment, load_checkpoint, write_json
+from model_utils import Experiment, jsonable, load_checkpoint, write_json
 from mpn_rl import config as cfg
 from mpn_rl import registry
 from mpn_rl.config import Config
@@ -138,8 +141,11 @@ def _json_number(value: float) -> float | None:
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float | None, float | None]:
-    """95 % bootstrap interval of the mean of values (n,); the mean twice where all are equal, None where n = 0."""
-    if len(values) == 0:
+    """95 % bootstrap interval of the mean of values (n,); the mean twice where all are equal.
+
+    Returns: None twice where n = 0, or where a value is not finite.
+    """
+    if len(values) == 0 or not np.isfinite(values).all():
         return None, None
     if len(values) < 2 or np.ptp(values.astype(float)) == 0.0:
         return float(values.mean()), float(values.mean())
@@ -207,21 +213,41 @@ def acting(network: AgentNetwork) -> str:
     return f"{mode}, without {lesion}" if lesion else mode
 
 
-def scores_file(args: argparse.Namespace, experiment: Experiment) -> Path:
-    """The file for the scores of an evaluation, such as eval/best_seed0.json; it need not exist."""
+def network_key(checkpoint: Path, config: Config) -> str:
+    """A hash of the checkpoint and of what decides how it acts: task, network, learner and resets of the state.
+
+    Scores and recordings with another key are of another network.
+    """
+    parts = config.to_dict()
+    parts["run"] = {"reset_state_on_trial": config.run.reset_state_on_trial}
+    with open(checkpoint, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps(parts, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def scores_file(args: argparse.Namespace, experiment: Experiment, config: Config) -> Path:
+    """The file for the scores of an evaluation, such as eval/best_seed0_<network_key>.json; it need not exist."""
+    key = network_key(experiment.checkpoint(args.checkpoint), config)
+    stem = re.sub(r"[^\w.-]+", "-", Path(args.checkpoint).stem)[:40]
     lesion = f"_without_{args.lesion}" if args.lesion else ""
     policy = f"_{args.policy}" if args.policy else ""
-    return experiment.path / "eval" / f"{Path(args.checkpoint).stem}_seed{args.seed}{policy}{lesion}.json"
+    return experiment.path / "eval" / f"{stem}_seed{args.seed}{policy}{lesion}_{key}.json"
 
 
 def measure(args: argparse.Namespace, config: Config, network: AgentNetwork) -> tuple[Scores, list[int]]:
-    """Evaluate the agent and the scripted policies on the same seeds. Returns: the scores, the episodes' seeds."""
+    """Evaluate the agent and the scripted policies on the same seeds.
+
+    Returns: the scores, with None where a number is not finite; the episodes' seeds.
+    """
     result, scripted, seeds = score(config, network, args.seed, args.num_eval_episodes, args.num_eval_trials)
-    return summarise(config, result, scripted), seeds
+    return jsonable(summarise(config, result, scripted)), seeds
 
 
-def write_scores(args: argparse.Namespace, experiment: Experiment, scores: Scores, seeds: list[int]) -> Path:
+def write_scores(
+    args: argparse.Namespace, experiment: Experiment, config: Config, scores: Scores, seeds: list[int]
+) -> Path:
     """Write the scores of `measure` to `scores_file`. Returns: the file."""
-    file = experiment.eval_dir / scores_file(args, experiment).name
+    file = experiment.eval_dir / scores_file(args, experiment, config).name
     write_json(file, {**scores, "checkpoint": args.checkpoint, "seed": args.seed, "episode_seeds": seeds})
     return file

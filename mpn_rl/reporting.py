@@ -107,17 +107,17 @@ class Reporter:
     def rows(self, rows: list[MetricsRow]) -> None:
         """Show the rows that one vector step logged."""
         for row in rows:
-            if row["kind"] == "episode":
+            if row.get("kind") == "episode":
                 self.recent.append(row)
                 every = self.config.run.print_freq
                 if every and row["episode"] % every == 0:
                     stdout.print(self._line(row))
                     self.recent.clear()
-            elif row["kind"] == "eval":
+            elif row.get("kind") == "eval":
                 shown = row["return_mean"] if row["accuracy"] is None else row["accuracy"]
                 name = "return" if row["accuracy"] is None else "accuracy"
                 self.bar.update(self.task, note=f"{self.run.learner.evaluated_as} {name} {shown:.3f}")
-            elif row["kind"] == "checkpoint" and self.config.run.plot_training:
+            elif row.get("kind") == "checkpoint" and self.config.run.plot_training:
                 draw_training_curves(self.experiment, self.config)
             self._events(row)
         self.bar.update(self.task, completed=self._completed())
@@ -161,7 +161,7 @@ class Reporter:
         if not run.learner.updates:
             hint = run.learner.first_update
             stdout.print(f"note: nothing was learned, the run ended before its first update: {hint}")
-        evaluations = [row for row in self.experiment.read_metrics() if row["kind"] == "eval"]
+        evaluations = [row for row in self.experiment.read_metrics() if row.get("kind") == "eval"]
         best = next(row for row in reversed(evaluations) if row["best"])
         accuracy = "" if best["accuracy"] is None else f", accuracy {best['accuracy']:.3f}"
         score = f"{run.learner.evaluated_as} return {best['return_mean']:.2f}{accuracy}"
@@ -177,8 +177,8 @@ def draw_training_curves(experiment: Experiment, config: Config) -> Path:
     import visualize
 
     rows = experiment.read_metrics()
-    _draw_plasticity(experiment, config, [row for row in rows if row["kind"] == "plasticity"])
-    evaluations = [row for row in rows if row["kind"] == "eval"]
+    _draw_plasticity(experiment, config, [row for row in rows if row.get("kind") == "plasticity"])
+    evaluations = [row for row in rows if row.get("kind") == "eval"]
     columns = history(rows)
     keys = {"step": "steps", "reward": "episode_rewards", "length": "episode_lengths", "loss": "losses"}
     keys |= {"accuracy": "accuracies", "epsilon": "epsilons", "entropy": "entropies"}
@@ -248,7 +248,7 @@ def print_scores(config: Config, scores: dict[str, Any], how: str = "greedy") ->
         table.add_column(column, justify="right", no_wrap=True)
     for key, name in POLICY_NAMES.items():
         prefix = f"{key}_" if key else ""
-        if not any(scores.get(f"{prefix}{what}") is not None for what in ("return_mean", "accuracy")):
+        if key and not any(scores.get(f"{prefix}{what}") is not None for what in ("return_mean", "accuracy")):
             continue
         digits = 2 if hits else 3
         ends = scores.get(f"{prefix}return_ci95")

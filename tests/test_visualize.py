@@ -80,7 +80,7 @@ def test_figures_are_saved_by_suffix_with_no_temporary_left(tmp_path, suffix):
 def test_a_failed_save_keeps_the_old_file_and_leaves_no_temporary(tmp_path):
     (tmp_path / "a.png").write_text("old")
     fig, ax = visualize.new_figure(2, 2)
-    ax.set_title("$\\frac$")  # matplotlib fails on this only when it draws
+    ax.set_title("$\\frac$", parse_math=True)  # matplotlib fails on this only when it draws
     with pytest.raises(ValueError):
         visualize.save_figure(fig, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
@@ -321,6 +321,21 @@ def test_mp4_has_every_frame_and_leaves_no_temporary(tmp_path):
     assert tuple(meta["size"]) == (60, 40) and meta["fps"] == 10 and len(frames) == 6
     assert abs(frames[3][15, 20].astype(int) - (200, 30, 30)).max() < 40
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("script", ["head -c 9 > /dev/null; exit 3", "cat > /dev/null; exit 3"])
+def test_a_film_that_ffmpeg_did_not_finish_is_not_there(script, tmp_path, monkeypatch):
+    """ffmpeg ends early, or fails at the end, as on a full disk; an older film stays as it was."""
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    broken = tmp_path / "ffmpeg"
+    broken.write_text(f'#!/bin/sh\nfor path; do :; done\necho part > "$path"\necho no space >&2\n{script}\n')
+    broken.chmod(0o755)
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(broken))
+    (tmp_path / "a.mp4").write_text("older")
+    with pytest.raises(ConfigError, match=r"ffmpeg cannot write the film \(status 3: no space\)"):
+        video.write_video(tmp_path / "a.mp4", moving_squares())
+    assert (tmp_path / "a.mp4").read_text() == "older"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "ffmpeg"}
 
 
 def test_mp4_without_its_extra_names_the_extra(tmp_path, monkeypatch):

@@ -5,12 +5,12 @@ The input is the trial table of `trials.py`. Every number has a 95 % interval an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit
+from scipy.stats import chi2
 
 from mpn_rl.analysis import confidence_intervals
 from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError
@@ -19,6 +19,10 @@ from pca_analysis import Activity
 
 LARGEST_LAPSE = 0.4
 STEEPEST = 200.0  # largest slope times largest strength: steeper curves look like a step
+FLATTEST = 1e-3  # smallest slope times largest strength: flatter curves look like a line
+MOST_LEVELS = 32  # strengths that are fitted one by one
+MOST_ACTIONS = 1000  # in the table of right and chosen actions
+FARTHEST = 2.0  # largest bias over largest strength
 
 
 class Psychometric(NamedTuple):
@@ -27,7 +31,8 @@ class Psychometric(NamedTuple):
     levels (k,), measured (arrays (k,)): the share of choices of the higher action at each strength.
     x (200,), curve (200,), band (2, 200): the fit and its 95 % band.
     parameters: bias (the strength at the middle of the curve), slope (1 / strength), threshold (distance from the bias
-    to three quarters of the rise), lapse_low and lapse_high (distance of the two ends from 0 and 1).
+    to three quarters of the rise), lapse_low and lapse_high (distance of the two ends from 0 and 1); nan where the data
+    do not determine it. undetermined: {parameter: why}.
     n: trials used; left_out: trials without a strength, or with neither of the two choices.
     """
 
@@ -39,6 +44,7 @@ class Psychometric(NamedTuple):
     parameters: dict[str, Estimate[float]]
     n: int
     left_out: int
+    undetermined: dict[str, str]
 
 
 class ByCondition(NamedTuple):
@@ -75,28 +81,85 @@ class Confusion(NamedTuple):
 
 
 def psychometric_curve(x: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """P(x) = l0 + (1 - l0 - l1) / (1 + exp(-s (x - b))), theta = (b, s, l0, l1)."""
-    bias, slope, low, high = theta
+    """P(x) = l0 + (1 - l0 - l1) / (1 + exp(-s (x - b))), theta = (b, s, l0, l1), (..., 4) -> (..., k)."""
+    bias, slope, low, high = np.moveaxis(np.asarray(theta)[..., None], -2, 0)
     return low + (1 - low - high) * expit(slope * (x - bias))
 
 
-def _loss(theta: np.ndarray, x: np.ndarray, high: np.ndarray, n: np.ndarray) -> tuple[float, np.ndarray]:
-    """Binomial negative log-likelihood per trial and its gradient, for `high` of n choices at each x."""
-    bias, slope, l0, l1 = theta
+def _loss(
+    theta: np.ndarray, x: np.ndarray, high: np.ndarray, n: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Binomial negative log-likelihood per trial, for `high` of n choices at each x.
+
+    Args: theta: (..., 4). high: (..., k).
+
+    Returns: the loss (...), its gradient (..., 4) and the Fisher information (..., 4, 4).
+    """
+    bias, slope, l0, l1 = np.moveaxis(np.asarray(theta)[..., None], -2, 0)
     rise = expit(slope * (x - bias))
     p = np.clip(l0 + (1 - l0 - l1) * rise, 1e-9, 1 - 1e-9)
     total = n.sum()
-    loss = -(high * np.log(p) + (n - high) * np.log1p(-p)).sum() / total
-    dp = ((n - high) / (1 - p) - high / p) / total
-    steep = dp * (1 - l0 - l1) * rise * (1 - rise)
-    return loss, np.array([(-slope * steep).sum(), ((x - bias) * steep).sum(), dp @ (1 - rise), -dp @ rise])
+    loss = -(high * np.log(p) + (n - high) * np.log1p(-p)).sum(axis=-1) / total
+    steep = (1 - l0 - l1) * rise * (1 - rise)
+    jacobian = np.stack([-slope * steep, (x - bias) * steep, 1 - rise, -rise], axis=-1)  # dp / dtheta, (..., k, 4)
+    gradient = np.einsum("...k,...ki->...i", ((n - high) / (1 - p) - high / p) / total, jacobian)
+    weighted = jacobian * (n / (p * (1 - p)) / total)[..., None]
+    return loss, gradient, np.einsum("...ki,...kj->...ij", weighted, jacobian)
 
 
-def _fit(x: np.ndarray, high: np.ndarray, n: np.ndarray, starts: Sequence[np.ndarray]) -> np.ndarray:
-    """The maximum-likelihood theta, the best of several starts; x is scaled to [-1, 1]."""
-    bounds = [(-2.0, 2.0), (0.0, STEEPEST), (0.0, LARGEST_LAPSE), (0.0, LARGEST_LAPSE)]
-    fits = [minimize(_loss, start, (x, high, n), jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
-    return min(fits, key=lambda fit: fit.fun).x
+def _fit(
+    x: np.ndarray,
+    high: np.ndarray,
+    n: np.ndarray,
+    starts: np.ndarray,
+    fixed: Mapping[int, float] | None = None,
+    most: int = 40,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Maximum likelihood for many data sets at once, by Fisher scoring with damping inside the bounds.
+
+    Args:
+        x: strengths, scaled to [-1, 1], (k,).
+        high: number of choices of the higher action, a row per data set, (R, k).
+        n: number of choices, (k,).
+        starts: every data set is fitted from each of them, (S, 4).
+        fixed: values of parameters that are not fitted, by their place in theta.
+        most: number of iterations, at most.
+
+    Returns: theta of the best start (R, 4), and its loss (R,).
+    """
+    lower = np.array([-FARTHEST, 0.0, 0.0, 0.0])
+    upper = np.array([FARTHEST, STEEPEST, LARGEST_LAPSE, LARGEST_LAPSE])
+    for place, value in (fixed or {}).items():
+        lower[place] = upper[place] = value
+    theta = np.repeat(np.clip(starts, lower, upper), len(high), axis=0)  # (S R, 4)
+    rows = np.tile(high, (len(starts), 1))
+    losses: np.ndarray = np.full(len(theta), np.inf)
+    open_fits: np.ndarray = np.arange(len(theta))
+    damping: np.ndarray = np.full(len(theta), 1e-2)
+    here = theta
+    loss, gradient, information = _loss(here, x, rows, n)
+    for _ in range(most):
+        held = ((here <= lower) & (gradient > 0)) | ((here >= upper) & (gradient < 0)) | (lower == upper)
+        inner = information * (~held[:, :, None] & ~held[:, None, :])
+        ridge = np.where(held, 1.0, np.einsum("rii->ri", inner) * damping[:, None] + 1e-12)
+        step = np.linalg.solve(inner + ridge[..., None] * np.eye(4), np.where(held, 0.0, gradient)[..., None])[..., 0]
+        moved = np.clip(here - step, lower, upper)
+        new = _loss(moved, x, rows, n)
+        better = new[0] < loss
+        done = np.where(better, loss - new[0] < 1e-9, damping > 1e3)
+        here = np.where(better[:, None], moved, here)
+        loss, gradient = np.where(better, new[0], loss), np.where(better[:, None], new[1], gradient)
+        information = np.where(better[:, None, None], new[2], information)
+        damping = np.where(better, np.maximum(damping / 10, 1e-9), damping * 10)
+        theta[open_fits], losses[open_fits] = here, loss
+        if done.all():
+            break
+        left = ~done
+        open_fits, here, damping, rows = open_fits[left], here[left], damping[left], rows[left]
+        loss, gradient, information = loss[left], gradient[left], information[left]
+    losses = losses.reshape(len(starts), -1)
+    best, sets = losses.argmin(axis=0), np.arange(len(high))
+    return theta.reshape(len(starts), -1, 4)[best, sets], losses[best, sets]
 
 
 def psychometric(strength: np.ndarray, chose_high: np.ndarray, resamples: int = 400, seed: int = 0) -> Psychometric:
@@ -104,10 +167,15 @@ def psychometric(strength: np.ndarray, chose_high: np.ndarray, resamples: int = 
 
         P(high | x) = l0 + (1 - l0 - l1) / (1 + exp(-s (x - b))),   0 <= l0, l1 <= 0.4
 
-    Intervals and band are percentiles of `resamples` refits to shares drawn from Beta(k + 1/2, n - k + 1/2) at each
-    strength, where k of n choices are high, widened to include the fit itself. This is a Bayesian bootstrap: drawing
-    choices with replacement would never change a strength at which all choices agree, and the lapses would have
-    intervals of zero width. An agent without errors fits any steep slope; the interval then ends at the largest one.
+    More than MOST_LEVELS strengths are grouped at quantiles, each group at its mean. Three strengths do not determine
+    four parameters: the lapses are then 0. Intervals and band are percentiles of `resamples` refits to shares drawn
+    from Beta(k + 1/2, n - k + 1/2) at each strength, where k of n choices are high, widened to include the fit itself.
+    This is a Bayesian bootstrap: drawing choices with replacement would never change a strength at which all choices
+    agree, and the lapses would have intervals of zero width.
+
+    A parameter is not determined where its interval reaches a bound; the slope also where the steepest curve is as
+    likely, as for an agent without errors; and no parameter where the curve is not better than a constant (likelihood
+    ratios at 5 %).
 
     Args:
         strength: signed strength of the evidence, (n,), nan where unknown.
@@ -122,6 +190,11 @@ def psychometric(strength: np.ndarray, chose_high: np.ndarray, resamples: int = 
     """
     use = known(strength) & known(np.asarray(chose_high, float))
     levels, place = np.unique(strength[use], return_inverse=True)
+    if len(levels) > MOST_LEVELS:
+        edges = np.quantile(strength[use], np.linspace(0, 1, MOST_LEVELS + 1)[1:-1])
+        group = np.searchsorted(edges, strength[use], side="right")
+        _, place, sizes = np.unique(group, return_inverse=True, return_counts=True)
+        levels = np.bincount(place, strength[use]) / sizes
     if len(levels) < 3:
         raise MissingDataError(
             f"a psychometric curve needs three strengths of evidence, the recording has {len(levels)}"
@@ -130,22 +203,60 @@ def psychometric(strength: np.ndarray, chose_high: np.ndarray, resamples: int = 
     high = np.bincount(place, np.asarray(chose_high, float)[use])
     if high.sum() in (0, n.sum()):
         raise MissingDataError("the agent made the same choice in all trials")
-    scale = np.abs(levels).max()
-    starts = [np.array([0.0, slope, 0.05, 0.05]) for slope in (1.0, 5.0, 25.0)]
-    best = _fit(levels / scale, high, n, starts)
-    rng = np.random.default_rng(seed)
-    draws = n * rng.beta(high + 0.5, n - high + 0.5, (resamples, len(n)))
-    thetas = np.array([best, *(_fit(levels / scale, draw, n, [best]) for draw in draws)])
+    scale, lapses = np.abs(levels).max(), len(levels) > 3
+    scaled = levels / scale
+    starts = np.array([[bias, slope, 0.05, 0.05] for bias in (-0.3, 0.0, 0.3) for slope in (1.0, 5.0, 25.0)])
+    fixed = {} if lapses else {2: 0.0, 3: 0.0}
+    best, loss = _fit(scaled, high[None], n, starts, fixed)
+    draws = n * np.random.default_rng(seed).beta(high + 0.5, n - high + 0.5, (resamples, len(n)))
+    thetas = np.concatenate([best, _fit(scaled, draws, n, np.concatenate([best, starts[4:5]]), fixed)[0]])
     x = np.linspace(levels[0], levels[-1], 200)
-    curves = np.array([psychometric_curve(x / scale, theta) for theta in thetas])
-    slope = np.maximum(thetas[:, 1], 1e-9)
+    curves = psychometric_curve(x / scale, thetas)
+    count = int(n.sum())
+    share = high.sum() / count
+    constant = -(share * np.log(share) + (1 - share) * np.log(1 - share))
+    flat = 2 * count * (constant - float(loss[0])) < chi2.ppf(0.95, 3 if lapses else 1)
+    step_loss = _fit(scaled, high[None], n, np.concatenate([best, starts]), fixed | {1: STEEPEST})[1]
+    steep = 2 * count * float(step_loss[0] - loss[0]) < chi2.ppf(0.95, 1)
+    reasons = _undetermined(thetas, flat, steep, lapses)
+    slope = np.maximum(thetas[:, 1], FLATTEST)
     values = {"bias": thetas[:, 0] * scale, "slope": thetas[:, 1] / scale, "threshold": np.log(3) / slope * scale}
     values |= {"lapse_low": thetas[:, 2], "lapse_high": thetas[:, 3]}
-    count = int(n.sum())
-    ends = {name: _spread(fits) for name, fits in values.items()}
-    parameters = {k: Estimate(float(v[0]), float(ends[k][0]), float(ends[k][1]), count) for k, v in values.items()}
+    parameters = {}
+    for name, fits in values.items():
+        low, upper = (np.nan, np.nan) if name in reasons else _spread(fits).tolist()
+        parameters[name] = Estimate(np.nan if name in reasons else float(fits[0]), low, upper, count)
     measured = confidence_intervals.proportion(high, n.astype(int))
-    return Psychometric(levels, measured, x, curves[0], _spread(curves), parameters, count, len(strength) - count)
+    return Psychometric(
+        levels, measured, x, curves[0], _spread(curves), parameters, count, len(strength) - count, reasons
+    )
+
+
+def _undetermined(thetas: np.ndarray, flat: bool, steep: bool, lapses: bool) -> dict[str, str]:
+    """{parameter: why the data do not determine it}, from the fit and its refits, (1 + resamples, 4).
+
+    Args:
+        flat: whether the curve is not better than a constant.
+        steep: whether the steepest curve is as likely.
+        lapses: whether they are fitted.
+    """
+    names = ("bias", "slope", "threshold", "lapse_low", "lapse_high")
+    if flat:
+        return dict.fromkeys(names, "the choices do not depend on the evidence")
+    low, high = _spread(thetas)
+    reasons = {}
+    if low[0] <= -0.99 * FARTHEST or high[0] >= 0.99 * FARTHEST:
+        reasons["bias"] = "the middle of the curve lies far from the strengths shown"
+    if steep or high[1] >= 0.99 * STEEPEST:
+        reasons |= dict.fromkeys(("slope", "threshold"), "any steep curve fits")
+    elif low[1] <= FLATTEST:
+        reasons |= dict.fromkeys(("slope", "threshold"), "any flat curve fits")
+    for place, name in ((2, "lapse_low"), (3, "lapse_high")):
+        if not lapses:
+            reasons[name] = "three strengths do not determine lapses, which are 0 in this fit"
+        elif high[place] >= 0.99 * LARGEST_LAPSE:
+            reasons[name] = "the curve has no flat end within the strengths shown"
+    return reasons
 
 
 def _spread(fits: np.ndarray) -> np.ndarray:
@@ -174,7 +285,7 @@ def accuracy_by_condition(table: Table, most: int = 8) -> list[ByCondition]:
     if not known(score).any():
         raise MissingDataError("the task scores no trials")
     everything = ByCondition(
-        "all", np.array(["all trials"]), confidence_intervals.gather([confidence_intervals.mean(score)])
+        "all", np.array(["all trials"]), confidence_intervals.gather([confidence_intervals.mean_score(score)])
     )
     rows = [everything]
     columns = {"right action": table["ground_truth"]}
@@ -184,7 +295,7 @@ def accuracy_by_condition(table: Table, most: int = 8) -> list[ByCondition]:
         scored = known(values) & known(score)
         labels = np.unique(values[scored])
         if 2 <= len(labels) <= most:
-            groups = [confidence_intervals.mean(score[scored & (values == label)]) for label in labels]
+            groups = [confidence_intervals.mean_score(score[scored & (values == label)]) for label in labels]
             rows.append(ByCondition(name, labels, confidence_intervals.gather(groups)))
     return rows
 
@@ -227,6 +338,8 @@ def confusion(table: Table) -> Confusion:
         raise MissingDataError("the task names no right action at the decision")
     truths, row = np.unique(truth[labelled].astype(int), return_inverse=True)
     choices, column = np.unique(table["choice"][labelled], return_inverse=True)
+    if max(len(truths), len(choices)) > MOST_ACTIONS:
+        raise MissingDataError(f"the task has more than {MOST_ACTIONS} actions")
     counts = np.zeros((len(truths), len(choices)), int)
     np.add.at(counts, (row, column), 1)
     return Confusion(truths, choices, counts)

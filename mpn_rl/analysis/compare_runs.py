@@ -21,6 +21,7 @@ from mpn_rl.config import Config
 from mpn_rl.console import stderr, stdout
 from mpn_rl.evaluation import load_policy, measure, scores_file, stored_config, write_scores
 from mpn_rl.options import ConfigError, nearest
+from mpn_rl.storage.json_files import SCORES, check_json
 from mpn_rl.tasks.lanes import EpisodeSeeds
 
 # The scores of `eval` that are compared, and their names.
@@ -50,13 +51,14 @@ def compare_runs(args: argparse.Namespace, names: list[str]) -> int:
     from mpn_rl.analysis.figures import behaviour_figures
     from visualize import save_figure
 
+    _check_output(args)
     runs = [run for name in names if (run := run_of(args, name)) is not None]
     if not runs:
         raise ConfigError("none of these experiments has a checkpoint to compare; train them first")
     groups = list(dict.fromkeys(run.group for run in runs))
     rows, pairs = confidence_intervals.compare(measures_of(runs))
     curves = {task: learning_bands(task, runs) for task in dict.fromkeys(run.task for run in runs)}
-    folder = Path(args.output) if args.output else Path(args.experiments_dir) / compare_name(groups)
+    folder = Path(args.output) if args.output else compare_folder(args, groups)
     folder.mkdir(parents=True, exist_ok=True)
     print_comparison(rows, pairs)
     page = behaviour_figures.comparison_page(
@@ -89,15 +91,17 @@ def run_of(args: argparse.Namespace, name: str) -> Run | None:
     group = group_of(config, args.group_by or ["core"])
     source = EpisodeSeeds("eval", args.seed)
     seeds = [source() for _ in range(args.num_eval_episodes)]
-    file = scores_file(args, experiment)
-    scores = read_json(file) if file.is_file() and file.stat().st_mtime >= checkpoint.stat().st_mtime else {}
+    file, scores = scores_file(args, experiment, config), {}
+    if file.is_file():
+        scores = read_json(file)
+        check_json(scores, SCORES, file, "delete it, and compare evaluates again")
     if args.num_eval_trials or scores.get("episode_seeds") != seeds:
         stderr.print(f"evaluating {name}: {args.num_eval_trials or args.num_eval_episodes} "
                      f"{'trials' if args.num_eval_trials else 'episodes'}")  # fmt: skip
         _, _, network = load_policy(args, name)
         scores, played = measure(args, config, network)
-        write_scores(args, experiment, scores, played)
-    evaluations = [row for row in experiment.read_metrics() if row["kind"] == "eval"]
+        write_scores(args, experiment, config, scores, played)
+    evaluations = [row for row in experiment.read_metrics() if row.get("kind") == "eval"]
     chosen = {key: scores.get(key) for key in MEASURES}
     return Run(name, group, config.env.env_name, config.run.seed, chosen, evaluations)
 
@@ -173,19 +177,42 @@ def plot_plasticity(args: argparse.Namespace, names: list[str]) -> None:
     grouped = [(group_of(config, fields or ["core"]), config, curves) for config, curves in runs]
     if "expansion" in fields:  # the last part of the name
         grouped = [(re.sub(r"\bnone$", "dense", group), config, curves) for group, config, curves in grouped]
-    folder = Path(args.experiments_dir) / compare_name(list(dict.fromkeys(group for group, _, _ in grouped)))
+    folder = compare_folder(args, list(dict.fromkeys(group for group, _, _ in grouped)))
     for task in dict.fromkeys(config.env.env_name for _, config, _ in grouped):
         of_task = [(group, curves) for group, config, curves in grouped if config.env.env_name == task]
         figure = growth_figures.expansion_figure(growth_figures.by_group(of_task), title=task)
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"plasticity_{task.replace('/', '-')}.{suffix}" for suffix in formats_of(args)]
+        paths = [folder / f"plasticity_{plain_name(task)}.{suffix}" for suffix in formats_of(args)]
         written = [visualize.save_figure(figure, path) for path in paths]
         stdout.print("comparison of runs: " + ", ".join(map(str, written)))
 
 
-def compare_name(groups: list[str]) -> str:
-    """The folder of a comparison, as "compare-gru-mpn"."""
-    return ("compare-" + re.sub(r"[^\w.]+", "-", "-".join(groups)).strip("-"))[:80]
+def plain_name(text: str) -> str:
+    """The text as part of a file's name."""
+    return re.sub(r"[^\w.]+", "-", text)[:80].strip("-.")
+
+
+def compare_folder(args: argparse.Namespace, groups: list[str]) -> Path:
+    """The folder of a comparison, as experiments/compare-gru-mpn. Raises: ConfigError if that is an experiment."""
+    folder = Path(args.experiments_dir) / plain_name("compare-" + "-".join(groups))
+    if (folder / "config.json").exists():
+        raise ConfigError(f"{folder} is an experiment; choose another folder with analyze compare --output")
+    return folder
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Refuse to replace files in --output without --overwrite. Raises: ConfigError."""
+    if args.output is None:
+        if args.overwrite:
+            raise ConfigError("--overwrite needs --output")
+        return
+    folder = Path(args.output)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder} is not a folder; choose another")
+    names = [f"comparison.{suffix}" for suffix in (*formats_of(args), "csv", "json")] + ["runs.csv"]
+    there = next((folder / name for name in names if (folder / name).exists()), None)
+    if there is not None and not args.overwrite:
+        raise ConfigError(f"{there} exists; replace it with --overwrite or choose another --output")
 
 
 def print_comparison(rows: list[GroupScore], pairs: list[Improvement]) -> None:
@@ -212,5 +239,5 @@ def as_csv(head: list[str], rows: Iterable[Iterable[object]]) -> bytes:
         return f"{value:.6g}" if isinstance(value, float) else str(value)
 
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *(map(cell, row) for row in rows)])
+    csv.writer(text).writerows([head, *(map(cell, row) for row in rows)])
     return text.getvalue().encode()

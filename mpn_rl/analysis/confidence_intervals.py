@@ -72,7 +72,7 @@ def proportion(successes: ArrayLike, n: ArrayLike) -> Estimate[np.ndarray]:
 
 
 def mean(values: ArrayLike) -> Estimate[float]:
-    """The mean of all values that are not nan: Wilson's interval if all are 0 or 1, else a percentile bootstrap.
+    """The mean of all values that are not nan, with a percentile bootstrap interval.
 
     Args: values: (n,). A single value has no interval.
 
@@ -80,14 +80,25 @@ def mean(values: ArrayLike) -> Estimate[float]:
     """
     x = np.asarray(values, float)
     x = x[~np.isnan(x)]
-    n = len(x)
-    if n == 0:
+    if len(x) == 0:
         raise MissingDataError("there is nothing to average")
-    if np.isin(x, (0, 1)).all():
-        share = proportion(x.sum(), n)
-        return Estimate(float(share.value), float(share.low), float(share.high), n)
     low, high = bootstrap(x)
-    return Estimate(float(x.mean()), float(low), float(high), n)
+    return Estimate(float(x.mean()), float(low), float(high), len(x))
+
+
+def mean_score(scores: ArrayLike) -> Estimate[float]:
+    """The mean score of trials: Wilson's interval if each trial is right (1) or wrong (0), else as `mean`.
+
+    Args: scores: (n,); nan is left out.
+
+    Raises: MissingDataError where all scores are nan.
+    """
+    x = np.asarray(scores, float)
+    x = x[~np.isnan(x)]
+    if len(x) == 0 or not np.isin(x, (0, 1)).all():
+        return mean(x)
+    share = proportion(x.sum(), len(x))
+    return Estimate(float(share.value), float(share.low), float(share.high), len(x))
 
 
 # --- several runs -------------------------------------------------------------------------------------------

@@ -122,6 +122,8 @@ def relaxation(subject: Subject, obs: np.ndarray, steps: int = HELD_STEPS) -> Re
 def slow_points(subject: Subject, obs: np.ndarray) -> fixed_points.Minima:
     """Fixed and slow points of any core under the constant observation `obs` (D,), from states that the agent visited.
 
+    Points far from the visited states and from the states that follow them are left out and counted (`Minima.near`).
+
     Raises: MissingDataError for a core without a state or with more than LARGEST_STATE entries in it, or where the
         state diverges.
     """
@@ -132,12 +134,15 @@ def slow_points(subject: Subject, obs: np.ndarray) -> fixed_points.Minima:
         raise MissingDataError(f"the state has {size:,} entries; the search takes up to {LARGEST_STATE:,}")
     step, vjp, flat = state_step(subject.network, obs)
     visited = flat(subject.states)
-    rested = visited
-    for _ in range(HELD_STEPS):
+    rested, passed = visited, [visited]
+    for at in range(HELD_STEPS):
         rested = step(rested)
+        if at % 10 == 0:
+            passed.append(rested)
     if not np.isfinite(rested).all():
         raise MissingDataError("the state diverges under this input")
     # Starts at the end of the relaxation find stable points; starts that the agent visited find others.
     half = 8 if size <= fixed_points.DENSE else 2
     chosen = [z[np.unique(np.linspace(0, len(z) - 1, half).astype(int))] for z in (rested, visited)]
-    return fixed_points.minimise_speed(step, np.concatenate(chosen), vjp, iterations=500)
+    points = fixed_points.minimise_speed(step, np.concatenate(chosen), vjp, iterations=500)
+    return points.near(np.concatenate([*passed, rested]))

@@ -223,7 +223,8 @@ class Minima(NamedTuple):
 
     states (P, S). speed (P,): |F(z) - z|. fixed (P,): whether the speed is zero up to the tolerance; else z is a slow
     point. eigenvalues (P, S or LEADING): of F's Jacobian, by decreasing modulus. stable (P,): fixed, with all
-    eigenvalues inside the unit circle. found (P,): number of starts that lead there.
+    eigenvalues inside the unit circle. found (P,): number of starts that lead there. unreached: number of further
+    minima that `near` left out.
     """
 
     states: np.ndarray
@@ -232,6 +233,21 @@ class Minima(NamedTuple):
     eigenvalues: np.ndarray
     stable: np.ndarray
     found: np.ndarray
+    unreached: int = 0
+
+    def near(self, visited: np.ndarray, margin: float = 0.25) -> Minima:
+        """The minima that the network can reach: near the states (n, S) that it visits.
+
+        Each entry must lie within the range of that entry in `visited`, widened by `margin` times the largest range. A
+        minimum of the speed elsewhere satisfies the equations only: the states of a GRU stay within [-1, 1], but its
+        equations have slow points far outside.
+        """
+        low, high = visited.min(axis=0), visited.max(axis=0)
+        slack = margin * max(float((high - low).max()), 1e-6)
+        kept = ((self.states >= low - slack) & (self.states <= high + slack)).all(axis=1)
+        fixed, stable, left_out = self.fixed[kept], self.stable[kept], int((~kept).sum())
+        eigenvalues, found = self.eigenvalues[kept], self.found[kept]
+        return Minima(self.states[kept], self.speed[kept], fixed, eigenvalues, stable, found, left_out)
 
 
 def minimise_speed(

@@ -107,7 +107,9 @@ class Subject:
         seeds = [source() for _ in range(episodes)]
         result = evaluate(self.network, envs, seeds, self.config.run.reset_state_on_trial, intervene)
         scored = len(result.performance) > 0
-        return confidence_intervals.mean(result.performance if scored else result.returns), scored
+        if scored:
+            return confidence_intervals.mean_score(result.performance), True
+        return confidence_intervals.mean(result.returns), False
 
     def curve(
         self, x: Iterable[float], make: Callable[[float], Intervention], xlabel: str, marks: Mapping[str, float] = {}

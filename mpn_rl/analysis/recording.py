@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import zipfile
@@ -58,7 +59,7 @@ class ActivityWriter:
 
     def add(self, episode: dict[str, np.ndarray], most: float = np.inf) -> bool:
         """Add one episode; return False, without adding it, if the recording would exceed `most` bytes."""
-        episode = self.chosen(episode)
+        episode = {re.sub(r"\W", "_", name)[:80]: _printable(array) for name, array in self.chosen(episode).items()}
         size = sum(array.nbytes for array in episode.values())
         if self.nbytes + size > most:
             return False
@@ -87,6 +88,13 @@ class ActivityWriter:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array_header_1_0(member, {**header, "shape": (self.steps, *empty.shape[1:])})
                     shutil.copyfileobj(raw, member, COPY_BYTES)
+
+
+def _printable(array: np.ndarray) -> np.ndarray:
+    """Text that a task gives, with a space for each character that cannot be printed, cut to 200 characters."""
+    if array.dtype.kind != "U" or all(text.isprintable() and len(text) <= 200 for text in np.unique(array).tolist()):
+        return array
+    return np.array(["".join(c if c.isprintable() else " " for c in text[:200]) for text in array.tolist()])
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -8,7 +8,7 @@ import fnmatch
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.progress import Progress
 
-from model_utils import Experiment, jsonable, read_json, versions, write_bytes_atomic, write_json
+from model_utils import Experiment, Record, jsonable, read_json, versions, write_bytes_atomic, write_json
 from mpn_rl import registry
 from mpn_rl.analysis.compare_runs import compare_runs, formats_of, plot_plasticity
 from mpn_rl.analysis.recording import ActivityWriter, write_npz
+from mpn_rl.arguments import STAGES_OF, stage_options
 from mpn_rl.config import Config
 from mpn_rl.console import stderr, stdout
-from mpn_rl.evaluation import acting, load_policy, stored_config
+from mpn_rl.evaluation import acting, load_policy, network_key, stored_config
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import record_episodes
+from mpn_rl.storage.json_files import COLLECTED, PROBES, Schema, check_json
+from mpn_rl.storage.npz_files import ArraySpec, read_npz
 from mpn_rl.tasks.lanes import EpisodeSeeds
 from neurogym_wrapper import reference_scores
 
@@ -35,14 +38,13 @@ if TYPE_CHECKING:  # matplotlib and SciPy are slow to import
 
 def analyze(args: argparse.Namespace) -> int:
     """Run a stage on each experiment in turn; `compare` takes all of them together."""
+    given = stage_options(args)
     names = matching_names(args)
     if args.stage == "compare":
         return compare_runs(args, names)
-    for option, value in (("--output", args.output), ("--group-by", args.group_by)):
-        if value is not None:
-            raise ConfigError(f"{option} belongs to analyze compare")
     stages: dict[str | None, list[Callable[[argparse.Namespace, str], None]]] = {
-        None: [collect, plot], "collect": [collect], "plot": [plot], "probe": [probe], "report": [report],
+        None: [collect, plot], "collect": [collect], "plot": [plot], "probe": [probe],
+        "report": [partial(report, given)],
     }  # fmt: skip
     for name in names:
         for stage in stages[args.stage]:
@@ -53,12 +55,16 @@ def analyze(args: argparse.Namespace) -> int:
 
 
 def matching_names(args: argparse.Namespace) -> list[str]:
-    """The experiments that --experiment-name names, each once. Raises: ConfigError for a pattern without a match."""
+    """The experiments that --experiment-name names, each once. An existing name, such as run[1], is no pattern.
+
+    Raises: ConfigError for a pattern without a match.
+    """
     names: list[str] = []
+    there = Experiment.names(args.experiments_dir)
     for pattern in args.experiment_name:
         matches = [pattern]
-        if re.search(r"[*?\[]", pattern):
-            matches = fnmatch.filter(Experiment.names(args.experiments_dir), pattern)
+        if pattern not in there and re.search(r"[*?\[]", pattern):
+            matches = fnmatch.filter(there, pattern)
             if not matches:
                 raise ConfigError(f"--experiment-name {pattern!r} matches no experiment in {args.experiments_dir}/")
         names += [name for name in matches if name not in names]
@@ -96,8 +102,10 @@ def collect(args: argparse.Namespace, name: str) -> None:
             raise ConfigError(f"{limit} is too small for one episode; raise it, or keep fewer --states")
         writer.write(path, dt_ms=float(env.dt_ms))
     write_npz(path.with_name("network.npz"), {k: part.cpu().numpy() for k, part in network.state_dict().items()})
-    settings = {"checkpoint": args.checkpoint, "seed": args.seed, "epsilon": args.epsilon, "acting": acting(network),
-                "episodes": writer.episodes, "steps": writer.steps, "states": args.states}  # fmt: skip
+    settings = {"checkpoint": args.checkpoint, "network": network_key(experiment.checkpoint(args.checkpoint), config),
+                "seed": args.seed, "epsilon": args.epsilon, "acting": acting(network), "precision": args.precision,
+                "num_episodes": args.num_episodes, "max_megabytes": args.max_megabytes, "states": args.states,
+                "episodes": writer.episodes, "steps": writer.steps}  # fmt: skip
     write_json(path.with_name("collected.json"), {**settings, "versions": versions()})
     megabytes = path.stat().st_size / 2**20
     stdout.print(f"{writer.episodes} episodes, {writer.steps:,} steps, {megabytes:.0f} MB: {path}")
@@ -116,10 +124,12 @@ def recorded_pages(args: argparse.Namespace, experiment: Experiment, config: Con
         way_out = f"record it with: python main.py analyze collect {experiment.options}"
         raise ConfigError(f"no recording {path}; {way_out}")
     weights: dict[str, np.ndarray] = {}
-    if path.with_name("network.npz").is_file():
-        with np.load(path.with_name("network.npz"), allow_pickle=False) as archive:
-            weights = {name: archive[name] for name in archive.files}
+    if (network := path.with_name("network.npz")).exists():
+        schema = {r"[\w.]+": ArraySpec(dims=(0, 1, 2, 3))}
+        weights = read_npz(network, schema, "file of weights", "run analyze collect again")
     recording = standard_pages.Recording(pca_analysis.load_activity(path), config.to_dict(), weights, args.color_by)
+    if reason := recording.mismatch():
+        raise ConfigError(f"{network} does not fit {path} or config.json: {reason}; run analyze collect again")
     yield from standard_pages.pages(recording)
     yield from mechanism_pages.pages(recording)
 
@@ -129,10 +139,10 @@ def training_pages(experiment: Experiment, config: Config) -> Iterator[Page]:
     from mpn_rl.analysis.pages import standard_pages
 
     rows, title = experiment.read_metrics(), title_of(config)
-    episodes = [row for row in rows if row["kind"] == "episode"]
+    episodes = [row for row in rows if row.get("kind") == "episode"]
     keys = ("step", "reward", "length", "loss", "accuracy", "epsilon", "entropy")
     history = {key: [row[key] for row in episodes] for key in keys if all(key in row for row in episodes)}
-    evaluations = [row for row in rows if row["kind"] == "eval"]
+    evaluations = [row for row in rows if row.get("kind") == "eval"]
     yield standard_pages.learning_page(
         history, evaluations, reference_scores(config.env.env_name, config.env.env_args), title
     )
@@ -148,10 +158,12 @@ def title_of(config: Config) -> str:
 def save(page: Page, folder: Path, formats: Iterable[str]) -> list[Path]:
     """Write a page's figure in every format and its numbers beside it; delete outdated figures.
 
-    Returns: the paths of the figures.
+    Returns: the paths of the figures. Raises: ConfigError for a name that could lead out of the folder.
     """
     import visualize
 
+    if not re.fullmatch(r"\w{1,100}", page.name):
+        raise ConfigError(f"a page cannot have the name {page.name[:100]!r}: use letters, digits and underscores")
     written = []
     for suffix in ("png", "svg", "pdf"):
         path = folder / f"{page.name}.{suffix}"
@@ -163,7 +175,7 @@ def save(page: Page, folder: Path, formats: Iterable[str]) -> list[Path]:
     table = [line._asdict() for line in page.table]
     write_json(folder / f"{page.name}.json", {**about, "table": table, **page.numbers})
     if page.arrays:
-        write_npz(folder / f"{page.name}.npz", dict(page.arrays))
+        write_npz(folder / f"{page.name}.npz", {re.sub(r"[^\w .-]", "_", key): a for key, a in page.arrays.items()})
     return written
 
 
@@ -195,7 +207,9 @@ def probe(args: argparse.Namespace, name: str, print_pages: bool = True) -> None
         subject = probes.Subject(network, config, args.num_trials, args.seed)
         results = run_probes(subject, args.delays, lambda step: bar.update(task, description=f"probing {name}: {step}"))
     folder = experiment.analysis_dir
-    results |= {"seed": args.seed, "checkpoint": args.checkpoint, "versions": versions()}
+    results |= {"seed": args.seed, "checkpoint": args.checkpoint, "acting": acting(network),
+                "network": network_key(experiment.checkpoint(args.checkpoint), config), "num_trials": args.num_trials,
+                "delays": args.delays, "versions": versions()}  # fmt: skip
     write_json(folder / "probes.json", results)
     write_bytes_atomic(folder / "probes.csv", probes_csv(results).encode())
     baseline = subject.baseline
@@ -233,7 +247,8 @@ def run_probes(subject: Subject, delays: list[float] | None, report_step: Callab
         points = attempt(partial(dynamics.slow_points, subject, obs))
         slow_points[name] = points if isinstance(points, str) else {
             "speed": points.speed, "fixed": points.fixed, "stable": points.stable, "found": points.found,
-            "eigenvalue_size": np.abs(points.eigenvalues)[:, :20],
+            "unreached": points.unreached, "eigenvalue_size": np.abs(points.eigenvalues)[:, :20],
+            "states": points.states,
         }  # fmt: skip
     return {**results, "relaxation": relaxations, "fixed_points": slow_points}
 
@@ -253,8 +268,11 @@ def probes_csv(results: dict[str, object]) -> str:
 # --- report -------------------------------------------------------------------------------------------------
 
 
-def report(args: argparse.Namespace, name: str) -> None:
-    """Write analysis/report.html with all pages; record and probe first where the results are missing."""
+def report(given: Mapping[str, object], args: argparse.Namespace, name: str) -> None:
+    """Write analysis/report.html with all pages; record and probe first where the results are missing.
+
+    Args: given: the options that are given on the command line; existing results must be of these.
+    """
     from mpn_rl.analysis.pages import probe_pages
     from mpn_rl.analysis.pages.standard_pages import Page
     from mpn_rl.analysis.report import SavedPage, render
@@ -263,31 +281,38 @@ def report(args: argparse.Namespace, name: str) -> None:
     config = stored_config(experiment)
     checkpoint, folder = experiment.checkpoint(args.checkpoint), experiment.analysis_dir
     recording, probes_file = folder / "activity.npz", folder / "probes.json"
+    if not args.probes and (idle := {"num_trials", "delays"} & given.keys()):
+        raise ConfigError(f"--{min(idle).replace('_', '-')} needs --probes")
     if checkpoint.is_file():
+        for file, schema, stage in RESULTS:
+            if (folder / file).exists():
+                _check_settings(args, given, _read(folder / file, schema, stage), config, name, stage)
         if not recording.is_file():
             collect(args, name)
         if args.probes and not probes_file.is_file():
             probe(args, name, print_pages=False)
-        notes = outdated_notes(checkpoint, folder)
-    elif checkpoint.parent == experiment.path / "checkpoints":
+        notes = outdated_notes(checkpoint, folder, config)
+    elif checkpoint.parent == experiment.path / "checkpoints" and not {"checkpoint", "policy", "lesion"} & given.keys():
         notes = [f"There is no {checkpoint.name}: the agent is untrained, or its checkpoint was removed."]
     else:
         raise ConfigError(f"no checkpoint {checkpoint}; --checkpoint takes best, final, last or a file's path")
+    probed = _read(probes_file, PROBES, "probe") if probes_file.exists() else {}
     why = "not available: there is no recording, and no checkpoint to record with"
     unrecorded = [Page("recorded", "behaviour", "Behaviour, state, memory and weights", missing=why)]
     saved = []
     for page in itertools.chain(
         training_pages(experiment, config),
         recorded_pages(args, experiment, config) if recording.is_file() else unrecorded,
-        probe_pages.pages(read_json(probes_file) if probes_file.is_file() else {}, title_of(config)),
+        probe_pages.pages(probed, title_of(config)),
     ):
         save(page, folder, formats_of(args))
         png = (folder / f"{page.name}.png").read_bytes() if page.figure is not None else None
         saved.append(SavedPage(page._replace(figure=None), png))  # the figure's memory is released
-    collected = read_json(folder / "collected.json") if (folder / "collected.json").is_file() else {}
+    path = folder / "collected.json"
+    collected = _read(path, COLLECTED, "collect") if path.exists() else {}
     options = {f"{part}.{key}": value for part, values in config.to_dict().items() for key, value in values.items()}
     settings = {
-        "Recording": {key: collected[key] for key in collected if key != "versions"} or {"recording": "unknown"},
+        "Recording": {key: collected[key] for key in RECORDED if key in collected} or {"recording": "unknown"},
         "Configuration": options,
         "Versions at training": experiment.read_config().get("versions", {}),
         "Versions at analysis": versions(),
@@ -302,14 +327,57 @@ def report(args: argparse.Namespace, name: str) -> None:
     stdout.print(f"{len(saved) - len(missing)} pages, {path.stat().st_size / 2**20:.1f} MB: {path}")
 
 
-def outdated_notes(checkpoint: Path, folder: Path) -> list[str]:
-    """A sentence for each result that is older than the checkpoint."""
-    notes = []
-    for file, stage in {"activity.npz": "collect", "probes.json": "probe"}.items():
-        path = folder / file
-        if path.is_file() and path.stat().st_mtime < checkpoint.stat().st_mtime:
-            notes.append(
-                f"{file} is older than {checkpoint.name}: repeat analyze {stage} to analyse the current agent."
+# The files with the settings of the results, what they hold, and the stage that writes them.
+RESULTS = (("collected.json", COLLECTED, "collect"), ("probes.json", PROBES, "probe"))
+RECORDED = [key.removesuffix("?") for key in COLLECTED]
+
+
+def _read(path: Path, schema: Schema, stage: str) -> Record:
+    """The checked content of a JSON file of analysis/. Raises: ConfigError."""
+    record = read_json(path)
+    check_json(record, schema, path, f"run analyze {stage} again")
+    return record
+
+
+def _check_settings(
+    args: argparse.Namespace, given: Mapping[str, object], stored: Record, config: Config, name: str, stage: str
+) -> None:
+    """Refuse the options of `report` that ask for other results than those that are there. Raises: ConfigError."""
+    wanted = {key: value for key, value in given.items() if stage in STAGES_OF[key]}
+    for idle in ("device", "threads"):
+        wanted.pop(idle, None)
+    if {"policy", "lesion"} & wanted.keys():
+        wanted["acting"] = acting(load_policy(args, name)[2])
+    if "checkpoint" in wanted and "network" in stored:
+        wanted["network"] = network_key(
+            Experiment(name, Path(args.experiments_dir)).checkpoint(args.checkpoint), config
+        )
+        del wanted["checkpoint"]
+    for key, value in wanted.items():
+        if key not in ("policy", "lesion") and stored.get(key, value if key == "format" else None) != value:
+            shown = {"network": "checkpoint", "acting": "policy or lesion"}.get(key, "--" + key.replace("_", "-"))
+            raise ConfigError(
+                f"the results of analyze {stage} are there already, with another {shown}; run analyze {stage} with "
+                "these options first, or leave them out"
             )
+
+
+def outdated_notes(checkpoint: Path, folder: Path, config: Config) -> list[str]:
+    """A sentence for each result that is of other weights than the checkpoint, or older where that is unknown."""
+    notes = []
+    for file, settings, schema, stage in (
+        ("activity.npz", "collected.json", COLLECTED, "collect"),
+        ("probes.json", "probes.json", PROBES, "probe"),
+    ):
+        path = folder / file
+        if not path.is_file():
+            continue
+        stored = _read(folder / settings, schema, stage) if (folder / settings).exists() else {}
+        reason = f"is older than {checkpoint.name}" if path.stat().st_mtime < checkpoint.stat().st_mtime else ""
+        if "network" in stored:
+            other = stored["network"] != network_key(checkpoint, config)
+            reason = f"is not of {checkpoint.name} as it is now" if other else ""
+        if reason:
+            notes.append(f"{file} {reason}: repeat analyze {stage} to analyse the current agent.")
             stderr.print(f"note: {notes[-1]}")
     return notes

@@ -19,6 +19,7 @@ Table = dict[str, np.ndarray]
 # Prefixes of the conditions that describe the first stimulus, which the agent must remember.
 STIMULI = ("sample", "stim", "theta", "pair", "v1", "duration1", "direction")
 SIGNED = ("log_odd", "v1-v2", "duration1-duration2")  # strengths that have a sign
+MOST_KINDS = 64  # largest number of values of a label
 FEW = 8  # largest number of categories; numbers with more values are grouped
 
 
@@ -190,6 +191,8 @@ def trial_table(activity: Activity, trials: Sequence[np.ndarray]) -> Table:
     """
     if not np.any(activity["new_trial"]) or not trials:
         raise MissingDataError("the task has no trials that end")
+    if activity["actions"].ndim > 1:
+        raise MissingDataError("the actions are vectors, so the trials have no choice")
     first, last = np.array([trial[0] for trial in trials]), np.array([trial[-1] for trial in trials])
     truth = activity["ground_truth"][last].astype(float)
     spans = [_periods(activity, trial) for trial in trials]
@@ -328,7 +331,9 @@ def label_sets(activity: Activity, aligned: Aligned, table: Table) -> tuple[Tabl
     else:
         labels["context"] = table[context]
     for name, values in list(labels.items()):
-        if len(np.unique(values[known(values)])) < 2:
-            missing[name] = str(MissingDataError(f"the {name} is the same in all trials"))
+        kinds = len(np.unique(values[known(values)]))
+        if not 2 <= kinds <= MOST_KINDS:
+            why = "is the same in all trials" if kinds < 2 else f"has more than {MOST_KINDS} values"
+            missing[name] = str(MissingDataError(f"the {name} {why}"))
             del labels[name]
     return labels, missing

@@ -30,11 +30,11 @@ def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:
     """Curves by network and quantity, from the rows of metrics.jsonl; evaluation scores go under the name "agent"."""
     points: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
-        if row["kind"] == "eval":
+        if row.get("kind") == "eval":
             name = "greedy return" if row.get("accuracy") is None else "greedy accuracy"
             value = row["return_mean"] if row.get("accuracy") is None else row["accuracy"]
             points.setdefault("agent", {}).setdefault(name, []).append((row["step"], value))
-        for key in row if row["kind"] == "plasticity" else ():
+        for key in row if row.get("kind") == "plasticity" else ():
             network, _, quantity = key.partition("/")
             if quantity in QUANTITIES and row[key] is not None:
                 points.setdefault(network, {}).setdefault(QUANTITIES[quantity], []).append((row["step"], row[key]))

@@ -45,7 +45,7 @@ class Backpropamine(nn.Module):
     M = 0, and gain_j is not bounded. none, simple and fanout go with every rule, retroactive with the two clips only.
 
     An LSTM's plastic connections are those to its candidate, g_t = tanh( U_g x_t + h_{t-1} (w + alpha * H_t) ), and
-    S = h_{t-1} g_t^T; it has only the hard clip, and no retroactive modulation. Differs from the public code in that.
+    S = h_{t-1} g_t^T; it has only the hard clip, and no retroactive modulation, as in the public code.
 
     Args:
         input_dim: D.

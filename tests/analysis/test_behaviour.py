@@ -134,3 +134,66 @@ def test_confusion_counts_every_trial_once():
     assert confusion.counts.tolist() == [[1, 1, 0], [0, 0, 2]]
     with pytest.raises(MissingDataError, match="no right action"):
         behaviour.confusion({**table, "ground_truth": np.full(5, np.nan)})
+
+
+# --- what the data do not determine -------------------------------------------------------------------------
+
+ALL = {"bias", "slope", "threshold", "lapse_low", "lapse_high"}
+
+
+def drawn(levels, theta, n=600, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.choice(np.asarray(levels, float), n)
+    return x, (rng.random(n) < behaviour.psychometric_curve(x, np.array(theta))).astype(float)
+
+
+@pytest.mark.parametrize(
+    ("levels", "theta", "open_ones"),
+    [
+        ((-51, -26, -13, -6, 6, 13, 26, 51), (0.0, 0.0, 0.1, 0.1), ALL),  # chance: a threshold of 5.6e10 before
+        ((-1, 0, 1), (0.0, 4.0, 0.0, 0.0), {"lapse_low", "lapse_high"}),  # three strengths: [24.998, 25.000] before
+        ((-1, 0, 1), (0.0, 500.0, 0.0, 0.0), {"slope", "threshold", "lapse_low", "lapse_high"}),
+        ((-51, -26, -13, -6, 6, 13, 26, 51), (0.5, 50.0, 0.0, 0.0), {"slope", "threshold"}),  # no errors
+        ((-2, -1, 1, 2), (0.0, 2.0, 0.05, 0.05), set()),
+    ],
+)
+def test_a_parameter_that_the_data_do_not_determine_has_no_value(levels, theta, open_ones):
+    fit = behaviour.psychometric(*drawn(levels, theta))
+    assert open_ones <= set(fit.undetermined) and (open_ones or len(fit.undetermined) <= 2)
+    for name, part in fit.parameters.items():
+        assert np.isfinite(part[:3]).all() != (name in fit.undetermined), name
+    assert np.isfinite(fit.curve).all() and np.isfinite(fit.band).all()
+
+
+def test_an_undetermined_threshold_is_named_in_the_title():
+    import visualize
+    from mpn_rl.analysis.figures import behaviour_figures
+
+    fit = behaviour.psychometric(*drawn((-2, -1, 1, 2), (0.0, 500.0, 0.0, 0.0)))
+    _, ax = visualize.new_figure()
+    behaviour_figures.plot_psychometric(fit, ax, label="coherence")
+    assert "threshold not determined" in ax.get_title(loc="left")
+
+
+def test_the_fit_is_at_least_as_likely_as_that_of_a_general_optimiser():
+    from scipy.optimize import minimize
+
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        x, n = np.linspace(-1, 1, 9), np.full(9, 40.0)
+        high = rng.binomial(40, behaviour.psychometric_curve(x, rng.uniform([-0.5, 1, 0, 0], [0.5, 20, 0.2, 0.2])))
+        bounds = [(-2, 2), (0, behaviour.STEEPEST), (0, 0.4), (0, 0.4)]
+        starts = np.array([[0.0, slope, 0.05, 0.05] for slope in (1.0, 5.0, 25.0)])
+        others = [minimize(lambda t: behaviour._loss(t, x, high, n)[:2], start, jac=True, bounds=bounds).fun  # noqa: B023
+                  for start in starts]  # fmt: skip
+        theta, loss = behaviour._fit(x, high[None].astype(float), n, starts)
+        assert loss[0] <= min(others) + 1e-6
+        assert behaviour._loss(theta[0], x, high, n)[0] == pytest.approx(loss[0])
+
+
+def test_hundreds_of_strengths_are_grouped():
+    rng = np.random.default_rng(1)
+    x = 20 * rng.standard_normal(600)
+    fit = behaviour.psychometric(x, (rng.random(600) < 1 / (1 + np.exp(-0.1 * x))).astype(float), resamples=60)
+    assert len(fit.levels) == behaviour.MOST_LEVELS and fit.measured.n.sum() == fit.n == 600
+    assert fit.parameters["bias"].low < 0 < fit.parameters["bias"].high

@@ -27,9 +27,18 @@ def test_a_share_of_nothing_is_nan():
 
 
 def test_mean_of_zeros_and_ones_is_a_share_and_skips_nan():
-    assert confidence_intervals.mean([1, 0, np.nan, 1, 1])[:3] == pytest.approx(
+    assert confidence_intervals.mean_score([1, 0, np.nan, 1, 1])[:3] == pytest.approx(
         confidence_intervals.proportion(3, 4)[:3]
     )
+
+
+def test_a_mean_that_happens_to_be_of_zeros_and_ones_is_no_share():
+    """Reaction times of 0 or 1 step have a bootstrap interval; Wilson's is for trials that are right or wrong."""
+    steps = np.array([1.0] * 6)
+    assert confidence_intervals.mean(steps)[:3] == (1.0, 1.0, 1.0)  # six equal times do not vary
+    assert confidence_intervals.mean_score(steps).low < 0.7
+    graded = np.array([0.0, 0.5, 1.0])
+    assert confidence_intervals.mean_score(graded) == confidence_intervals.mean(graded)
 
 
 def test_bootstrap_interval_agrees_with_the_standard_error():

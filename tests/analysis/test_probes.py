@@ -222,6 +222,30 @@ def test_the_search_finds_the_one_fixed_point_of_a_linear_state() -> None:
     assert found.stable.all()
 
 
+class Far(Held):
+    """One entry, z' = z - (z^2 - 1) (z - 44) / 100: fixed points at 1 (stable), -1 and 44."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def forward(x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            after = state + (state**2 - 1) * (state - 44) / 100
+            return after, after
+
+        self.core.forward = forward  # type: ignore[method-assign]
+
+
+def test_points_far_from_the_visited_states_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = torch.tensor([[0.9, 0.5], [0.2, 0.8], [-0.5, 0.6]], dtype=torch.float64)
+    found = fixed_points.minimise_speed(lambda z: z + (z**2 - 1) * (z - 44) / 100, np.array([[0.9, 0.9], [43.0, 44.0]]))
+    assert sorted(found.states[:, 0].round()) == [1, 44]
+    monkeypatch.setattr(fixed_points, "minimise_speed", lambda *_, **__: found)
+    near = dynamics.slow_points(held(Far(), starts), np.zeros(2))
+    np.testing.assert_allclose(near.states, [[1, 1]], atol=1e-6)
+    assert near.unreached == 1
+    assert {len(part) for part in near[:-1]} == {1}  # type: ignore[arg-type]
+
+
 def test_an_mpn_comes_to_rest_at_the_roots_of_the_scalar_equations() -> None:
     """One bistable unit: both signs of h are found, from starts on both sides, to 1e-6."""
     torch.manual_seed(1)

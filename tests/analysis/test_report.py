@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import main
+from model_utils import load_checkpoint, save_checkpoint
 from mpn_rl.analysis import report
 from mpn_rl.analysis.pages import standard_pages
 from mpn_rl.analysis.pages.standard_pages import Page, Row
@@ -136,7 +137,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def report_of(home: Path, name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> Outline:
     monkeypatch.chdir(home)
-    few = ["--num-episodes", "8", "--num-trials", "4"]
+    few = ["--num-episodes", "8", *([] if "--no-probes" in options else ["--num-trials", "4"])]
     assert main.main(["analyze", "report", "--experiment-name", name, *few, *options]) == 0
     return check((home / "experiments" / name / "analysis" / "report.html").read_text())
 
@@ -188,11 +189,54 @@ def test_an_older_recording_is_pointed_out(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     folder = home / "experiments" / "gru"
+    report_of(home, "gru", monkeypatch, "--no-probes")
+    settings = json.loads((folder / "analysis/collected.json").read_text())
+    del settings["network"]  # as in version 0.1.0
+    (folder / "analysis/collected.json").write_text(json.dumps(settings))
     later = (folder / "analysis/activity.npz").stat().st_mtime + 100
     os.utime(folder / "checkpoints/best_model.pt", (later, later))
     outline = report_of(home, "gru", monkeypatch, "--no-probes")
     assert "activity.npz is older than best_model.pt" in " ".join(outline.words)
     assert "repeat analyze collect" in capsys.readouterr().err
+
+
+def test_a_recording_of_other_weights_is_pointed_out_whatever_its_age(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    report_of(home, "mpn", monkeypatch)
+    checkpoints = home / "experiments/mpn/checkpoints"
+    before = (checkpoints / "best_model.pt").read_bytes()
+    saved = load_checkpoint(checkpoints / "best_model.pt")
+    saved["network"]["head.bias"] += 1
+    save_checkpoint(checkpoints / "best_model.pt", saved)
+    os.utime(checkpoints / "best_model.pt", (0, 0))
+    outline = report_of(home, "mpn", monkeypatch)
+    assert "activity.npz is not of best_model.pt as it is now" in " ".join(outline.words)
+    assert "probes.json is not of best_model.pt as it is now" in capsys.readouterr().err
+    (checkpoints / "best_model.pt").write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [
+        (["--checkpoint", "last"], "collect are there already, with another checkpoint"),
+        (["--seed", "77"], "collect are there already, with another --seed"),
+        (["--lesion", "nonsense"], "the core mpn has no part to remove"),
+        (["--num-episodes", "9"], "collect are there already, with another --num-episodes"),
+        (["--epsilon", "0.5"], "collect are there already, with another --epsilon"),
+        (["--states", "h"], "collect are there already, with another --states"),
+        (["--delays", "100"], "probe are there already, with another --delays"),
+        (["--num-trials", "5"], "probe are there already, with another --num-trials"),
+        (["--no-probes", "--num-trials", "4"], "--num-trials needs --probes"),
+    ],
+)
+def test_a_report_never_shows_another_recording_than_the_one_asked_for(
+    home: Path, options: list[str], other: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    report_of(home, "mpn", monkeypatch)
+    assert main.main(["analyze", "report", "--experiment-name", "mpn", *options]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert other in error
 
 
 def test_a_wrong_checkpoint_is_one_line(

@@ -278,8 +278,8 @@ def test_compare_judges_groups_on_the_same_episodes(home: Path, capsys: pytest.C
         runs = list(csv.DictReader(file))
     assert [(run["experiment"], run["group"], run["seed"]) for run in runs] == [
         ("seed-0", "mpn", "0"), ("seed-1", "mpn", "1"), ("rival", "gru", "0")]  # fmt: skip
-    seeds = [json.loads((home / f"experiments/{run['experiment']}/eval/best_seed0.json").read_text())["episode_seeds"]
-             for run in runs]  # fmt: skip
+    files = [home.glob(f"experiments/{run['experiment']}/eval/best_seed0_*.json") for run in runs]
+    seeds = [json.loads(file.read_text())["episode_seeds"] for (file,) in files]
     assert seeds[0] == seeds[1] == seeds[2] and len(seeds[0]) == 3
     with open(folder / "comparison.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -335,6 +335,9 @@ def test_probes_leave_numbers_tables_and_pictures(home: Path, capsys: pytest.Cap
     assert {row["probe"] for row in rows} == {"delay", "input_noise", "state_noise", "lesion", "frozen"}
     assert all(0 <= float(row["low"]) <= float(row["value"]) <= float(row["high"]) <= 1 for row in rows)
     assert (folder / "delay.png").is_file() and (folder / "lesions.png").is_file()
+    for points in found["fixed_points"].values():  # the states of a GRU lie within [-1, 1]
+        assert np.shape(points["states"]) == (len(points["found"]), 4) or not points["found"]
+        assert np.abs(points["states"] or 0).max() < 1.5 and points["unreached"] >= 0
 
 
 def test_a_readout_of_many_actions_fits_its_page(tmp_path: Path) -> None:

@@ -305,7 +305,8 @@ def test_eval_writes_its_numbers_and_seeds_none_of_which_chose_the_model(
     from mpn_rl.tasks.lanes import SEED_RANGES
 
     run(capsys, "eval", "--experiment-name", "context", "--checkpoint", "final", "--seed", "3")
-    saved = json.loads((home / "experiments/context/eval/final_seed3.json").read_text())
+    (file,) = (home / "experiments/context/eval").glob("final_seed3_*.json")
+    saved = json.loads(file.read_text())
     assert saved["seed"] == 3 and len(saved["episode_seeds"]) == 10
     assert min(saved["episode_seeds"]) >= SEED_RANGES["eval"][0] >= SEED_RANGES["select"][1]
 
@@ -391,6 +392,25 @@ def test_a_film_lies_in_videos_by_default(name: str, home: Path, capsys: pytest.
 def test_a_film_goes_where_it_is_told_by_its_suffix(home: Path, capsys: pytest.CaptureFixture) -> None:
     run(capsys, "render", "--experiment-name", "cart", "--output", "demo.mp4", "--max-steps", "3", "--fps", "5")
     assert b"ftyp" in (home / "demo.mp4").read_bytes()[:12]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output", "taken.gif"], "--output taken.gif exists; replace it with --overwrite"),
+        (["--output", "broken.gif"], "--output broken.gif exists; replace it with --overwrite"),
+        (["--overwrite"], "--overwrite needs --output"),
+    ],
+)
+def test_a_film_replaces_a_file_only_with_overwrite(
+    home: Path, options: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    (home / "taken.gif").write_bytes(b"mine")
+    (home / "broken.gif").unlink(missing_ok=True)
+    (home / "broken.gif").symlink_to("nowhere")
+    assert main.main(["render", "--experiment-name", "cart", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert (home / "taken.gif").read_bytes() == b"mine"
 
 
 # --- analyze ----------------------------------------------------------------------------------------------

@@ -181,7 +181,12 @@ def plot_psychometric(fit: Psychometric | str, ax: Axes, *, label: str, choice: 
     ax.set(xlabel=f"signed {label}", ylabel=f"share of choices {choice}", ylim=(-0.03, 1.03))
     ax.legend(loc="lower right", handlelength=1.4)
     shown = {name: fit.parameters[name] for name in ("bias", "threshold")}
-    text = ", ".join(f"{name} {part.value:.2g} [{part.low:.2g}, {part.high:.2g}]" for name, part in shown.items())
+    text = ", ".join(
+        f"{name} not determined"
+        if name in fit.undetermined
+        else f"{name} {part.value:.2g} [{part.low:.2g}, {part.high:.2g}]"
+        for name, part in shown.items()
+    )
     ax.set_title(f"psychometric curve\n{text}", fontsize=9)
     return ax
 

@@ -13,7 +13,7 @@ from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from matplotlib.typing import LineStyleType
 
 from mpn_rl.analysis.decoding import Decoding
@@ -31,6 +31,7 @@ from visualize import (
     new_panels,
     page_title,
     short,
+    thousands,
 )  # fmt: skip
 
 BAND = "#BDBDBD"
@@ -210,7 +211,10 @@ def fixed_points_figure(
         low, high = values.min() / 1.05, values.max() * 1.05
         wide = values.max() > 10 * values.min()  # more than a decade needs a logarithmic axis
         times.hist(values, (np.geomspace if wide else np.linspace)(low, high, 25).tolist(), color=BLUE)
-        times.set_xscale("log" if wide else "linear")
+        if wide:
+            times.set_xscale("log")
+            times.xaxis.set_major_formatter(thousands)
+            times.xaxis.set_minor_formatter(NullFormatter())
         median = float(np.median(values))
         times.axvline(median, color=INK, lw=1, ls=(0, (4, 3)), label=f"median {median:.3g}")
         times.legend()

@@ -5,9 +5,12 @@ A page is drawn once; each frame redraws only the artists that change. Colours a
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import TypeVar
 
 import numpy as np
@@ -354,11 +357,25 @@ def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
         raise ConfigError("writing .mp4 needs imageio-ffmpeg: pip install 'mpn-rl[video]', or write a .gif") from error
     frames = iter(frames)
     first = next(frames)
-    size = first.shape[1::-1]
-    writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, macro_block_size=2, quality=7)
-    writer.send(None)
-    try:
-        for frame in chain([first], frames):
-            writer.send(np.ascontiguousarray(frame))
-    finally:
-        writer.close()
+    height, width = first.shape[:2]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24",
+               "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-", "-an", "-pix_fmt", "yuv420p", "-crf", "15",
+               str(path)]  # fmt: skip
+    with tempfile.TemporaryFile() as messages, Popen(command, stdin=PIPE, stdout=DEVNULL, stderr=messages) as ffmpeg:
+        assert ffmpeg.stdin is not None
+        try:
+            for frame in chain([first], frames):
+                ffmpeg.stdin.write(np.ascontiguousarray(frame).data)
+            ffmpeg.stdin.close()
+        except BrokenPipeError:  # ffmpeg has ended: its status says why
+            with contextlib.suppress(BrokenPipeError):
+                ffmpeg.stdin.close()
+        except BaseException:
+            ffmpeg.kill()
+            raise
+        status = ffmpeg.wait()
+        messages.seek(0)
+        lines = messages.read().decode(errors="replace").strip().splitlines()
+    if status:
+        reason = lines[-1] if lines else "no message"
+        raise ConfigError(f"ffmpeg cannot write the film (status {status}: {reason}); free some space, or write a .gif")

@@ -48,6 +48,8 @@ def curve(numbers: Numbers, name: str) -> tuple[np.ndarray, Estimate[np.ndarray]
     result = numbers.get(name, f"not available: there is no probe {name}: run analyze probe")
     if isinstance(result, str):
         raise MissingDataError(result.removeprefix("not available: "))
+    if not result["x"]:
+        raise MissingDataError(f"the probe {name} has no points: run analyze probe")
     return np.array(result["x"], float), estimate(result["y"]), result
 
 
@@ -152,14 +154,15 @@ def relaxation_page(numbers: Numbers, title: str) -> Page:
     """Relaxation of the state under zero input and under a constant input, and the fixed points that a search finds."""
     series, rows, absent, unit = {}, [], "", "steps"
     for name, result in numbers.get("relaxation", {}).items():
-        if isinstance(result, str):
-            absent += f" {name}: {result}."
+        if isinstance(result, str) or not result["time"]:
+            absent += f" {name}: {result if isinstance(result, str) else 'not available: there is no time'}."
             continue
         series[name] = (np.array(result["time"], float), estimate(result["distance"]))
         unit = result["unit"]
         starts = float(series[name][1].n.max())
         rows.append(Row(f"{name}: different final states", result["ends"], n=starts))
-        rows.append(Row(f"{name}: final speed relative to the first", result["speed"], n=starts))
+        speed = np.nan if result["speed"] is None else result["speed"]
+        rows.append(Row(f"{name}: final speed relative to the first", speed, n=starts))
     for name, result in numbers.get("fixed_points", {}).items():
         if isinstance(result, str):
             absent += f" Fixed points under {name}: {result}."
@@ -167,6 +170,8 @@ def relaxation_page(numbers: Numbers, title: str) -> Page:
         fixed, stable = np.array(result["fixed"], bool), np.array(result["stable"], bool)
         rows.append(Row(f"{name}: fixed points", float(fixed.sum()), n=float(np.sum(result["found"]))))
         rows.append(Row(f"{name}: stable fixed points", float(stable.sum()), n=float(fixed.sum())))
+        if "unreached" in result:
+            rows.append(Row(f"{name}: points left out, far from the visited states", float(result["unreached"])))
     if not series:
         raise MissingDataError(first_reason(absent) or "there is no probe with a constant input")
     settled = max(int(np.flatnonzero(y.value > 0.01)[-1:].sum()) for _, y in series.values())  # then it stays at 0
@@ -185,7 +190,12 @@ def relaxation_page(numbers: Numbers, title: str) -> Page:
         "its distance to the final state, relative to the distance at the start; mean and 95 % bootstrap band over "
         "starts. Several different final states mean that the state can hold a memory under that input. The table "
         "lists the fixed points that a search from these states finds (minima of the speed of the state; the search "
-        f"can miss others), with the number of searches as n.{absent}"
+        f"can miss others), with the number of searches as n. Points far from all visited states are left out: the "
+        f"network cannot reach them.{absent}"
     )
-    kept = {name: numbers.get(name) for name in ("relaxation", "fixed_points")}
+    points = {
+        name: of if isinstance(of, str) else {key: value for key, value in of.items() if key != "states"}
+        for name, of in numbers.get("fixed_points", {}).items()
+    }
+    kept = {"relaxation": numbers.get("relaxation"), "fixed_points": points}  # probes.json has the states
     return Page("relaxation", "dynamics", RELAXATION, caption, figure, rows, kept)

@@ -6,6 +6,7 @@ pages, `report.py` collects them. If a measure is not available, its page says w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -100,6 +101,33 @@ class Recording:
         if state not in self.fits:
             self.fits[state] = pca_analysis.fit_pca(self.states[state], COMPONENTS)
         return self.fits[state]
+
+    def mismatch(self) -> str:
+        """Why the weights do not belong to the recording and its configuration, or an empty text."""
+        width, hidden = self.activity["observations"].shape[1], self.activity["hidden"].shape[1]
+        expected: dict[str, tuple[int | None, ...]] = {"encoder.embedding.weight": (None, width)}
+        if "encoder.embedding.weight" in self.weights:
+            width = len(self.weights["encoder.embedding.weight"])
+            expected["encoder.embedding.bias"] = (width,)
+        width += bool(self.config["encoder"]["constant_input"])
+        layer = "core.layers.0."
+        if layer + "weight" in self.weights and "freeze_plasticity" in self.config["core"]:
+            rows = len(self.weights[layer + "weight"])
+            expected |= {layer + "weight": (rows, width), layer + "mask": (rows, width)}
+            expected |= {layer + "bias": (rows,)} if self.config["core"]["bias"] else {}
+            for part in ("eta", "lambda_decay"):
+                own = np.shape(self.weights.get(layer + part, 0.0))
+                if own not in ((), (1,), (1, 1), (rows, 1), (1, width), (width,), (rows, width)):
+                    return f"{layer + part} has the shape {own}"
+        for name in self.weights:
+            if re.fullmatch(r"head\.(\w+\.)?weight", name):
+                expected[name] = (None, hidden)
+        for name, shape in expected.items():
+            own = np.shape(self.weights.get(name, np.empty(())))
+            wrong = len(own) != len(shape) or any(b not in (None, a) for a, b in zip(own, shape, strict=True))
+            if name in self.weights and wrong:
+                return f"{name} has the shape {own} instead of {tuple(side or 'any' for side in shape)}"
+        return ""
 
     def weight(self, name: str) -> np.ndarray:
         """A tensor of the network. Raises: MissingDataError where there is none of this name."""
@@ -234,7 +262,9 @@ def behaviour_page(recording: Recording) -> Page:
         overall = groups[0].score
         table.append(Row("accuracy", *(float(np.atleast_1d(part)[0]) for part in overall)))
     if not isinstance(curve, str):
-        table += [row(f"psychometric {name.replace('_', ' ')}", part) for name, part in curve.parameters.items()]
+        for name, part in curve.parameters.items():
+            why = f" (not determined: {curve.undetermined[name]})" if name in curve.undetermined else ""
+            table.append(row(f"psychometric {name.replace('_', ' ')}{why}", part))
     if not isinstance(rates, str):
         table += [row("trials decided", rates.decided), row("decisions withheld", rates.withheld)]
         table += [row(f"reaction time ({unit})", rates.reaction)] if rates.reaction is not None else []
@@ -242,7 +272,8 @@ def behaviour_page(recording: Recording) -> Page:
     caption = (
         f"n = {n:,} complete trials of {len(returns):,} episodes. Top left: share of choices against the signed "
         f"{label}, and a logistic curve with lapses, fitted by maximum likelihood; its band and the intervals of its "
-        "parameters are percentiles of 400 refits. Top right: accuracy by condition with Wilson's 95 % intervals. "
+        "parameters are percentiles of 400 refits; a parameter whose interval reaches the end of its range is not "
+        "determined. Top right: accuracy by condition with Wilson's 95 % intervals. "
         "Bottom left: share of trials with a decision, share of decisions withheld (action 0 although another action "
         "was right), and share of steps with an action in each period; the reaction time counts from the onset of the "
         "deciding period. Bottom right: number of trials by right and chosen action."
@@ -388,6 +419,8 @@ def decoding_page(recording: Recording, shuffles: int = 200) -> Page:
     """Decoding of stimulus, evidence, choice and context from every state at every step."""
     table, aligned = recording.table, recording.aligned
     labels, missing = trials.label_sets(recording.activity, aligned, table)
+    if not labels:
+        raise MissingDataError("neither the stimulus nor the choice varies between trials")
     results = decoding.decode_states(recording.states, aligned.rows, labels, table["episode"], shuffles=shuffles)
     figure = state_figures.decoding_figure(
         results, aligned.time, aligned.marks(), unit=aligned.unit, title=f"{recording.title}: decoding"
