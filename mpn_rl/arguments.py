@@ -132,7 +132,7 @@ def make_parser(prog: str = "main.py") -> Parser:
     _add_eval(commands.add_parser("eval", help="measure the score of a trained agent"))
     _add_render(commands.add_parser("render", help="film a trained agent"))
     _add_analyze(commands.add_parser("analyze", help="record the activity of a trained agent and plot it"))
-    _add_sweep(commands.add_parser("sweep", help="many runs from one table: expand, check, run, status, summary"))
+    _add_sweep(commands.add_parser("sweep", help="many runs from one table: check, run, submit, status, summary"))
     return parser
 
 
@@ -573,6 +573,11 @@ def _add_sweep(parser: Parser) -> None:
     _add_number(run, "--workers", 1, 1000, None, "rows that run at the same time (default: the number of cores)")
     _add_number(run, "--retries", 0, 100, 1, "further attempts for a row that fails")
     _add_number(run, "--limit", 1, 10**6, None, "number of incomplete rows to run (default: all)")
+    submit = add("submit", "freeze the code, and submit the rows that are not complete to HTCondor or Slurm")
+    _add_trust(submit)
+    submit.add_argument("--scheduler", metavar="NAME", help="condor or slurm (default: the one that is here)")
+    submit.add_argument("--dry-run", action="store_true", help="show what would be submitted; write nothing")
+    submit.add_argument("--yes", action="store_true", help="submit without asking")
     add("status", "show whether each row is done, running, interrupted, failed or missing")
     summary = add("summary", "summarise the rows over seeds: table, curves, heat map")
     text = "evaluation to use: the last one, or that of best_model.pt (default: %(default)s)"

@@ -1,4 +1,4 @@
-"""The actions of `main.py sweep`: expand, check, run, status, summary (docs/sweeps.md).
+"""The actions of `main.py sweep`: expand, check, run, submit, status, summary (docs/sweeps.md).
 
 `sweep run` starts a process per row, `python main.py train ... --resume auto`. Rows share no threads and no memory, a
 crash ends only one of them, and each gives the same result as when it runs alone. This module does not import torch.
@@ -53,7 +53,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 def sweep(args: argparse.Namespace) -> int:
     """Run `main.py sweep ACTION FILE`. Returns: the exit status."""
-    actions = {"expand": expand, "check": check, "run": run, "status": status, "summary": summary}
+    actions = {"expand": expand, "check": check, "run": run, "submit": submit, "status": status, "summary": summary}
     return actions[args.action](args)
 
 
@@ -243,27 +243,55 @@ def _ending(code: int) -> str:
     return f"ended by signal {-code} ({names.get(-code, 'unknown')}){memory}"
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the rows that are not complete.
-
-    Returns: 0 if all rows are complete, 1 if a row failed, and TemporaryError.status if rows are left for another call.
-    """
-    table = _trainings(args, "resume")
+def _require_trust(table: Sweep) -> None:
+    """Raises: ConfigError if rows name a task module that the command line does not."""
     for module in _modules(table):
         if not trusted_modules.is_trusted(module):
             raise ConfigError(
                 f"rows of {table.path} name the task module {module!r}, and its code would run here; read it, and if "
                 f"you trust it, add {trusted_modules.FLAG} {module}"
             )
+
+
+def _open_rows(table: Sweep) -> tuple[dict[str, str], list[Planned]]:
+    """The state of each row, and the rows that are neither complete nor running."""
     states = {planned.name: state_of(planned.experiment, planned.args).state for planned in table.planned}
-    elsewhere = [name for name, state in states.items() if state == "running"]
-    open_rows = [planned for planned in table.planned if states[planned.name] not in ("done", "running")]
+    for name, state in states.items():
+        if state == "running":
+            stderr.print(f"note: another process runs {name}; it is not started again")
+    return states, [planned for planned in table.planned if states[planned.name] not in ("done", "running")]
+
+
+def submit(args: argparse.Namespace) -> int:
+    """Submit the rows that are not complete to a cluster."""
+    from mpn_rl.sweep import submit
+
+    if Path(args.file).suffix != ".toml":
+        raise ConfigError(
+            f"sweep submit takes a TOML file, got {args.file}; submit a file for HTCondor or Slurm by hand, or name it "
+            "in a TOML file as job"
+        )
+    table = _trainings(args, "resume")
+    _require_trust(table)
+    _, open_rows = _open_rows(table)
+    if not open_rows:
+        stdout.print(f"{_count(len(table.planned), 'row')}: all are complete or running; nothing was submitted")
+        return 0
+    return submit.submit(table, open_rows, args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the rows that are not complete.
+
+    Returns: 0 if all rows are complete, 1 if a row failed, and TemporaryError.status if rows are left for another call.
+    """
+    table = _trainings(args, "resume")
+    _require_trust(table)
+    states, open_rows = _open_rows(table)
     todo = open_rows[: args.limit]
     workers = min(args.workers or len(os.sched_getaffinity(0)), max(len(todo), 1))
     done = sum(state == "done" for state in states.values())
     stdout.print(f"{_count(len(states), 'row')}: {done} done, {len(todo)} to run, {_count(workers, 'worker')}")
-    for name in elsewhere:
-        stderr.print(f"note: another process runs {name}; it is not started again")
     children = Children(table, args.retries, args.trust_env_module)
     pool = ThreadPoolExecutor(workers)
     with _stop_signals() as received:
@@ -279,7 +307,8 @@ def run(args: argparse.Namespace) -> int:
     if failures:
         stderr.print(f"{len(failures)} of {_count(len(todo), 'row')} failed: {', '.join(failures)}")
         return 1
-    left = [f"{len(elsewhere)} run elsewhere"] if elsewhere else []
+    elsewhere = list(states.values()).count("running")
+    left = [f"{elsewhere} run elsewhere"] if elsewhere else []
     left += [f"{len(open_rows) - len(todo)} exceed --limit"] if len(open_rows) > len(todo) else []
     if left:
         stderr.print(f"not all rows are complete: {', '.join(left)}; the same command continues the sweep")

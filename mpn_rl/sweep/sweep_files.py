@@ -18,10 +18,11 @@ from typing import NamedTuple
 
 from mpn_rl import arguments
 from mpn_rl.options import ConfigError, nearest, shortened
+from mpn_rl.sweep.schedulers import Resources
 from mpn_rl.sweep.submit_file import MAX_ROWS_BYTES, Mistake, SubmitFile, read_text
 from mpn_rl.sweep.table import TRAINING, Row, Sweep
 
-TOML_KEYS = ("command", "job", "args", "name", "seeds", "fixed", "grid", "search")
+TOML_KEYS = ("command", "job", "args", "name", "seeds", "resources", "fixed", "grid", "search")
 # Options that a sweep sets by itself, or with which nothing would be trained.
 OWN_FLAGS = ("--experiment-name", "--seed", "--resume", "--overwrite", "--list-envs", "--help", "--help-all")
 MAX_ROWS = 100_000
@@ -219,6 +220,7 @@ def load_toml(path: Path, compare: bool = True) -> Sweep:
     try:
         plan = tomllib.loads(text)
         sweep = _sweep_of(path, plan)
+        sweep.resources = Resources.read(plan.get("resources", {}))
         text_of_rows = _args_text(_rows_of(sweep, plan))
     except (ValueError, OverflowError, RecursionError) as error:  # ConfigError and the error of tomllib are ValueErrors
         raise ConfigError(f"{path}: {error}") from None

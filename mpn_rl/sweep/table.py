@@ -20,6 +20,7 @@ from model_utils import Experiment
 from mpn_rl import arguments
 from mpn_rl.config import Config, config_from_dict
 from mpn_rl.options import ConfigError
+from mpn_rl.sweep.schedulers import Resources
 from mpn_rl.sweep.submit_file import MACRO, Mistake, SubmitFile
 
 TRAINING = ("train", "train-neurogym")
@@ -67,6 +68,7 @@ class Sweep:
         key_lines: for a TOML file, the line of every column's key; mistakes in the rows are reported there.
         job: the submit file with the command line.
         experiments_dir: the folder of the experiments, if it is not the one that the command line names.
+        resources: what each row needs on a cluster.
         planned: the correct rows; `check` fills it.
     """
 
@@ -81,6 +83,7 @@ class Sweep:
     key_lines: dict[str, int] | None = None
     job: SubmitFile | None = None
     experiments_dir: str | None = None
+    resources: Resources = field(default_factory=Resources)
     planned: list[Planned] = field(default_factory=list)
 
     def __post_init__(self) -> None:
