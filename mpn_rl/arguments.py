@@ -555,7 +555,11 @@ def _add_sweep(parser: Parser) -> None:
 
     def add(name: str, text: str) -> Parser:
         action: Parser = actions.add_parser(name, help=text, description=text)
-        kind = "the sweep's TOML file" if name == "expand" else "TOML file, HTCondor submit file, or args file"
+        kind = (
+            "the sweep's TOML file"
+            if name == "expand"
+            else "TOML file, HTCondor submit file, Slurm script, or args file"
+        )
         action.add_argument("file", metavar="FILE", help=kind)
         folder = "folder of the runs (default: as in their command line)"
         action.add_argument("--experiments-dir", metavar="DIR", help=folder)

@@ -95,7 +95,8 @@ class Tree:
         """Leave out links to what the snapshot does not hold."""
         known = {folder for name in self.files for folder in (name, *map(str, Path(name).parents))}
         for name, path in list(self.files.items()):
-            if path.is_symlink() and os.path.relpath(os.path.realpath(path), self.root) not in known:
+            real = os.path.realpath(path)  # of a loop, one of its links
+            if path.is_symlink() and (os.path.islink(real) or os.path.relpath(real, self.root) not in known):
                 del self.files[name]
                 self.left_out.append(name)
 
@@ -161,8 +162,8 @@ def _walk(root: Path, skipped: set[Path]) -> Iterator[str]:
                 count += 1
                 if count > MAX_FILES:
                     raise ConfigError(
-                        f"{root} has more than {MAX_FILES:,} files, too many for a snapshot; put the code under git, or "
-                        "start in the folder of the code"
+                        f"{root} has more than {MAX_FILES:,} files, too many for a snapshot; put the code under git, "
+                        "or start in the folder of the code"
                     )
                 yield os.path.relpath(os.path.join(folder, name), root)
 

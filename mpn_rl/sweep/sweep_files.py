@@ -1,4 +1,4 @@
-"""Read the files of a sweep (TOML, HTCondor submit file, args file) and make the rows of a grid or a random search.
+"""Read the files of a sweep (TOML, submit file, Slurm script, args file), and make rows of a grid or a random search.
 
 docs/sweeps.md describes the three kinds of files. This module imports only the standard library and option modules.
 """
@@ -19,6 +19,7 @@ from typing import NamedTuple
 from mpn_rl import arguments
 from mpn_rl.options import ConfigError, nearest, shortened
 from mpn_rl.sweep.schedulers import Resources
+from mpn_rl.sweep.slurm_script import SlurmScript
 from mpn_rl.sweep.submit_file import MAX_ROWS_BYTES, Mistake, SubmitFile, read_text
 from mpn_rl.sweep.table import TRAINING, Row, Sweep
 
@@ -26,7 +27,7 @@ TOML_KEYS = ("command", "job", "args", "name", "seeds", "resources", "fixed", "g
 # Options that a sweep sets by itself, or with which nothing would be trained.
 OWN_FLAGS = ("--experiment-name", "--seed", "--resume", "--overwrite", "--list-envs", "--help", "--help-all")
 MAX_ROWS = 100_000
-JOB_SUFFIXES = (".job", ".sub")
+JOB_SUFFIXES = (".job", ".sub", ".sbatch")
 # Of one value in an args file: HTCondor reads quotes, '$' and '\' in its own way.
 CELL_RULE = "printable ASCII characters without blanks, commas, quotes, '$' and '\\', and no '#' at its start"
 DISTRIBUTIONS = ("choice", "uniform", "log-uniform")
@@ -34,7 +35,7 @@ Value = bool | int | float | str  # of an option, in a TOML file
 
 
 def load(path: Path, experiments_dir: str | None = None) -> Sweep:
-    """Read the sweep of a TOML file, a submit file, or an args file that one of them names.
+    """Read the sweep of a TOML file, a submit file, a Slurm script, or an args file that one of them names.
 
     Args:
         path: the file.
@@ -44,7 +45,7 @@ def load(path: Path, experiments_dir: str | None = None) -> Sweep:
     if path.suffix == ".toml":
         sweep = load_toml(path)
     elif path.suffix in JOB_SUFFIXES:
-        sweep = load_job(path)
+        sweep = load_script(path) if path.suffix == ".sbatch" else load_job(path)
     else:
         sweep = load_rows(path)
     sweep.experiments_dir = experiments_dir
@@ -77,6 +78,23 @@ def load_job(path: Path) -> Sweep:
         rows, wrong_rows = _read_rows(rows_path, lines, job.columns)
         mistakes += wrong_rows
     return Sweep(path, rows_path, job.columns, command, (path, line, column), rows, project_of(path), mistakes, job=job)
+
+
+def load_script(path: Path) -> Sweep:
+    """Read an array script for Slurm and the rows that it names. Raises: ConfigError."""
+    script = SlurmScript.read(path)
+    script.project = project_of(path)
+    rows_path = script.project / script.rows_name
+    rows, mistakes = list[Row](), list(script.reading_mistakes)
+    if rows_path.is_file():
+        lines = _lines(rows_path)
+        script.rows = len(lines)
+        rows, wrong_rows = _read_rows(rows_path, lines, script.columns)
+        mistakes += wrong_rows
+    else:
+        mistakes.append(Mistake(path, 1, 1, f"no args file {rows_path}"))
+    place = (path, script.command_line, 1)
+    return Sweep(path, rows_path, script.columns, script.command, place, rows, script.project, mistakes, job=script)
 
 
 def load_rows(path: Path) -> Sweep:
@@ -304,7 +322,7 @@ def _over_job(path: Path, plan: Mapping[str, object], params: list[Param]) -> Sw
         raise ConfigError("args and job cannot be combined: the submit file names its args file")
     if not isinstance(plan["job"], str):
         raise ConfigError(f"job must be the name of a submit file, got {shortened(plan['job'])}")
-    owner = load_job(path.parent / plan["job"])
+    owner = load(path.parent / plan["job"]) if plan["job"].endswith(".sbatch") else load_job(path.parent / plan["job"])
     given = {param.column for param in params}
     for column in sorted(given - set(owner.setting_columns)):
         raise ConfigError(f"{owner.path} has no column {column!r}{nearest(column, owner.setting_columns)}")

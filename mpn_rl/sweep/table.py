@@ -21,6 +21,7 @@ from mpn_rl import arguments
 from mpn_rl.config import Config, config_from_dict
 from mpn_rl.options import ConfigError
 from mpn_rl.sweep.schedulers import Resources
+from mpn_rl.sweep.slurm_script import SlurmScript
 from mpn_rl.sweep.submit_file import MACRO, Mistake, SubmitFile
 
 TRAINING = ("train", "train-neurogym")
@@ -66,7 +67,7 @@ class Sweep:
         base: the folder in which the runs start.
         reading_mistakes: mistakes found while reading the files.
         key_lines: for a TOML file, the line of every column's key; mistakes in the rows are reported there.
-        job: the submit file with the command line.
+        job: the submit file or script with the command line.
         experiments_dir: the folder of the experiments, if it is not the one that the command line names.
         resources: what each row needs on a cluster.
         planned: the correct rows; `check` fills it.
@@ -81,7 +82,7 @@ class Sweep:
     base: Path = Path()
     reading_mistakes: list[Mistake] = field(default_factory=list)
     key_lines: dict[str, int] | None = None
-    job: SubmitFile | None = None
+    job: SubmitFile | SlurmScript | None = None
     experiments_dir: str | None = None
     resources: Resources = field(default_factory=Resources)
     planned: list[Planned] = field(default_factory=list)
