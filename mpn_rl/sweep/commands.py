@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import shlex
 import signal
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
@@ -53,7 +54,15 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 def sweep(args: argparse.Namespace) -> int:
     """Run `main.py sweep ACTION FILE`. Returns: the exit status."""
-    actions = {"expand": expand, "check": check, "run": run, "submit": submit, "status": status, "summary": summary}
+    actions = {
+        "expand": expand,
+        "check": check,
+        "run": run,
+        "submit": submit,
+        "search": search,
+        "status": status,
+        "summary": summary,
+    }
     return actions[args.action](args)
 
 
@@ -164,11 +173,19 @@ class Children:
         self.stopping = threading.Event()
         self.lock = threading.Lock()
 
-    def work(self, planned: Planned) -> str:
-        """Run a row until it is complete. Returns: "", or why it is not complete."""
+    def work(self, planned: Planned, enough: Callable[[], bool] | None = None) -> str:
+        """Run a row until it is complete.
+
+        Args:
+            planned: the row.
+            enough: asked while the row runs; True ends the row, which saves a checkpoint.
+        Returns: "", or why the row is not complete.
+        """
         failures, pauses = 0, iter(PAUSES_S)
         while not self.stopping.is_set():
-            code = self._start(planned)
+            code = self._start(planned, enough)
+            if enough is not None and enough():
+                return "ended"
             if code == planned.args.checkpoint_exit_code or self.stopping.is_set():
                 continue  # the row saved a checkpoint and exited in order to be started again
             if code == 0:
@@ -184,7 +201,7 @@ class Children:
                 return f"{reason} ({log_path(planned.experiment)})"
         return "stopped"
 
-    def _start(self, planned: Planned) -> int:
+    def _start(self, planned: Planned, enough: Callable[[], bool] | None = None) -> int:
         """Run one process of a row. Returns: its exit status."""
         argv = [*planned.argv, *([] if "--resume" in planned.argv else ["--resume", "auto"])]
         for module in self.trusted:
@@ -211,7 +228,7 @@ class Children:
                     env={**os.environ, **threads},
                 )
                 self.running[planned.name] = child
-            code = child.wait()
+            code = _wait(child, enough)
             with self.lock:
                 del self.running[planned.name]
             if code not in (0, planned.args.checkpoint_exit_code) and not self.stopping.is_set():
@@ -231,6 +248,22 @@ class Children:
                 child.wait(max(0.0, deadline - time.monotonic()))
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
             for child in children:
+                child.kill()
+
+
+def _wait(child: subprocess.Popen, enough: Callable[[], bool] | None) -> int:
+    """The exit status of a process, which is ended once `enough` is true."""
+    if enough is None:
+        return child.wait()
+    deadline = None
+    while True:
+        try:
+            return child.wait(POLL_S)
+        except subprocess.TimeoutExpired:
+            if deadline is None and enough():
+                child.terminate()
+                deadline = time.monotonic() + GRACE_S
+            elif deadline is not None and time.monotonic() > deadline:
                 child.kill()
 
 
@@ -271,13 +304,39 @@ def submit(args: argparse.Namespace) -> int:
             f"sweep submit takes a TOML file, got {args.file}; submit a file for HTCondor or Slurm by hand, or name it "
             "in a TOML file as job"
         )
+    if args.search_workers:
+        table = _search_table(args)
+        _require_trust(table)
+        return submit.submit_workers(table, args)
     table = _trainings(args, "resume")
     _require_trust(table)
     _, open_rows = _open_rows(table)
     if not open_rows:
         stdout.print(f"{_count(len(table.planned), 'row')}: all are complete or running; nothing was submitted")
         return 0
-    return submit.submit(table, open_rows, args)
+    return submit.submit_rows(table, open_rows, args)
+
+
+def search(args: argparse.Namespace) -> int:
+    """Search the settings of a TOML file with Optuna."""
+    _require_optuna()
+    from mpn_rl.sweep import search
+
+    table = _search_table(args)
+    _require_trust(table)
+    return search.search(table, args)
+
+
+def _require_optuna() -> None:
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("sweep search needs Optuna; install it with: pip install 'mpn-rl[search]'")
+
+
+def _search_table(args: argparse.Namespace) -> Sweep:
+    """The checked sweep of a TOML file; what it checks are random draws of its table [search]."""
+    if Path(args.file).suffix != ".toml":
+        raise ConfigError(f"sweep search takes a TOML file with a table [search], got {args.file}")
+    return _trainings(args, "ignore")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -294,7 +353,7 @@ def run(args: argparse.Namespace) -> int:
     stdout.print(f"{_count(len(states), 'row')}: {done} done, {len(todo)} to run, {_count(workers, 'worker')}")
     children = Children(table, args.retries, args.trust_env_module)
     pool = ThreadPoolExecutor(workers)
-    with _stop_signals() as received:
+    with stop_signals() as received:
         try:
             failures = _watch({pool.submit(children.work, planned): planned for planned in todo}, children)
         except KeyboardInterrupt:
@@ -316,7 +375,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """Raise KeyboardInterrupt at a signal that asks to stop. Yields: the list that the signals' numbers go to."""
     received: list[int] = []
 

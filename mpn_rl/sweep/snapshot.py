@@ -124,7 +124,7 @@ class Tree:
         name = os.path.relpath(file.resolve(), self.root)
         if name not in self.files:
             raise ConfigError(
-                f"--config {file} would not be in the snapshot: put it into {self.root}, where git does not ignore it"
+                f"{file} would not be in the snapshot: put it into {self.root}, where git does not ignore it"
             )
         return name
 

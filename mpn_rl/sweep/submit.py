@@ -17,13 +17,14 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from model_utils import write_bytes_atomic, write_json
 from mpn_rl.console import stderr, stdout
 from mpn_rl.options import PROGRAM, ConfigError, TemporaryError
 from mpn_rl.storage.regular_files import disk_errors, open_regular
 from mpn_rl.sweep import schedulers, snapshot
-from mpn_rl.sweep.schedulers import Resources, Scheduler, Submission
+from mpn_rl.sweep.schedulers import Scheduler, Submission
 from mpn_rl.sweep.snapshot import Snapshot, Tree
 from mpn_rl.sweep.table import Planned, Sweep
 from mpn_rl.tasks import trusted_modules
@@ -31,7 +32,14 @@ from mpn_rl.tasks import trusted_modules
 SHOWN = 10  # names of changed files in a line
 
 
-def submit(table: Sweep, todo: Sequence[Planned], args: argparse.Namespace) -> int:
+class Job(NamedTuple):
+    """One job: a name, and the arguments of main.py in the snapshot."""
+
+    name: str
+    argv: list[str]
+
+
+def submit_rows(table: Sweep, todo: Sequence[Planned], args: argparse.Namespace) -> int:
     """Submit rows of a checked sweep.
 
     Args:
@@ -41,71 +49,89 @@ def submit(table: Sweep, todo: Sequence[Planned], args: argparse.Namespace) -> i
     Returns: the exit status.
     Raises: ConfigError if nothing was submitted because of a mistake or the scheduler's answer.
     """
+    scheduler, tree, root = _prepared(table, args)
+    jobs = [Job(planned.name, _row(planned, tree, root, args.trust_env_module)) for planned in todo]
+    if scheduler.name == "condor":  # which has no time limit that lets a job save
+        every = ["--checkpoint-exit-every", f"{table.resources.time_s / 60:g}"]
+        jobs = [Job(name, [*argv, *every]) for name, argv in jobs]
+    return _submit(table, scheduler, tree, root, jobs, args)
+
+
+def submit_workers(table: Sweep, args: argparse.Namespace) -> int:
+    """Submit `args.search_workers` jobs that run `sweep search` together; otherwise as `submit_rows`."""
+    scheduler, tree, root = _prepared(table, args)
+    argv = ["sweep", "search", tree.place_of(table.path), "--worker", "--experiments-dir", str(root)]
+    for module in args.trust_env_module:
+        argv += [trusted_modules.FLAG, module]
+    jobs = [Job(f"search worker {number}", argv) for number in range(args.search_workers)]
+    return _submit(table, scheduler, tree, root, jobs, args)
+
+
+def _prepared(table: Sweep, args: argparse.Namespace) -> tuple[Scheduler, Tree, Path]:
+    """The scheduler, what is frozen, and the folder of the experiments. Raises: ConfigError."""
     scheduler = schedulers.choose(args.scheduler)
-    need = _resources(table, todo)
+    for planned in table.planned:
+        run, need = planned.config.run if planned.config else None, table.resources
+        if run and run.threads > need.cpus:
+            raise ConfigError(f"[resources] cpus = {need.cpus}, but row {planned.name} has --threads {run.threads}")
+        if run and run.device.startswith("cuda") and not need.gpus:
+            raise ConfigError(f"[resources] gpus = 0, but row {planned.name} has --device {run.device}")
     if not args.dry_run:
         schedulers.require_program(scheduler)
-    root = Path(os.path.abspath(todo[0].experiment.root))
-    tree = Tree.of(table.base, [root])
-    rows = [_row(planned, tree, root, args.trust_env_module, need, scheduler) for planned in todo]
+    root = Path(os.path.abspath(table.planned[0].experiment.root))
+    return scheduler, Tree.of(table.base, [root]), root
+
+
+def _submit(
+    table: Sweep, scheduler: Scheduler, tree: Tree, root: Path, jobs: Sequence[Job], args: argparse.Namespace
+) -> int:
+    """Show, ask, freeze and submit. Returns: the exit status."""
+    for name, argv in jobs:
+        if not all(word and word.isprintable() for word in argv):
+            raise ConfigError(f"{name} has an option that is empty or not printable: {argv!r}")
     name = re.sub(r"[^\w.+=-]+", "_", table.path.stem, flags=re.ASCII)
     folder = root / ".sweep" / name
-    text = _text(scheduler, tree, Submission(name, len(rows), "../N/rows.txt", "../code", need))
-    stdout.print(f"{_described(tree)}\n--- {scheduler.file}\n{text}---")
+    draft = Submission(name, len(jobs), "../N/rows.txt", "../code", table.resources)
+    stdout.print(f"{_described(tree)}\n--- {scheduler.file}\n{_text(scheduler, tree, draft)}---")
+    rows = f"{len(jobs)} {'row' if len(jobs) == 1 else 'rows'}"
     if args.dry_run:
-        stdout.print(f"dry run: {len(rows)} rows for {scheduler.name}; nothing was written or submitted")
+        stdout.print(f"dry run: {rows} for {scheduler.name}; nothing was written or submitted")
         return 0
-    if not args.yes and not _confirmed(f"submit {len(rows)} rows to {scheduler.name}? [y/N] "):
+    if not args.yes and not _confirmed(f"submit {rows} to {scheduler.name}? [y/N] "):
         raise ConfigError("nothing was submitted")
     with _locked(folder):
-        _refuse_waiting(folder, {planned.name for planned in todo})
+        if not args.search_workers:  # more workers may join a search
+            _refuse_waiting(folder, {job.name for job in jobs})
         frozen = snapshot.freeze(tree, folder)
         place = next(folder / str(number) for number in range(1, 10**6) if not (folder / str(number)).exists())
-        submission = Submission(name, len(rows), f"../{place.name}/rows.txt", f"../{frozen.path.name}", need)
+        submission = draft._replace(rows_file=f"../{place.name}/rows.txt", code=f"../{frozen.path.name}")
         try:
             with disk_errors(place):
                 (place / "logs").mkdir(parents=True)
-                write_bytes_atomic(place / "rows.txt", "".join("\t".join(row) + "\n" for row in rows).encode())
+                write_bytes_atomic(place / "rows.txt", "".join("\t".join(job.argv) + "\n" for job in jobs).encode())
                 write_bytes_atomic(place / scheduler.file, _text(scheduler, tree, submission).encode())
             number = _submitted(scheduler, place)
         except BaseException:
             _undo(place, frozen)
             raise
         record = {"scheduler": scheduler.name, "number": number, "snapshot": frozen.path.name, "digest": frozen.digest}
-        write_json(place / "submitted.json", record | {"rows": [planned.name for planned in todo]})
-    stdout.print(f"submitted {len(rows)} rows to {scheduler.name} as {number}; they run the code in {frozen.path}")
-    stdout.print(f"watch:  {scheduler.watch.format(number)}    {PROGRAM} sweep status {args.file}")
+        write_json(place / "submitted.json", record | {"rows": [job.name for job in jobs]})
+    stdout.print(f"submitted {rows} to {scheduler.name} as {number}; they run the code in {frozen.path}")
+    show = f"search {args.file} --show" if args.search_workers else f"status {args.file}"
+    stdout.print(f"watch:  {scheduler.watch.format(number)}    {PROGRAM} sweep {show}")
     stdout.print(f"output: {place / 'logs'}\ncancel: {scheduler.cancel.format(number)}")
     return 0
 
 
-def _resources(table: Sweep, todo: Sequence[Planned]) -> Resources:
-    """The resources of the sweep. Raises: ConfigError if a row uses more than they hold."""
-    need = table.resources
-    for planned in todo:
-        run = planned.config.run if planned.config else None
-        if run and run.threads > need.cpus:
-            raise ConfigError(f"[resources] cpus = {need.cpus}, but row {planned.name} has --threads {run.threads}")
-        if run and run.device.startswith("cuda") and not need.gpus:
-            raise ConfigError(f"[resources] gpus = 0, but row {planned.name} has --device {run.device}")
-    return need
-
-
-def _row(
-    planned: Planned, tree: Tree, root: Path, trusted: Sequence[str], need: Resources, scheduler: Scheduler
-) -> list[str]:
+def _row(planned: Planned, tree: Tree, root: Path, trusted: Sequence[str]) -> list[str]:
     """The arguments of main.py for a row that runs in the snapshot. The last of equal options counts."""
     row = [*planned.argv, *([] if "--resume" in planned.argv else ["--resume", "auto"])]
     config = planned.args.config
     if config and Path(config).exists():  # else a configuration of the toolkit
         row += ["--config", tree.place_of(Path(config))]
     row += ["--experiments-dir", str(root), "--checkpoint-exit-code", str(schedulers.EXIT_CODE)]
-    if scheduler.name == "condor":  # which has no limit of its own that lets a job save
-        row += ["--checkpoint-exit-every", f"{need.time_s / 60:g}"]
     for module in trusted:
         row += [trusted_modules.FLAG, module]
-    if not all(word and word.isprintable() for word in row):
-        raise ConfigError(f"row {planned.name} has an option that is empty or not printable: {row!r}")
     return row
 
 

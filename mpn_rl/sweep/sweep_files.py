@@ -30,6 +30,8 @@ MAX_ROWS = 100_000
 JOB_SUFFIXES = (".job", ".sub", ".sbatch")
 # Of one value in an args file: HTCondor reads quotes, '$' and '\' in its own way.
 CELL_RULE = "printable ASCII characters without blanks, commas, quotes, '$' and '\\', and no '#' at its start"
+SEARCH_KEYS = ("n", "seed", "pruner")  # of the table [search], beside the options
+PRUNERS = ("median", "hyperband", "none")
 DISTRIBUTIONS = ("choice", "uniform", "log-uniform")
 Value = bool | int | float | str  # of an option, in a TOML file
 
@@ -346,7 +348,7 @@ def _params(plan: Mapping[str, object]) -> list[Param]:
         if not isinstance(table, dict):
             raise ConfigError(f"[{section}] must be a table of options, got {shortened(table)}")
         for key, spec in table.items():
-            if section == "search" and key in ("n", "seed"):
+            if section == "search" and key in SEARCH_KEYS:
                 continue
             if isinstance(spec, dict) and not (section == "search" and set(spec) & set(DISTRIBUTIONS)):
                 params += [_param(section, key, inner, one) for inner, one in spec.items()]
@@ -387,27 +389,69 @@ def _text(value: Value, flag: str | None = None) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+Setting = Sequence[tuple[Param, Value]]  # a value for each key of [grid] and [search]
+
+
 def _rows_of(sweep: Sweep, plan: Mapping[str, object]) -> list[list[str]]:
     """The values of one row per setting and seed, in the order of the file; a larger `n` only appends rows."""
     params = _params(plan)
-    rows: list[list[str]] = []
-    fixed = {param.column: _text(param.values[0]) for param in params if param.section == "fixed"}
     grid = [[(param, value) for value in param.values] for param in params if param.section == "grid"]
     seeds, draws = _seeds(plan), _draws(plan, [param for param in params if param.section == "search"])
     if len(seeds) * len(draws) * math.prod(map(len, grid)) > MAX_ROWS:
         raise ConfigError(f"more than {MAX_ROWS:,} rows; take fewer values, draws or seeds")
-    for drawn in draws:
-        for point in itertools.product(*grid):
-            setting = [*point, *drawn]
-            for seed in seeds:
-                shown = {param.column: _text(value) for param, value in setting} | {"seed": str(seed)}
-                values = fixed | {
-                    param.column: _text(value, None if sweep.job else f"--{param.key}".replace("_", "-"))
-                    for param, value in setting
-                }
-                values |= {sweep.name_column or "": _name(sweep, plan, shown), sweep.seed_column or "": str(seed)}
-                rows.append([values[column] for column in sweep.columns])
-    return rows
+    return [
+        _row(sweep, plan, [*point, *drawn], seed)
+        for drawn in draws
+        for point in itertools.product(*grid)
+        for seed in seeds
+    ]
+
+
+def _row(sweep: Sweep, plan: Mapping[str, object], setting: Setting, seed: int, name: str | None = None) -> list[str]:
+    """The values of the row of a setting and a seed; without a name, the plan's pattern gives it."""
+    fixed = {param.column: _text(param.values[0]) for param in _params(plan) if param.section == "fixed"}
+    shown = {param.column: _text(value) for param, value in setting} | {"seed": str(seed)}
+    values = fixed | {
+        param.column: _text(value, None if sweep.job else f"--{param.key}".replace("_", "-"))
+        for param, value in setting
+    }
+    own = _name(sweep, plan, shown) if name is None else name
+    values |= {sweep.name_column or "": own, sweep.seed_column or "": str(seed)}
+    return [values[column] for column in sweep.columns]
+
+
+class Space:
+    """What `sweep search` chooses from: the table [search] of a TOML file.
+
+    Args:
+        sweep: of the file; its rows are random draws, and `row` makes those of the search.
+    Raises: ConfigError if the file has a [grid], no [search], or no number of trials.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep, self.plan = sweep, tomllib.loads(read_text(sweep.path))
+        self.params = [param for param in _params(self.plan) if param.section == "search"]
+        if self.plan.get("grid"):
+            raise ConfigError(f"{sweep.path}: sweep search chooses every value; write [grid] as choice in [search]")
+        if not self.params:
+            raise ConfigError(f"{sweep.path}: sweep search needs a table [search] of options")
+        table = self.plan["search"]
+        self.n: int = table["n"]
+        self.seed: int = table.get("seed", 0)
+        self.pruner: str = table.get("pruner", "median")
+        self.seeds = _seeds(self.plan)
+
+    def row(self, values: Mapping[str, Value], seed: int, name: str) -> Row:
+        """The row of a setting, given by column, and a seed."""
+        cells = _row(self.sweep, self.plan, [(param, values[param.column]) for param in self.params], seed, name)
+        return Row(1, tuple(cells), tuple(1 for _ in cells))
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """All that must stay the same when a search continues."""
+        params = {param.column: [param.distribution, list(param.values)] for param in self.params}
+        words = list(self.sweep.command or [])
+        return {"command": words, "params": params, "seeds": self.seeds, "seed": self.seed, "pruner": self.pruner}
 
 
 def _draws(plan: Mapping[str, object], search: list[Param]) -> list[list[tuple[Param, Value]]]:
@@ -418,6 +462,8 @@ def _draws(plan: Mapping[str, object], search: list[Param]) -> list[list[tuple[P
     for key, value in table.items():
         if key in ("n", "seed") and (type(value) is not int or not (key == "n") <= value <= MAX_ROWS):
             raise ConfigError(f"[search] {key} must be a whole number up to {MAX_ROWS}, got {shortened(value)}")
+        if key == "pruner" and value not in PRUNERS:
+            raise ConfigError(f"[search] pruner must be one of {', '.join(PRUNERS)}, got {shortened(value)}")
     if not search:
         return [[]]
     if "n" not in table:

@@ -197,7 +197,7 @@ class Sweep:
         seen.setdefault(planned.name, row)
         if existing != "ignore" and not without:
             try:
-                _check_existing(planned, existing)
+                check_existing(planned, existing)
             except ConfigError as error:
                 column = self._column_of(str(error), row, without) or self.name_column
                 mistakes.append(Mistake(*self._place(row, column), str(error)))
@@ -239,7 +239,7 @@ def _owners(command: list[str]) -> Iterator[tuple[str, str]]:
             yield from ((flag[0], name) for name in _macros(word))
 
 
-def _check_existing(planned: Planned, existing: Existing) -> None:
+def check_existing(planned: Planned, existing: Existing) -> None:
     """Raises: ConfigError if a training's experiment exists but must not, or an evaluation's is missing."""
     experiment, config = planned.experiment, planned.config
     if config is None:
