@@ -641,7 +641,7 @@ def plot_trials(trials: Sequence[tuple[int, float, str]], ax: Axes) -> Axes:
         ax.step(x, np.maximum.accumulate(y), where="post", color="#0072B2", lw=1.2, label="best so far")
         ax.legend(fontsize=8)
     ax.set(xlabel="trial", ylabel="score, mean over seeds")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
 

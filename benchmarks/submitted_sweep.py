@@ -123,7 +123,7 @@ def measure(cluster: Cluster, folder: Path, steps: int) -> dict[str, Any]:
     for row, name in enumerate(names):
         config = json.loads((project / "experiments" / name / "config.json").read_text())
         different = torture.differences(project / "experiments" / name, project / "experiments-alone" / name)
-        snapshot = config["versions"]["snapshot"]
+        snapshot = os.path.relpath(config["versions"]["snapshot"].partition(" (")[0], project)
         rows.append({"row": name, "starts": starts[row], "different_files": different, "snapshot": snapshot})
     return {
         "scheduler": cluster.scheduler, "steps": steps, "seconds": round(seconds, 1), "status": status,

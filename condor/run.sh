@@ -6,9 +6,9 @@ set -euo pipefail
 python=${MPN_RL_PYTHON:-.venv/bin/python}
 
 if [ "${_CONDOR_SCRATCH_DIR:-none}" -ef . ]; then  # no shared disk: this folder contains only the transferred files
-  [ -d python ] || tar -xzf condor/python.tar.gz
+  [ -d python ] || [ ! -e condor/python.tar.gz ] || tar -xzf condor/python.tar.gz
   [[ "$*" =~ --experiment-name[\ =]([^ ]+) ]] && mkdir -p "experiments/${BASH_REMATCH[1]}"
-  python=python/bin/python
+  [ ! -d python ] || python=python/bin/python  # else that of a container image
 else
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
 fi

@@ -33,6 +33,7 @@ from mpn_rl.sweep.submit_file import Mistake
 from mpn_rl.sweep.table import TRAINING, Existing, Planned, Sweep
 from mpn_rl.tasks import trusted_modules
 
+MAIN = Path(__file__).parents[2] / "main.py"  # what runs a row
 POLL_S = 0.5  # between two reads of the running rows' states
 GRACE_S = 15.0  # from SIGTERM to SIGKILL, for rows to save their checkpoints
 USAGE = 2  # the exit status for a wrong command line: a retry would fail too
@@ -208,7 +209,7 @@ class Children:
             argv += [trusted_modules.FLAG, module]
         if self.sweep.experiments_dir:
             argv += ["--experiments-dir", self.sweep.experiments_dir]
-        command = [sys.executable, str(Path(__file__).parents[2] / "main.py"), *argv]
+        command = [sys.executable, str(MAIN), *argv]
         threads = dict.fromkeys(THREADS, str(planned.config.run.threads if planned.config else 1))
         log = log_path(planned.experiment)
         log.parent.mkdir(parents=True, exist_ok=True)

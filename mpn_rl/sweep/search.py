@@ -7,7 +7,7 @@
     experiments/<name>-t0007-s0/     the run of trial 7 with seed 0
 
 A process that is killed loses nothing: its trial stays in the record with its setting, and the next process that finds
-the trial's lock free continues its runs. A setting depends only on the seed, the trial's number and the finished trials,
+the trial's lock free continues its runs. A setting depends only on the seed, the trial's number and the trials before,
 so with one worker a search gives the same trials, however often it is interrupted. This module does not import torch.
 """
 
@@ -245,7 +245,7 @@ def distribution_of(param: Param) -> BaseDistribution:
 def rounded(param: Param, value: Any) -> Value:
     """A proposed value with four significant digits, within its bounds: the record has what the command line has."""
     if param.distribution == "choice" or type(value) is not float:
-        return value  # type: ignore[no-any-return]
+        return value
     low, high = (float(bound) for bound in param.values)
     return min(max(float(f"{value:.4g}"), low), high)
 

@@ -46,7 +46,8 @@ def write(search: Search, folder: Path) -> list[str]:
     files.append(write_csv(Path(f"{stem}_importance.csv"), ["option", "importance"], list(important.items())))
     files.append(_picture(Path(f"{stem}_search.png"), trials, important))
     best = sorted(
-        (row for row, trial in zip(rows, trials, strict=True) if trial.state == TrialState.COMPLETE), key=lambda row: -row[-5]
+        (row for row, trial in zip(rows, trials, strict=True) if trial.state == TrialState.COMPLETE),
+        key=lambda row: -row[-5],
     )
     cells = [["trial", *columns, "n", "mean", "95 % interval"]]
     for row in best[:SHOWN]:
