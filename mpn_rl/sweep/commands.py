@@ -79,7 +79,10 @@ def _checked(table: Sweep, existing: Existing, more: Sequence[Mistake] = ()) -> 
 
 def _trainings(args: argparse.Namespace, existing: Existing) -> Sweep:
     """The checked sweep of a file whose rows train. Raises: ConfigError."""
-    table = sweep_files.load(Path(args.file), args.experiments_dir)
+    return _checked_trainings(sweep_files.load(Path(args.file), args.experiments_dir), args, existing)
+
+
+def _checked_trainings(table: Sweep, args: argparse.Namespace, existing: Existing) -> Sweep:
     if table.command is None or table.command[0] not in TRAINING:
         raise ConfigError(
             f"the rows of {args.file} do not train; sweep {args.action} needs rows of train or train-neurogym"
@@ -337,7 +340,14 @@ def _search_table(args: argparse.Namespace) -> Sweep:
     """The checked sweep of a TOML file; what it checks are random draws of its table [search]."""
     if Path(args.file).suffix != ".toml":
         raise ConfigError(f"sweep search takes a TOML file with a table [search], got {args.file}")
-    return _trainings(args, "ignore")
+    table = sweep_files.load_toml(Path(args.file), compare=False)
+    table.experiments_dir = args.experiments_dir
+    if table.name_column is not None:  # a search names its runs itself, and draws may repeat
+        place = table.columns.index(table.name_column)
+        for number, row in enumerate(table.rows):
+            values = (*row.values[:place], f"draw{number}", *row.values[place + 1 :])
+            table.rows[number] = row._replace(values=values)
+    return _checked_trainings(table, args, "ignore")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -159,12 +159,11 @@ class Search:
     def _record_errors(self, journal: Path) -> Iterator[None]:
         try:
             yield
-        except ConfigError:
+        except (ConfigError, OSError):
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # Optuna trusts its file
-            raise ConfigError(
-                f"{journal} is damaged ({type(error).__name__}: {error}); restore or remove it"
-            ) from error
+        except Exception as error:  # Optuna trusts its file
+            kind = type(error).__name__
+            raise ConfigError(f"{journal} is damaged ({kind}: {error}); restore or remove it") from error
 
     def trials(self) -> list[FrozenTrial]:
         with self._record_errors(self.folder / "journal.log"):
