@@ -88,9 +88,8 @@ def main() -> int:
     best_grid = max(grid, key=lambda row: float(row["mean"]))
     best = max((trial for trial in trials if trial["state"] == "complete"), key=lambda row: float(row["mean"]))
     used = sum(int(trial["steps"]) for trial in trials)
-    print(
-        f"grid: {float(best_grid['mean']):.3f} [{best_grid['mean_low']}, {best_grid['mean_high']}], {GRID_STEPS:,} steps"
-    )
+    interval = f"[{best_grid['mean_low']}, {best_grid['mean_high']}]"
+    print(f"grid: {float(best_grid['mean']):.3f} {interval}, {GRID_STEPS:,} steps")
     print(f"search: {float(best['mean']):.3f}, {len(trials)} trials, {used:,} steps")
     good = float(best["mean"]) >= float(best_grid["mean_low"])
     print("the search reaches the grid's best setting" if good else "the search does NOT reach the grid's best setting")
