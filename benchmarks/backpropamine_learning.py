@@ -1,10 +1,10 @@
-"""What the modulated network learns, and the plain one beside it: the quick settings, the published maze, CartPole.
+"""Learning curves of the modulated and the plain network: quick settings, published maze, CartPole.
 
     python benchmarks/backpropamine_learning.py [GROUP ...]      groups: quick cue simplemaze long cartpole
 
-Every row is `python main.py train --config configs/...json` with a seed, then `eval` on 200 episodes of other seeds,
-for a modulated network also with its trace or its modulator held at zero. Resumable: experiments/bench-*, two rows at
-a time; results in benchmarks/results/backpropamine_learning.json, curves beside it. One thread a run.
+Every row is `python main.py train --config configs/...json` with a seed, then `eval` on 200 episodes of other seeds. A
+modulated network is also evaluated with its trace or its modulator held at zero. Resumable: experiments/bench-*, two
+rows at a time; results in benchmarks/results/backpropamine_learning.json, curves beside it. One thread per run.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def folder(group: str, contender: str, seed: int) -> str:
 
 
 def row(group: str, contender: str, options: list[str], seed: int, root: str) -> dict[str, Any]:
-    """Train if it is not done, evaluate, and sum it up."""
+    """Train if necessary, evaluate, and return the summary."""
     name = folder(group, contender, seed)
     here = ["--experiment-name", name, "--experiments-dir", root]
     if not Path(root, name, "checkpoints", "final_model.pt").is_file():
@@ -101,7 +101,7 @@ def _main(*words: str) -> str:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over the seeds of a contender: the last 50 iterations and the evaluation, with t intervals of the mean."""
+    """Means over the seeds of a contender, with t intervals: the last 50 iterations, and the evaluation."""
     from scipy import stats
 
     told: dict[str, Any] = {}

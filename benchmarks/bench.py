@@ -1,10 +1,10 @@
-"""How fast is everything around the scan: updates, acting, environments, whole runs, start-up.
+"""Times of everything except the scan: updates, acting, environments, whole runs, start-up.
 
     python benchmarks/bench.py [SECTION ...]        sections: update acting shares run accuracy checkpoint sweep startup
 
-Contenders take turns in one process, so that noise hits all alike; figures are medians, with the quartiles beside
-them, and what is asked of them. "The loop" is the same work through the plain PyTorch scan under autograd (--kernel
-reference). One thread. Results are kept by section in benchmarks/results/bench.json.
+The contenders take turns in one process, so that noise affects all of them. Results are medians with quartiles, beside
+their targets. "The loop" does the same work with the plain PyTorch scan under autograd (--kernel reference). One
+thread. Results are kept by section in benchmarks/results/bench.json.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def quartiles(values: list[float]) -> list[float]:
 
 @contextmanager
 def a_run(**flags: Any) -> Iterator[Any]:
-    """A training run of train-neurogym, in a folder that goes when it is left."""
+    """A training run of train-neurogym in a temporary folder."""
     from model_utils import Experiment
     from mpn_rl import config as cfg
     from mpn_rl.training import Run
@@ -86,7 +86,7 @@ def bench_update() -> dict[str, Any]:
 
 
 def bench_acting() -> dict[str, Any]:
-    """One acting step of all lanes, per lane, and the environment's own step."""
+    """One acting step of all environments, per environment, and the environment's own step."""
     import torch
 
     from mpn_rl import config as cfg
@@ -118,7 +118,7 @@ def bench_acting() -> dict[str, Any]:
 
 
 def bench_shares() -> dict[str, Any]:
-    """Where a training run's time goes, and policy + learner against the same work through the loop."""
+    """Shares of a training run's time, and policy + learner compared with the same work through the loop."""
     found: dict[str, Any] = {}
     contexts = {name: a_run(kernel=kernel) for name, kernel in (("fused", "auto"), ("loop", "reference"))}
     runs = {name: warmed(context.__enter__(), 1_500) for name, context in contexts.items()}
@@ -146,7 +146,7 @@ def bench_shares() -> dict[str, Any]:
 
 
 def timed(run: Any) -> dict[str, float]:
-    """Seconds spent in the parts of a run, from now on."""
+    """Start to measure the seconds spent in the parts of a run."""
     seconds = {"acting": 0.0, "environment": 0.0, "replay": 0.0, "learning": 0.0}
 
     def wrap(owner: Any, name: str, part: str) -> None:
@@ -175,7 +175,7 @@ def train_process(folder: str, *options: str) -> subprocess.Popen:
 
 
 def wait_for(process: subprocess.Popen) -> None:
-    """Let a run end. Raises: RuntimeError if it failed: a crash is not a slow run."""
+    """Wait for the end of a run. Raises: RuntimeError if it failed."""
     if process.wait() != 0:
         raise RuntimeError(f"{' '.join(map(str, process.args))} exited {process.returncode}")  # type: ignore[arg-type]
 
@@ -192,7 +192,7 @@ def bench_run() -> dict[str, Any]:
 
 
 def bench_accuracy(threshold: float = 0.90) -> dict[str, Any]:
-    """Wall clock of the whole process until the greedy evaluation first reaches 0.90, defaults, seeds 0-4."""
+    """Wall time of the whole process until the greedy evaluation first reaches 0.90, defaults, seeds 0-4."""
     rows = [seconds_to(threshold, seed) for seed in range(5)]
     return {"seeds": rows, "median_seconds": float(np.median([row["seconds"] for row in rows]))}
 
@@ -218,7 +218,7 @@ def seconds_to(threshold: float, seed: int) -> dict[str, Any]:
 
 
 def bench_checkpoint() -> dict[str, Any]:
-    """What a checkpoint costs at the default interval: last.pt with a full memory, and the training curves' picture."""
+    """Time of a checkpoint at the default interval: last.pt with a full replay buffer, and the picture of curves."""
     from mpn_rl import config as cfg
     from mpn_rl.reporting import draw_training_curves
 
@@ -254,7 +254,7 @@ eta = [1.0]
 
 
 def bench_sweep() -> dict[str, Any]:
-    """Eight runs of 10,000 steps by `sweep run --workers 2`, against one after the other; `sweep check` of 500 rows."""
+    """Eight runs of 10,000 steps by `sweep run --workers 2`, and one after the other; `sweep check` of 500 rows."""
 
     def main(*argv: str) -> float:
         begun = time.perf_counter()
@@ -351,7 +351,7 @@ def show(section: str, result: dict[str, Any]) -> None:
 
 
 def asked(section: str, name: str, median: float, figures: dict[str, list[float]]) -> str:
-    """The target of a figure, and whether it is missed; nothing where there is none."""
+    """The target of a figure, and whether it is missed; empty if there is no target."""
     for (owner, ending), (sign, bound) in TARGETS.items():
         if owner == section and name.endswith(ending):
             limit = figures[bound][1] if isinstance(bound, str) else bound
@@ -361,7 +361,7 @@ def asked(section: str, name: str, median: float, figures: dict[str, list[float]
 
 
 def figures_of(result: Any, path: str = "") -> Iterator[tuple[str, list[float]]]:
-    """(name, quartiles) of every figure in nested results; a single number is its own quartiles."""
+    """(name, quartiles) of every figure in nested results; a single number stands for its quartiles."""
     if isinstance(result, dict):
         for key, inner in result.items():
             yield from figures_of(inner, f"{path} {key}".strip())

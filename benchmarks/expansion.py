@@ -1,10 +1,10 @@
-"""Does growing help? Dense and with --expansion paper: TD3 on Pendulum-v1 and HalfCheetah-v4, the MPN-DQN on NeuroGym.
+"""Dense networks and --expansion paper: TD3 on Pendulum-v1 and HalfCheetah-v4, the MPN-DQN on NeuroGym.
 
     python benchmarks/expansion.py [--jobs 1] [--only Pendulum] [--seeds 0 1 2]
 
-Resumable, as benchmarks/learning.py: a row that is in benchmarks/results/expansion.json is skipped, a run that was
-interrupted goes on from its last checkpoint. Every row is one `python main.py train ...` and one `python main.py eval`
-on other seeds, of final_model.pt or, on NeuroGym, best_model.pt. HalfCheetah-v4 takes an hour or two and the extra
+Resumable like benchmarks/learning.py: rows in benchmarks/results/expansion.json are skipped, and an interrupted run
+continues from its last checkpoint. Every row is one `python main.py train ...` and one `python main.py eval` on other
+seeds, of final_model.pt or, on NeuroGym, best_model.pt. HalfCheetah-v4 takes an hour or two and needs the extra
 "mujoco".
 """
 
@@ -66,7 +66,7 @@ class Row(NamedTuple):
 
 
 def all_rows(seeds: list[int] | None = None) -> list[Row]:
-    """Dense and expanded side by side, so that an interrupted table compares like with like."""
+    """Rows in an order that alternates between dense and expanded, so that an interrupted table is balanced."""
     return [
         Row(task, network, seed)
         for task, how in TASKS.items()
@@ -77,7 +77,7 @@ def all_rows(seeds: list[int] | None = None) -> list[Row]:
 
 
 def run(row: Row) -> dict[str, Any]:
-    """Train and evaluate one row; returns what the table and the curves need."""
+    """Train and evaluate one row; returns the values for the table and the curves."""
     how = TASKS[row.task]
     options = [*how["train"].split(), "--env-name", row.task, "--seed", str(row.seed)]
     options += ["--expansion", NETWORKS[row.network]]
@@ -127,7 +127,7 @@ def key_of(row: dict[str, Any]) -> Row:
 
 
 def scores_of(rows: list[dict[str, Any]], task: str, network: str) -> list[float]:
-    """Accuracies where the task has them, else returns."""
+    """Accuracies if the task has them, else returns."""
     own = [row for row in rows if (row["task"], row["network"]) == (task, network)]
     return [row["return_mean"] if row.get("accuracy") is None else row["accuracy"] for row in own]
 
@@ -152,7 +152,7 @@ def last(rows: list[dict[str, Any]], quantity: str) -> str:
 
 
 def print_table(rows: list[dict[str, Any]]) -> bool:
-    """The table in the terminal; returns whether every demand that was measured holds."""
+    """Print the table; returns whether every measured target is reached."""
     from rich.console import Console
     from rich.table import Table
 

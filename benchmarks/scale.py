@@ -1,11 +1,11 @@
-"""What grows with what: trial length, lanes, and runs side by side.
+"""Costs as a function of the length of trials, the number of environments, and the number of runs at once.
 
     python benchmarks/scale.py [SECTION ...]        sections: length lanes beside
 
 length  one DQN update on whole trials of T steps, full and truncated BPTT: milliseconds per step of a trial, and peak
         memory above idle, each in a process of its own.
-lanes   `train-neurogym` as a process with more and more lanes: microseconds per environment step, and peak memory.
-beside  the same process alone and with as many others as there are cores: how much longer each takes.
+lanes   `train-neurogym` as a process with more and more environments: microseconds per environment step, peak memory.
+beside  the same process alone, and with as many others as there are cores: the factor of its time.
 
 One thread per process. Results are kept by section in benchmarks/results/scale.json.
 """
@@ -112,7 +112,7 @@ def run_once(steps: int, *options: str) -> dict[str, float]:
 
 
 def bench_beside(steps: int = 30_000, rounds: int = 3) -> dict[str, Any]:
-    """Alone and side by side in turns; the mean of the processes that run together."""
+    """Alone and together in turns; the mean of the processes that run together."""
     cores = os.cpu_count() or 1
     alone, together = [], []
     for _ in range(rounds):
@@ -124,7 +124,7 @@ def bench_beside(steps: int = 30_000, rounds: int = 3) -> dict[str, Any]:
 
 
 def timed_group(count: int, steps: int) -> float:
-    """Wall clock of `count` training processes at once."""
+    """Wall time of `count` training processes at once."""
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         options = ("--total-steps", str(steps), "--eval-freq", "0", "--eval-episodes", "1")

@@ -65,7 +65,7 @@ VICTIMS = {
 
 
 def fork(argv: list[str], folder: Path, prepare: Callable[[], object] = lambda: None, logs: Path | None = None) -> int:
-    """`main.py ARGV` in a fork that works in `folder`; it prints into out.txt and err.txt there, or in `logs`."""
+    """Run `main.py ARGV` in a fork in `folder`; its output goes to out.txt and err.txt there, or in `logs`."""
     child = os.fork()
     if child:
         return child
@@ -146,7 +146,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def unreadable(experiment: Experiment) -> list[str]:
-    """The files of an experiment that a reader would stumble over."""
+    """The files of an experiment that cannot be read."""
     readers: list[tuple[Path, Callable[[], object]]] = [
         (experiment.config_path, experiment.read_config),
         (experiment.history_path, lambda: read_json(experiment.history_path)),
@@ -169,7 +169,7 @@ def unreadable(experiment: Experiment) -> list[str]:
 
 
 def kills(number: int, random: Random, steps: int, home: Path) -> dict[str, Any]:
-    """Runs killed at random moments and resumed each time, until `number` kills were survived; then to the end."""
+    """Kill runs at random moments and resume them, until `number` kills; then finish them."""
     names = list(VICTIMS)
     done, survived = 0, 0
     runs: list[dict[str, Any]] = []
@@ -204,7 +204,7 @@ def kills(number: int, random: Random, steps: int, home: Path) -> dict[str, Any]
 
 
 def real_kills(number: int, random: Random, steps: int, home: Path) -> dict[str, Any]:
-    """The same with whole processes, from the start of the interpreter on."""
+    """The same with whole processes, from the start of the interpreter."""
     argv = train("dqn, sequences", "real", 0, steps)
     experiment = Experiment("real", home / "experiments")
     wrong: list[str] = []
@@ -226,7 +226,7 @@ def real_kills(number: int, random: Random, steps: int, home: Path) -> dict[str,
 
 
 def bad_inputs(number: int, seed: int, home: Path, sample: int) -> dict[str, Any]:
-    """`number` mistakes, answered in this process, and some of them by a whole one too."""
+    """`number` mistakes, answered in this process, and some of them also by a whole process."""
     base = ["train", *TINY, *COMMON]
     for name, more in (("whole", ["--num-episodes", "2"]), ("other", ["--num-episodes", "2", "--hidden-dim", "5"])):
         to_the_end([*base, "--experiment-name", name, *more], home)
@@ -256,14 +256,14 @@ def bad_inputs(number: int, seed: int, home: Path, sample: int) -> dict[str, Any
 
 
 class Bomb:
-    """Reading this pickle would leave a file behind."""
+    """A pickle that creates a file when it is read."""
 
     def __reduce__(self) -> tuple:
         return (Path.touch, (Path("exploded"),))
 
 
 def hostile_checkpoint(home: Path) -> dict[str, Any]:
-    """A checkpoint that carries code, as a plain pickle and as an archive, in every place that reads one."""
+    """A checkpoint with code in it, as a plain pickle and as an archive, in every place where one is read."""
     payload, wrong = pickle.dumps({"format": 1, "network": Bomb(), "learner": Bomb()}), []
     whole = home / "experiments" / "half" / "checkpoints" / "last.pt"
     with zipfile.ZipFile(whole) as real_one, zipfile.ZipFile(home / "bomb.zip", "w") as archive:
@@ -284,7 +284,7 @@ def hostile_checkpoint(home: Path) -> dict[str, Any]:
 
 
 def full_disk(steps: int, home: Path) -> dict[str, Any]:
-    """The disk fills up while a run writes: one line, status 75, the last checkpoint intact; then it goes on."""
+    """A disk that becomes full while a run writes: one line, status 75, intact last checkpoint; then the run continues."""
     disk = home / "disk"
     disk.mkdir()
     mounted = (
@@ -324,7 +324,7 @@ def full_disk(steps: int, home: Path) -> dict[str, Any]:
 
 
 def two_processes(home: Path) -> dict[str, Any]:
-    """The second process on one experiment is told who holds it, and changes nothing."""
+    """A second process on one experiment prints which process holds it, and changes nothing."""
     argv = train("dqn, sequences", "shared", 4, 10**7)
     child = fork(argv, home)
     folder = home / "experiments" / "shared"
@@ -345,7 +345,7 @@ def two_processes(home: Path) -> dict[str, Any]:
 
 
 def lock_race(number: int, home: Path) -> dict[str, Any]:
-    """Triples of processes that start one experiment at once, half of them with --overwrite: one run's files result.
+    """Three processes start one experiment at once, half of the triples with --overwrite: one run's files result.
 
     Each process ends with 0, or with 75 where another one has the experiment. The files equal those of a run alone.
     """
@@ -373,7 +373,7 @@ def lock_race(number: int, home: Path) -> dict[str, Any]:
 
 
 def clock_jumps(steps: int, home: Path) -> dict[str, Any]:
-    """A clock that jumps by up to ten years at every look, and files dated 1980 or 2100: the same run."""
+    """A clock that jumps by up to ten years at every call, and files dated 1980 or 2100: the run does not change."""
     random, now = Random(5), time.time
 
     def jump() -> None:
@@ -394,7 +394,7 @@ def clock_jumps(steps: int, home: Path) -> dict[str, Any]:
 
 
 def hostile_experiments(number: int, seed: int, home: Path) -> dict[str, Any]:
-    """Experiments from a stranger (hostile_files.py); a short round changes only one kind of them."""
+    """Hostile experiments (hostile_files.py); a short round changes only one kind of them."""
     if not number:
         return {"skipped": "none were asked for"}
     import hostile_files
@@ -407,7 +407,7 @@ def hostile_experiments(number: int, seed: int, home: Path) -> dict[str, Any]:
 
 
 def read_only(number: int, home: Path) -> dict[str, Any]:
-    """Folders that may not be written: one line, status 2, nothing changed. As an ordinary user, since root may."""
+    """Read-only folders: one line, status 2, nothing changed. As an ordinary user, since root may write everywhere."""
     user = [] if os.geteuid() else ["unshare", "--user", "--map-user=65534", "--map-group=65534"]
     if user and subprocess.run([*user, "true"], capture_output=True).returncode:
         return {"skipped": "root may write everywhere, and no user namespace may be made here"}
