@@ -143,10 +143,12 @@ def main() -> int:
     print(f"{options.core}, (B, T, D) = {shape}: CPU milliseconds on one thread, median (quartiles)")
     for what, taken in take_turns(options.core, shape, options.seconds).items():
         scale = 1e3 / (shape[1] if what == "acting step" else 1)
-        found = {name: [round(scale * q, 4) for q in statistics.quantiles(times, n=4)] for name, times in taken.items()}
+        result = {
+            name: [round(scale * q, 4) for q in statistics.quantiles(times, n=4)] for name, times in taken.items()
+        }
         ratio = statistics.median(slow / fast for slow, fast in zip(taken["loop"], taken["fused"], strict=True))
-        record["milliseconds"][what] = {**found, "loop / fused": round(ratio, 2)}
-        text = "".join(f"{name:>8} {m:8.3f} ({low:.3f}-{high:.3f})" for name, (low, m, high) in found.items())
+        record["milliseconds"][what] = {**result, "loop / fused": round(ratio, 2)}
+        text = "".join(f"{name:>8} {m:8.3f} ({low:.3f}-{high:.3f})" for name, (low, m, high) in result.items())
         print(f"{what:>20}{text}   loop / fused {ratio:5.1f}", flush=True)
     command = [sys.executable, __file__, "--core", options.core, "--shape", *map(str, shape), "--peak-of"]
     memory = {name: int(subprocess.check_output([*command, name], text=True)) for name in CONTENDERS}

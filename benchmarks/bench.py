@@ -40,10 +40,10 @@ def take_turns(contenders: dict[str, Callable[[], Any]], rounds: int = 15, calls
         call()
     for _ in range(rounds):
         for name, call in contenders.items():
-            begun = time.perf_counter()
+            started = time.perf_counter()
             for _ in range(calls):
                 call()
-            times[name].append((time.perf_counter() - begun) / calls * 1e6)
+            times[name].append((time.perf_counter() - started) / calls * 1e6)
     return {name: quartiles(values) for name, values in times.items()}
 
 
@@ -93,7 +93,7 @@ def bench_acting() -> dict[str, Any]:
     from mpn_rl import registry
 
     torch.set_num_threads(1)
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     env = registry.make_env(cfg.make_config("train-neurogym", {}).env)
     for lanes in (1, 16, 128):
         calls: dict[str, Callable[[], Any]] = {}
@@ -106,20 +106,20 @@ def bench_acting() -> dict[str, Any]:
                 network.select_action(obs, state, 0.1, generator)
 
             calls[name] = act
-        found[f"{lanes} lanes"] = {name: [q / lanes for q in qs] for name, qs in take_turns(calls, calls=50).items()}
+        record[f"{lanes} lanes"] = {name: [q / lanes for q in qs] for name, qs in take_turns(calls, calls=50).items()}
     env.reset(seed=0)
 
     def step() -> None:
         if env.step(0)[3]:
             env.reset()
 
-    found["environment"] = take_turns({"environment": step}, calls=2_000)["environment"]
-    return {"microseconds_per_lane": found}
+    record["environment"] = take_turns({"environment": step}, calls=2_000)["environment"]
+    return {"microseconds_per_lane": record}
 
 
 def bench_shares() -> dict[str, Any]:
     """Shares of a training run's time, and policy + learner compared with the same work through the loop."""
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     contexts = {name: a_run(kernel=kernel) for name, kernel in (("fused", "auto"), ("loop", "reference"))}
     runs = {name: warmed(context.__enter__(), 1_500) for name, context in contexts.items()}
     spent = {name: timed(run) for name, run in runs.items()}
@@ -127,19 +127,19 @@ def bench_shares() -> dict[str, Any]:
     own: dict[str, list[float]] = {name: [] for name in runs}  # policy + learner, a figure a turn
     for _ in range(12):  # in turns: 12 x 1,000 steps fused, 12 x 200 through the loop
         for name, run in runs.items():
-            before, begun, first = dict(spent[name]), time.perf_counter(), run.step
+            before, started, first = dict(spent[name]), time.perf_counter(), run.step
             warmed(run, first + (1_000 if name == "fused" else 200))
-            total[name] += time.perf_counter() - begun
+            total[name] += time.perf_counter() - started
             steps[name] += run.step - first
             taken = sum(spent[name][part] - before[part] for part in ("acting", "learning"))
             own[name].append(taken / (run.step - first) * 1e6)
     for name, seconds in spent.items():
         rest = total[name] - sum(seconds.values())
-        found[name] = {part: value / steps[name] * 1e6 for part, value in {**seconds, "rest": rest}.items()}
+        record[name] = {part: value / steps[name] * 1e6 for part, value in {**seconds, "rest": rest}.items()}
         contexts[name].__exit__(None, None, None)
     spread = {name: quartiles(values) for name, values in own.items()}
     return {
-        "microseconds_per_step": found,
+        "microseconds_per_step": record,
         "policy_and_learner": spread,
         "policy_and_learner_loop_over_fused": spread["loop"][1] / spread["fused"][1],
     }
@@ -153,9 +153,9 @@ def timed(run: Any) -> dict[str, float]:
         method = getattr(owner, name)
 
         def measured(*args: Any, **kwargs: Any) -> Any:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             result = method(*args, **kwargs)
-            seconds[part] += time.perf_counter() - begun
+            seconds[part] += time.perf_counter() - started
             return result
 
         setattr(owner, name, measured)
@@ -185,9 +185,9 @@ def bench_run() -> dict[str, Any]:
     seconds = []
     for _ in range(3):
         with tempfile.TemporaryDirectory() as folder:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             wait_for(train_process(folder, "--total-steps", "20000"))
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - started)
     return {"seconds": quartiles(seconds)}
 
 
@@ -199,7 +199,7 @@ def bench_accuracy(threshold: float = 0.90) -> dict[str, Any]:
 
 def seconds_to(threshold: float, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         process = train_process(folder, "--seed", str(seed))
         metrics = Path(folder, "bench", "metrics.jsonl")
         while True:
@@ -207,7 +207,7 @@ def seconds_to(threshold: float, seed: int) -> dict[str, Any]:
             for line in metrics.read_text().splitlines(keepends=True) if metrics.exists() else []:
                 row = json.loads(line) if line.endswith("\n") else {"kind": ""}
                 if row["kind"] == "eval" and row["accuracy"] >= threshold:
-                    seconds = time.perf_counter() - begun
+                    seconds = time.perf_counter() - started
                     process.send_signal(signal.SIGKILL)
                     process.wait()
                     return {"seed": seed, "seconds": seconds, "steps": row["step"], "accuracy": row["accuracy"]}
@@ -224,9 +224,9 @@ def bench_checkpoint() -> dict[str, Any]:
 
     interval = cfg.RunConfig().checkpoint_freq
     with a_run() as run:
-        first, begun = warmed(run, 2_000).step, time.perf_counter()
+        first, started = warmed(run, 2_000).step, time.perf_counter()
         warmed(run, 12_000)
-        per_step = (time.perf_counter() - begun) / (run.step - first)
+        per_step = (time.perf_counter() - started) / (run.step - first)
         run._learn = lambda: None  # the memory fills up as fast without
         warmed(run, run.config.learner.buffer_size + run.replay.ring)
         calls = {"last.pt": run.save, "picture": lambda: draw_training_curves(run.experiment, run.config)}
@@ -257,9 +257,9 @@ def bench_sweep() -> dict[str, Any]:
     """Eight runs of 10,000 steps by `sweep run --workers 2`, and one after the other; `sweep check` of 500 rows."""
 
     def main(*argv: str) -> float:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         subprocess.run([sys.executable, "main.py", *argv], cwd=ROOT, env=ENVIRONMENT, capture_output=True, check=True)
-        return time.perf_counter() - begun
+        return time.perf_counter() - started
 
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder, "s.toml")
@@ -284,16 +284,16 @@ def bench_sweep() -> dict[str, Any]:
 
 def bench_startup() -> dict[str, Any]:
     """`python main.py COMMAND --help`, the whole process."""
-    found = {}
+    record = {}
     for command in ("", "train", "train-neurogym", "eval", "render", "analyze"):
         call = [sys.executable, "main.py", *([command] if command else []), "--help"]
         seconds = []
         for _ in range(7):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             subprocess.run(call, cwd=ROOT, capture_output=True, check=True)
-            seconds.append(time.perf_counter() - begun)
-        found[f"{command} --help".strip()] = quartiles(seconds)
-    return {"seconds": found}
+            seconds.append(time.perf_counter() - started)
+        record[f"{command} --help".strip()] = quartiles(seconds)
+    return {"seconds": record}
 
 
 SECTIONS = {

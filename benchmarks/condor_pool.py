@@ -228,8 +228,8 @@ def submit(pool: Pool, project: Path, template: str, steps: int) -> str:
     (project / "condor" / "train_args.txt").write_text("\n".join(ROWS[:rows]) + "\n")
     further = " ".join([*short(steps), *more])
     arguments = f"arguments = {' '.join(template_words(project, template))} {further}"
-    told = pool.command("condor_submit", "-append", arguments, template, cwd=project / "condor")
-    return re.findall(r"submitted to cluster (\d+)", told)[0]
+    shown = pool.command("condor_submit", "-append", arguments, template, cwd=project / "condor")
+    return re.findall(r"submitted to cluster (\d+)", shown)[0]
 
 
 def step_of(folders: list[Path]) -> int:
@@ -270,8 +270,8 @@ def drive(pool: Pool, project: Path, cluster: str, rows: int, steps: int) -> lis
 
 def dummies(pool: Pool, project: Path) -> dict[str, Any]:
     """Ten jobs that train nothing, submitted from the project's root; the others are submitted from condor/."""
-    told = pool.command("condor_submit", "condor/dummy.job", cwd=project)
-    cluster = re.findall(r"submitted to cluster (\d+)", told)[0]
+    shown = pool.command("condor_submit", "condor/dummy.job", cwd=project)
+    cluster = re.findall(r"submitted to cluster (\d+)", shown)[0]
     deadline = time.monotonic() + 300
     while any(state != COMPLETED for state, _ in pool.jobs(cluster).values()):
         if time.monotonic() > deadline:
@@ -345,19 +345,19 @@ def main() -> int:
                 if template == "train_transfer.job":
                     subprocess.run([sys.executable, "condor/pack.py"], cwd=project, check=True, stdout=sys.stderr)
                 sweeps.append(measure(pool, project, template, args.steps))
-        found = {
+        result = {
             "htcondor": version, "python": platform.python_version(), "cpus": os.cpu_count(), "steps": args.steps,
             "untouched_seconds": [round(seconds, 1) for seconds in alone], "dummies": dummy, "sweeps": sweeps,
             "processes_killed_at_the_end": pool.killed,
         }  # fmt: skip
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
-    return report(found)
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    return report(result)
 
 
-def report(found: dict[str, Any]) -> int:
+def report(result: dict[str, Any]) -> int:
     """Print the table; returns whether every result is as required."""
     good = True
-    for sweep in found["sweeps"]:
+    for sweep in result["sweeps"]:
         for row in sweep["rows"]:
             equal = not row["different_files"] and row["evictions"] >= len(EVICTIONS)
             good = good and equal

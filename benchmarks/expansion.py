@@ -82,9 +82,9 @@ def run(row: Row) -> dict[str, Any]:
     options = [*how["train"].split(), "--env-name", row.task, "--seed", str(row.seed)]
     options += ["--expansion", NETWORKS[row.network]]
     where = ["--experiment-name", row.name, "--experiments-dir", str(FOLDER)]
-    begun = time.monotonic()
+    start = time.monotonic()
     learning.call([*options, *where, "--resume", "auto", "--no-plot-training", "--checkpoint-freq", "20000"])
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     shown = ["eval", *how["eval"].split(), "--seed", "1000", "--json"]
     scores = json.loads(learning.call([*shown, *where]).strip().splitlines()[-1])
     metrics = [json.loads(line) for line in (FOLDER / row.name / "metrics.jsonl").read_text().splitlines()]
@@ -97,7 +97,7 @@ def run(row: Row) -> dict[str, Any]:
         "evaluated_by": f"python main.py {' '.join(shown)}",
         "train_seconds": round(seconds, 1),
         **{name: scores[name] for name in ("return_mean", "return_ci95", "episodes", "accuracy") if name in scores},
-        "curves": {name: found for name, found in curves.items() if found[0]},
+        "curves": {name: result for name, result in curves.items() if result[0]},
     }
 
 
@@ -136,14 +136,14 @@ def differences(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Expanded minus dense: the difference of the means over seeds, and Welch's 95 % interval of it."""
     from scipy import stats
 
-    found = {}
+    result = {}
     for task in TASKS:
         dense, expanded = (scores_of(rows, task, network) for network in NETWORKS)
         if min(len(dense), len(expanded)) > 1:
             interval = stats.ttest_ind(expanded, dense, equal_var=False).confidence_interval(0.95)
             ends = [round(float(end), 4) for end in interval]
-            found[task] = {"difference": round(float(np.mean(expanded) - np.mean(dense)), 4), "interval_95": ends}
-    return found
+            result[task] = {"difference": round(float(np.mean(expanded) - np.mean(dense)), 4), "interval_95": ends}
+    return result
 
 
 def last(rows: list[dict[str, Any]], quantity: str) -> str:
@@ -172,9 +172,9 @@ def print_table(rows: list[dict[str, Any]]) -> bool:
             table.add_row(task, network, str(len(values)), *shown, demand, *active)
     console = Console(width=120)
     console.print(table)
-    for task, found in differences(rows).items():
-        low, high = found["interval_95"]
-        console.print(f"{task}: expanded minus dense {found['difference']:+,.4g}, 95 % {low:+,.4g} to {high:+,.4g}")
+    for task, result in differences(rows).items():
+        low, high = result["interval_95"]
+        console.print(f"{task}: expanded minus dense {result['difference']:+,.4g}, 95 % {low:+,.4g} to {high:+,.4g}")
     return met
 
 

@@ -75,9 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="(default: docs/images)")
     args = parser.parse_args(argv)
     for name in args.agents or AGENTS:
-        begun = time.monotonic()
+        start = time.monotonic()
         draw(name, args.experiments_dir, args.images, args.steps)
-        print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
+        print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
     return 0
 
 

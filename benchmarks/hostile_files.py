@@ -43,7 +43,7 @@ from mpn_rl.analysis.pages import mechanism_pages, probe_pages, standard_pages  
 from mpn_rl.sweep import commands  # noqa: F401
 
 LIMIT_S = 10  # of processor time, as other work may slow this machine down
-REPORT_S = 30  # for a report, which records and plots anew where the recording is gone
+REPORT_S = 30  # for a report, which records and plots again if the recording is missing
 LIMIT_WALL_S = 30  # for a command that computes nothing
 LIMIT_BYTES = 12 * 2**30  # of address space
 BASE = [*["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2"], *torture.COMMON,
@@ -400,7 +400,7 @@ def lay(case: Case, home: Path) -> None:
 
 def snapshot(home: Path, experiment: str) -> dict[str, tuple]:
     """Everything outside the experiment, except what a command may write: its output and the hidden files of runs."""
-    found = {}
+    result = {}
     for folder, names, files in os.walk(home):
         place = Path(folder).relative_to(home)
         if place == Path("experiments"):
@@ -411,8 +411,8 @@ def snapshot(home: Path, experiment: str) -> dict[str, tuple]:
         for name in [*files, *names]:
             entry = os.lstat(Path(folder, name))
             times = (entry.st_size, entry.st_mtime_ns) if name in files else ()
-            found[str(place / name)] = (entry.st_mode, entry.st_ino, *times)
-    return found
+            result[str(place / name)] = (entry.st_mode, entry.st_ino, *times)
+    return result
 
 
 def compose() -> None:
@@ -564,9 +564,9 @@ def one_round(
             return
         seen.add(str(case))
         kinds[kind_of(case.file)] += 1
-        found = answer(case, home, logs)
-        if found is not None:
-            wrong.append(f"{found} <- {case}")
+        result = answer(case, home, logs)
+        if result is not None:
+            wrong.append(f"{result} <- {case}")
             print(f"  {wrong[-1]}", file=sys.stderr, flush=True)
         shutil.rmtree(home)
         shutil.copytree(pristine, home)
@@ -586,12 +586,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mpn-hostile-") as temporary:
         folder = args.home or Path(temporary)
         folder.mkdir(exist_ok=True)
-        found = hostile_files(args.cases, args.seed, folder.resolve(), list(EXPERIMENTS), args.only, args.workers)
-    wrong = found["wrong"]
+        result = hostile_files(args.cases, args.seed, folder.resolve(), list(EXPERIMENTS), args.only, args.workers)
+    wrong = result["wrong"]
     assert isinstance(wrong, list)
     for text, count in Counter(text.split(" <- ")[0] for text in wrong).most_common():
         print(f"{count:4}  {text}")
-    print(f"{len(wrong)} of {found['asked']} wrong")
+    print(f"{len(wrong)} of {result['asked']} wrong")
     return int(bool(wrong))
 
 

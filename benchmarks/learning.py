@@ -95,9 +95,9 @@ def run(row: Row) -> dict[str, Any]:
     """Train and evaluate one row; returns the values for the table and the curves."""
     where = ["--experiment-name", row.name, "--experiments-dir", str(FOLDER)]
     options = train_command(row)
-    begun = time.monotonic()
+    start = time.monotonic()
     call([*options, *where, "--resume", "auto", "--no-plot-training"])
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     shown = eval_command(row)
     scores = json.loads(call([*shown, *where]).strip().splitlines()[-1])
     kept = ("accuracy", "accuracy_ci95", "trials", "normalised_score", "return_mean", "return_ci95", "episodes")

@@ -64,17 +64,17 @@ def bad_value(random: Random, field: Any, kind: Any) -> str:
         return random.choice([word, f"={word}", f"{word}=1"])
     if kind not in (int, float):
         return word
-    found = [word, "", "1,5", "0x10", "--", "1 2"] + ([] if optional else ["none"])
+    result = [word, "", "1,5", "0x10", "--", "1 2"] + ([] if optional else ["none"])
     if kind is int:
-        found += ["1.5", "1e3", "nan", str(10**16), "1" * 400]
-        found += [] if low is None else [str(low - random.randint(1, 1000))]
-        found += [] if high is None else [str(int(high) + random.randint(1, 1000))]
+        result += ["1.5", "1e3", "nan", str(10**16), "1" * 400]
+        result += [] if low is None else [str(low - random.randint(1, 1000))]
+        result += [] if high is None else [str(int(high) + random.randint(1, 1000))]
     else:
-        found += ["nan", "inf", "-inf", "1e999"]
-        found += [] if low is None else [str(low - random.random() - 1e-9)]
-        found += [] if above is None else [str(above), str(above - random.random())]
-        found += [] if high is None else [str(high + random.random() + 1e-9)]
-    return random.choice(found)
+        result += ["nan", "inf", "-inf", "1e999"]
+        result += [] if low is None else [str(low - random.random() - 1e-9)]
+        result += [] if above is None else [str(above), str(above - random.random())]
+        result += [] if high is None else [str(high + random.random() + 1e-9)]
+    return random.choice(result)
 
 
 def bad_flag_value(random: Random, _: Path) -> tuple[list[str], dict[str, bytes]]:
@@ -343,13 +343,13 @@ KINDS: dict[str, tuple[int, Maker]] = {
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     """Every path below a folder, with size and time of change, except error.txt, which a failed row writes."""
-    found = {}
+    result = {}
     for path in sorted(folder.rglob("*")):
         if path.name == "error.txt":
             continue
         stat = path.lstat()
-        found[str(path.relative_to(folder))] = (stat.st_size, stat.st_mtime_ns) if path.is_file() else (0, 0)
-    return found
+        result[str(path.relative_to(folder))] = (stat.st_size, stat.st_mtime_ns) if path.is_file() else (0, 0)
+    return result
 
 
 @contextlib.contextmanager

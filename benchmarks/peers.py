@@ -184,9 +184,9 @@ def refuse_crash(process: subprocess.Popen) -> None:
 
 def race(side: Callable[[str, int], Iterator[dict[str, Any]]], task: str, seed: int) -> dict[str, Any]:
     """Wall time of the whole process until the threshold, and the environment steps of it."""
-    begun, best, seconds, step = time.perf_counter(), -1e9, 0.0, 0
+    start, best, seconds, step = time.perf_counter(), -1e9, 0.0, 0
     for row in side(task, seed):
-        seconds, step = time.perf_counter() - begun, row["step"]
+        seconds, step = time.perf_counter() - start, row["step"]
         best = max(best, row["score"])
         if row["score"] >= THRESHOLDS[task]:
             return {"seconds": seconds, "steps": step, "score": row["score"], "steps_per_second": step / seconds}

@@ -149,10 +149,10 @@ def measure(turns: int, steps: int) -> dict[str, list[float]]:
                 step()
         for _ in range(turns):
             for name, step in stepping.items():
-                begun = time.process_time()
+                started = time.process_time()
                 for _ in range(steps):
                     step()
-                seconds.setdefault(name, []).append(time.process_time() - begun)
+                seconds.setdefault(name, []).append(time.process_time() - started)
     return seconds
 
 
@@ -164,9 +164,9 @@ def main() -> None:
     torch.set_num_threads(1)
     seconds = measure(args.turns, args.steps)
     plain, rows = np.array(seconds["plain"]), {}
-    for name, found in seconds.items():
-        rate, times = args.turns * args.steps / sum(found), float(plain.sum() / sum(found))
-        quartiles = [round(float(q), 3) for q in np.quantile(plain / np.array(found), (0.25, 0.5, 0.75))]
+    for name, result in seconds.items():
+        rate, times = args.turns * args.steps / sum(result), float(plain.sum() / sum(result))
+        quartiles = [round(float(q), 3) for q in np.quantile(plain / np.array(result), (0.25, 0.5, 0.75))]
         rows[name] = {"steps_per_second": round(rate, 1), "times_plain": round(times, 3), "quartiles": quartiles}
         asked = f", at least {DEMANDS[name]:.1f} is asked" if name in DEMANDS else ""
         print(f"{name:10} {rate:7.1f} steps/s  {times:.2f} x plain{asked}")

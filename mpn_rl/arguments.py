@@ -253,7 +253,7 @@ def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: o
 
 
 def _range(field: dataclasses.Field) -> str:
-    """', 0 to 1' for a field with two bounds; that a size is positive goes without saying."""
+    """', 0 to 1' for a field with two bounds."""
     low, high = field.metadata["low"], field.metadata["high"]
     low = field.metadata["above"] if low is None else low
     return f", {low:g} to {high:g}" if isinstance(high, float) and low is not None else ""
