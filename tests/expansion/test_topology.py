@@ -491,7 +491,7 @@ def test_actor_and_critic_have_options_of_their_own() -> None:
 # --- units ---------------------------------------------------------------------------------------------------
 
 
-def test_dormancy_of_a_layer_made_by_hand() -> None:
+def test_dormancy_of_a_layer_computed_by_hand() -> None:
     """E|h| = 1, 0, 2, 0.03; their mean 0.7575."""
     activity = torch.tensor([[1.0, 0.0, -4.0, 0.06], [-1.0, 0.0, 0.0, 0.0]])
     assert dormancy(activity).tolist() == pytest.approx([1 / 0.7575, 0, 2 / 0.7575, 0.03 / 0.7575])
