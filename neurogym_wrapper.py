@@ -92,7 +92,7 @@ class NeuroGymWrapper(gymnasium.Wrapper):
 
     A user's own task may keep state between trials. At each reset its numbers, texts, arrays and containers of these
     return to the values from the constructor; then its `reset` runs, if it has one of its own. SpatialSuppressMotion
-    never rewards, so the wrapper does: 1 - mean |action - ground truth| at each step, and their mean as the performance.
+    never rewards, so the wrapper does: 1 - mean |action - ground truth| per step, and their mean as the performance.
 
     `step` returns terminated = False in NeuroGym's tasks, and truncated = True at max_episode_steps. Its info has
     these entries:
