@@ -648,13 +648,10 @@ class PaperExpansionConfig(ExpansionConfig, name="paper"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < 1.0:
                 raise ConfigError(f"--{name.replace('_', '-')} must lie in [0, 1), got {value}")
-        self._check_growth()
         if self.expansion_end is not None and self.expansion_end <= self.expansion_start:
             raise ConfigError(
                 f"--expansion-end must lie after --expansion-start = {self.expansion_start}, got {self.expansion_end}"
             )
-
-    def _check_growth(self) -> None:
         finals = (self.sparsity, self.actor_sparsity or 0.0, self.critic_sparsity or 0.0)
         if self.initial_sparsity is not None and self.initial_sparsity < max(finals):
             raise ConfigError(
@@ -867,8 +864,6 @@ CORE_DEFAULTS: dict[tuple[str, str], Options] = {
         "learning_rate": 1e-3,  # the paper's; the 3e-4 of its authors' later code learns HalfCheetah-v4 more slowly
     },
 }
-
-
 # Defaults that the kind of replay changes, after the above.
 REPLAY_DEFAULTS: dict[str, Options] = {
     "trial": {"buffer_size": 500},  # in trials; tens of thousands of whole trials would take gigabytes
@@ -907,7 +902,10 @@ def make_config(command: str, flags: Options, file: Nested | None = None) -> Con
     unknown = [key for key in file if key not in (*PARTS, "versions")]
     if unknown:
         raise ConfigError(f"unknown section {unknown[0]!r} in the configuration{nearest(unknown[0], PARTS)}")
-    _refuse_other_command(command, file.get("env"))
+    for other, preset in COMMAND_DEFAULTS.items():  # its tasks would silently replace this command's
+        if other != command and file.get("env", {}).get("name") == preset["env"]:
+            message = f"env.name is {preset['env']!r} in the configuration: take the command {other}, not {command}"
+            raise ConfigError(message)
     length = {"num_episodes", "total_steps"}
     if length & flags.keys():  # replaces the length that the file states
         file = {**file, "run": {name: value for name, value in file.get("run", {}).items() if name not in length}}
@@ -931,15 +929,6 @@ def make_config(command: str, flags: Options, file: Nested | None = None) -> Con
             if reason and config.values()[field.name] != default:
                 raise ConfigError(reason)
     return config
-
-
-def _refuse_other_command(command: str, env: object) -> None:
-    """Refuse a configuration of the other training command's tasks, which would silently replace this one's."""
-    for other, defaults in COMMAND_DEFAULTS.items():
-        if other != command and isinstance(env, Mapping) and env.get("name") == defaults["env"]:
-            raise ConfigError(
-                f"env.name is {env['name']!r} in the configuration: take the command {other}, not {command}"
-            )
 
 
 def config_from_dict(nested: Nested) -> Config:
