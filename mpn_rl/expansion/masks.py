@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from mpn_rl.config import NO_EVENTS, UNCHANGING, PaperExpansionConfig
+from mpn_rl.config import NEVER, PaperExpansionConfig
 from mpn_rl.options import ConfigError, holds, nearest
 
 
@@ -128,7 +128,7 @@ def check_fits(config: PaperExpansionConfig, synapses: Mapping[str, Iterable[str
     if start >= end:
         raise ConfigError(f"--expansion-start must lie before the events' end at step {end}, got {start}")
     values = dataclasses.asdict(config)
-    unchanging = any(holds(condition, values) for condition in (*NO_EVENTS, *UNCHANGING))
+    unchanging = any(holds(condition, values) for condition in NEVER)
     if config.update_interval > end - start and not unchanging:
         raise ConfigError(
             f"--update-interval must be at most the {end - start} environment steps of the run or of its part from "

@@ -11,17 +11,7 @@ from collections import namedtuple
 
 import numba
 
-from mpn_rl.kernels.simd import (
-    at_least,
-    at_most,
-    load,
-    load_part,
-    splat,
-    store,
-    store_part,
-    total,
-    where_positive,
-)
+from mpn_rl.kernels.simd import at_least, at_most, load, load_part, splat, store, store_part, total, where_positive
 
 CLIP, LINEAR, SOFT = range(3)  # kinds of rules; decay and Oja are both H' = keep_j H + gain_j h_j pre_i
 
