@@ -143,7 +143,6 @@ class RolloutBuffer:
         return {"arrays": self._arrays(), "taken": self.taken}
 
     def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
         for name, array in self._arrays().items():
             np.copyto(array, saved["arrays"][name])
         self.taken = saved["taken"]

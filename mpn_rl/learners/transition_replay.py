@@ -128,7 +128,6 @@ class TransitionReplay:
         return {"table": self.table[: min(self.last, len(self.table))], "first": self.first, "last": self.last}
 
     def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
         written = saved["table"]
         self.table[: len(written)] = written
         self.first, self.last = saved["first"], saved["last"]
