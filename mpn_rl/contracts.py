@@ -37,8 +37,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with every tensor on `device`."""
-        moved = {name: part.to(device) for name, part in self._asdict().items() if isinstance(part, Tensor)}
-        return self._replace(**{**moved, "state0": map_state(lambda part: part.to(device), self.state0)})
+        moved: dict[str, Any] = {key: part.to(device) for key, part in self._asdict().items() if isinstance(part, Tensor)}
+        moved["state0"] = map_state(lambda part: part.to(device), self.state0)
+        return self._replace(**moved)
 
 
 class Core(Protocol):
