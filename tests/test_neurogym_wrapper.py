@@ -415,7 +415,7 @@ def test_a_key_of_timing_or_rewards_that_the_task_never_reads_is_refused(args, m
 
 
 def test_an_argument_that_the_task_refuses_is_told_in_one_line():
-    assert "PerceptualDecisionMaking-v0" in refusal("PerceptualDecisionMaking-v0", {"timing": 3})
+    assert "--env-arg timing must be a dict" in refusal("PerceptualDecisionMaking-v0", {"timing": 3})
     assert "--max-episode-steps" in refusal("GoNogo-v0", {}, 0)
 
 
