@@ -141,7 +141,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture, *argv: str, expected: int = 2) -> str:
-    """What a refused command says; it is one line, with that status: 2 for a mistake, 75 for what may pass."""
+    """The message of a refused command: one line, with status 2 for a mistake and 75 for a temporary condition."""
     capsys.readouterr()
     try:
         status: object = main.main(list(argv))
@@ -305,7 +305,7 @@ def test_a_second_process_is_kept_out(trained: Path, capsys: pytest.CaptureFixtu
     assert snapshot(trained) == before
 
 
-def test_a_finished_run_says_so_and_stays_as_it_is(trained: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_finished_run_prints_so_and_does_not_change(trained: Path, capsys: pytest.CaptureFixture) -> None:
     before = snapshot(trained)
     for how in (["--resume"], ["--resume", "auto"]):
         capsys.readouterr()

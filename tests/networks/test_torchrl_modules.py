@@ -194,7 +194,7 @@ def test_the_documented_example_is_short_and_runs(tmp_path: Path) -> None:
     assert re.fullmatch(said, done.stdout.strip().splitlines()[-1])
 
 
-def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_one_line_explains_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mpn_rl.networks.torchrl_modules")
     monkeypatch.delattr("mpn_rl.networks.torchrl_modules")
     monkeypatch.setitem(sys.modules, "tensordict", None)
