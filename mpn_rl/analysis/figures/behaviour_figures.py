@@ -302,8 +302,8 @@ def plot_improvements(pairs: Sequence[Improvement], ax: Axes) -> Axes:
     return ax
 
 
-SMALL_IQM = "large: interquartile mean, 95 % bootstrap over n seeds; small: single seeds"
-SMALL_BETTER = "probability that a run of the first group scores higher, 95 % bootstrap over n runs of both groups"
+SMALL_IQM = "large: interquartile mean, 95 % t interval over n seeds; small: single seeds"
+SMALL_BETTER = "probability that a run of the first group scores higher, 95 % score interval, n runs of both groups"
 
 
 @house_style()
@@ -352,7 +352,7 @@ def comparison_page(
             ax.set(ylim=(most - 0.4, -0.6))
             ax.set_xlabel(measure, fontsize=8)
         page_title(pieces[2], SMALL_BETTER, size=8)
-    page_title(fig, title, "learning curves: interquartile mean over seeds, band: 95 % bootstrap")
+    page_title(fig, title, "learning curves: interquartile mean over seeds, band: 95 % t interval")
     return fig
 
 

@@ -166,7 +166,7 @@ def modulator_page(recording: Recording) -> Page:
     what = "hits" if "info_hit" in activity else "steps with a positive reward"
     caption = (
         f"The neuromodulator around n = {len(places):,} {what}: mean within each episode, then over episodes (n = "
-        f"{len(means):,}); band: 95 % bootstrap over episodes. Dashed: the mean over all steps."
+        f"{len(means):,}); band: 95 % t interval over episodes. Dashed: the mean over all steps."
     )
     rows = [row(f"modulator {offset:+d} steps", column)
             for offset, column in zip(offsets[kept], columns, strict=True) if offset in (-1, 0, 1, 2)]  # fmt: skip
