@@ -94,21 +94,20 @@ def wilson(successes: ArrayLike, n: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 def effective_n(hits: ArrayLike, groups: ArrayLike) -> float:
     """The number of independent trials whose share of hits is as certain as that of trials in groups.
 
-        n min(1, [p (1 - p) / n] / v),   v = E / (E - 1) sum_e (h_e - p n_e)^2 / n^2
+        min(n, p (1 - p) / v),   v = E / (E - 1) sum_e (h_e - p n_e)^2 / n^2
 
-    v is the variance of the share p with the E groups as the independent units. It is n where all trials are hits, or
-    none.
+    v is the variance of the share p with the E groups as independent units. Where all are hits, or none, it is E.
 
     Args: hits: of each trial, 0 or 1, (n,). groups: the group of each trial, such as its episode, (n,).
     """
     hit = np.asarray(hits, float)
     _, group = np.unique(groups, return_inverse=True)
     size = np.bincount(group)
-    n, many, share = len(hit), len(size), hit.mean()
+    n, many, share = len(hit), len(size), float(hit.mean())
     squares = float(((np.bincount(group, hit) - share * size) ** 2).sum())
-    if many < 2 or squares == 0 or share in (0, 1):
-        return float(n)
-    return n * min(1.0, share * (1 - share) * n * (many - 1) / (many * squares))
+    if share in (0, 1) or many < 2:
+        return float(many)
+    return min(float(n), share * (1 - share) * n**2 * (many - 1) / (many * squares)) if squares > 0 else float(n)
 
 
 def score_interval(scores: ArrayLike) -> tuple[float, float]:

@@ -21,7 +21,16 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit
 from scipy.stats import rankdata
 
-from mpn_rl.statistics import QUARTER, common_grid, mean_interval, mean_over, score_interval, trimmed_mean, wilson
+from mpn_rl.statistics import (
+    QUARTER,
+    common_grid,
+    effective_n,
+    mean_interval,
+    mean_over,
+    score_interval,
+    trimmed_mean,
+    wilson,
+)
 
 T = TypeVar("T")
 V = TypeVar("V", float, np.ndarray)
@@ -67,6 +76,18 @@ def proportion(successes: ArrayLike, n: ArrayLike) -> Estimate[np.ndarray]:
         share = k / n
     low, high = wilson(k, n)
     return Estimate(share, low[()], high[()], n[()])
+
+
+def grouped_proportion(hits: ArrayLike, groups: ArrayLike) -> Estimate[float]:
+    """Share of hits with Wilson's interval for the number of independent hits (`statistics.effective_n`).
+
+    Args: hits: 0 or 1, (n,), n >= 1. groups: of each hit; those of one group may depend on each other, (n,).
+
+    Returns: the estimate; its n counts the hits and misses.
+    """
+    share, n = float(np.mean(hits)), effective_n(hits, groups)
+    low, high = wilson(share * n, n)
+    return Estimate(share, float(low), float(high), np.size(hits))
 
 
 def mean(values: ArrayLike) -> Estimate[float]:

@@ -8,6 +8,7 @@ from scipy import stats
 
 from mpn_rl.statistics import (
     common_grid,
+    effective_n,
     mean_interval,
     mean_over,
     normalised_interval,
@@ -111,6 +112,28 @@ def test_scores_of_right_and_wrong_trials_are_covered(share: float) -> None:
     rng = np.random.default_rng(0)
     ends = np.array([score_interval(row) for row in (rng.random((1000, 60)) < share).astype(float)])
     assert 0.92 <= coverage(*ends.T, share) <= 0.99
+
+
+@pytest.mark.parametrize("per_group", [5, 20])
+def test_shares_of_alike_trials_are_covered(per_group: int) -> None:
+    """30 groups whose own shares are Beta(2, 3) distributed: the share is 0.4."""
+    rng = np.random.default_rng(0)
+    groups, held, naive = np.repeat(np.arange(30), per_group), [], []
+    for own in rng.beta(2, 3, (500, 30)):
+        hits = rng.random(30 * per_group) < own[groups]
+        n = effective_n(hits, groups)
+        low, high = wilson(hits.mean() * n, n)
+        held.append(low <= 0.4 <= high)
+        low, high = wilson(hits.sum(), len(hits))
+        naive.append(low <= 0.4 <= high)
+    assert 0.90 <= np.mean(held) <= 0.99 and np.mean(naive) < np.mean(held) - 0.05
+
+
+def test_alike_trials_count_as_their_groups_and_others_as_themselves() -> None:
+    groups = np.repeat(np.arange(10), 4)
+    assert effective_n(np.repeat(np.arange(10) % 2, 4), groups) == pytest.approx(9)  # ten coins, less one
+    assert effective_n(np.tile([0, 1], 20), groups) == 40  # every group has its share: no less certain than coins
+    assert effective_n(np.ones(40), groups) == effective_n(np.zeros(40), groups) == 10
 
 
 @pytest.mark.parametrize("truth", [0.1, 0.9])

@@ -216,10 +216,10 @@ def plot_accuracy_by_condition(groups: Sequence[ByCondition] | str, ax: Axes) ->
 
 @house_style()
 def plot_rates(rates: Rates | str, ax: Axes, unit: str = "ms") -> Axes:
-    """Shares of decided trials and withheld decisions, and the share of steps with an action in each period."""
+    """Shares of decided and aborted trials, of withheld decisions, and of steps with an action in each period."""
     if isinstance(rates, str):
         return write_reason(ax, rates, "response rates")
-    bars = {"trials decided": rates.decided, "decisions withheld": rates.withheld}
+    bars = {"trials decided": rates.decided, "trials aborted": rates.aborted, "decisions withheld": rates.withheld}
     bars |= {f"acting in {name}": share for name, share in rates.acting.items()}
     for place, share in enumerate(bars.values()):
         colour = BLUE if place < 2 else "#8DB9D9"
