@@ -416,11 +416,12 @@ class Topology(nn.Module):
         check(extra, like_dict(own, **varying), inner)
         check_torch_random(extra["generator"], f"{inner}.generator")
         for name, sources in extra["sources"].items():
-            known = hidden_units.layers(self.networks[name])
+            known, active = hidden_units.layers(self.networks[name]), extra["activity"][name]
+            if self.uses_activity and active.keys() != sources.keys():
+                raise StateError(f"{inner}.activity.{name} is not that of {', '.join(sources)}")
             for reader, (source, units) in sources.items():
                 traced = reader in known and source in known and incoming(self.networks[name], source, units)
-                activity = extra["activity"][name].get(reader)
-                if not traced or (self.uses_activity and (activity is None or len(activity) != units)):
+                if not traced or (self.uses_activity and len(active[reader]) != units):
                     raise StateError(f"{inner}.sources.{name} has {reader!r}, which does not read {units} units")
         steps = [step for step, _ in extra["snapshots"]]
         if not steps or steps != sorted(steps) or steps[-1] > extra["step"]:

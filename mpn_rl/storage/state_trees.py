@@ -225,7 +225,8 @@ def _require(holds: object, place: str, rule: str, got: object) -> None:
 
 
 def _shown(value: object) -> str:
-    return f"a {type(value).__name__}" if isinstance(value, torch.Tensor | np.ndarray) else shortened(value)
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return shortened(value) if plain else f"a {type(value).__name__}"
 
 
 def _range(rule: Whole | Real) -> str:
