@@ -96,7 +96,7 @@ def _continue(experiment: Experiment, args: argparse.Namespace) -> int:
     stored = stored_config(experiment)
     config = arguments.resumed_config(args, experiment.name, stored)
     known = experiment.read_config().get("versions")
-    if not (isinstance(known, dict) and known.items() >= _source(args).items()):
+    if args.init_from is not None and not (isinstance(known, dict) and known.get("init_from") == args.init_from):
         raise ConfigError(f"--resume continues '{experiment.name}', which did not start with --init-from; leave it out")
     event_logs.check(config)
     with experiment.noting_failure():

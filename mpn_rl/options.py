@@ -32,6 +32,14 @@ class TemporaryError(ConfigError):
     status = 75  # EX_TEMPFAIL of sysexits.h: HTCondor, Slurm and `sweep run` try again
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is full. PyTorch's is a RuntimeError, one of many."""
+    if not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    words = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory", "ALLOC_FAILED")
+    return any(word in str(error) for word in words)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """'; did you mean ...?' with the names most similar to `name`, or an empty text."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

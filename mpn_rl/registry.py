@@ -69,6 +69,13 @@ class Spaces(NamedTuple):
     low: np.ndarray | None = None  # bounds of continuous actions, (action_dim,)
     high: np.ndarray | None = None
 
+    @property
+    def action_bounds(self) -> tuple[float, float]:
+        """The smallest and the largest number in an action."""
+        if self.low is None or self.high is None:
+            return 0, self.action_dim - 1
+        return float(self.low.min()), float(self.high.max())
+
 
 def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> Task:
     """An environment with a flat float32 observation, and discrete actions or a vector of bounded ones.

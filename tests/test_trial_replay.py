@@ -608,7 +608,7 @@ def test_a_checkpoint_of_another_size_is_refused() -> None:
         world.step(buffer)
     saved = copy.deepcopy(buffer.state_dict())
     saved["arrays"]["reward"] = saved["arrays"]["reward"][:, :1]  # which NumPy would spread over all steps
-    with pytest.raises(ValueError, match="replay array reward"):
+    with pytest.raises(ValueError, match="replay.arrays.reward"):
         SequenceReplayBuffer(3, 3, capacity=180, length=4, stride=2, state_shapes=SHAPES).load_state_dict(saved)
 
 

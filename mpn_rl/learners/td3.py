@@ -51,6 +51,10 @@ class BoundedHead(nn.Linear):
         self.register_buffer("centre", (high + low) / 2, persistent=False)
         self.register_buffer("scale", (high - low) / 2, persistent=False)
 
+    def _load_from_state_dict(self, saved: dict[str, Tensor], prefix: str, *rest) -> None:
+        """Keep the bounds, which belong to the task."""
+        super()._load_from_state_dict({**saved, prefix + "low": self.low, prefix + "high": self.high}, prefix, *rest)
+
     def forward(self, h: Tensor) -> Tensor:
         """(..., H) -> (..., A)."""
         return torch.addcmul(self.centre, self.scale, torch.tanh(super().forward(h)))
