@@ -337,6 +337,13 @@ def find_spec(env_name: str) -> EnvSpec:
     )
 
 
+def is_built_in(env_name: str) -> bool:
+    """Whether a task is Gymnasium's or the toolkit's own."""
+    entry = find_spec(env_name).entry_point
+    module = entry.__module__ if callable(entry) else str(entry)
+    return module.startswith(("gymnasium.envs.", "mpn_rl."))
+
+
 def _arguments(spec: EnvSpec, env_args: dict[str, object] | None) -> str:
     """'; it takes ...' where the user passed an argument that the constructor does not have."""
     names = [name for name in inspect.signature(_creator(spec.entry_point)).parameters if name != "render_mode"]
