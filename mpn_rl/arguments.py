@@ -207,7 +207,7 @@ def _effect(field: dataclasses.Field) -> str:
     """'(needs ...; does nothing with ...)' on a line of its own, for an option whose effect depends on others."""
     needs, idle = field.metadata["needs"], field.metadata["idle"]
     text = [f"needs {cfg.shown_condition(needs)}"] if needs else []
-    text += [f"does nothing with {', nor with '.join(map(cfg.shown_condition, idle))}"] if idle else []
+    text += [f"does nothing with {', or with '.join(map(cfg.shown_condition, idle))}"] if idle else []
     return f"\n({'; '.join(text)})".replace("%", "%%") if text else ""
 
 

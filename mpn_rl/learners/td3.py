@@ -420,13 +420,11 @@ class TD3Learner(ReplayLearner):
     _COUNTERS = ("acted", "active", "buffer_checks", "buffer_distance", "buffer_held")
 
     def state_dict(self) -> StateDict:
-        """Everything that a resumed run needs."""
         counters = {name: getattr(self, name) for name in self._COUNTERS}
         average = None if self.average is None else self.average.state_dict()
         return {**super().state_dict(), "average": average, "counters": counters}
 
     def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
         super().load_state_dict(saved)
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
