@@ -906,7 +906,7 @@ def make_config(command: str, flags: Options, file: Nested | None = None) -> Con
     file = file or {}
     unknown = [key for key in file if key not in (*PARTS, "versions")]
     if unknown:
-        raise ConfigError(f"unknown section {unknown[0]!r} in the configuration{nearest(unknown[0], PARTS)}")
+        raise ConfigError(f"unknown section {shortened(unknown[0])} in the configuration{nearest(unknown[0], PARTS)}")
     _refuse_other_command(command, file.get("env"))
     length = {"num_episodes", "total_steps"}
     if length & flags.keys():  # replaces the length that the file states
@@ -1092,6 +1092,6 @@ def _build_section(part: str, choice: Choice, defaults: Options, flags: Options,
     known = fields | ({"name"} if part in KINDS else set())
     for key in given:
         if key not in known:
-            raise ConfigError(f"unknown key {key!r} in section {part!r}{nearest(key, known)}")
+            raise ConfigError(f"unknown key {shortened(key)} in section {part!r}{nearest(key, known)}")
     values = {**defaults, **given, **flags}
     return choice.build(**{name: values[name] for name in fields if name in values})
