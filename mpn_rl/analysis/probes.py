@@ -203,6 +203,9 @@ class _Watch:
 def chance_level(config: cfg.Config, seed: int = 0) -> float:
     """One over the number of different right actions at the decision; nan where the task does not give them."""
     right: set[int] = set()
+    env = registry.make_env(config.env)
+    if not isinstance(env.action_space, gymnasium.spaces.Discrete):
+        return np.nan
 
     def right_action(env: gymnasium.Env, rng: np.random.Generator) -> int:
         if env.at_decision:
@@ -210,7 +213,7 @@ def chance_level(config: cfg.Config, seed: int = 0) -> float:
         return max(env.ground_truth_action(), 0)
 
     source = EpisodeSeeds("eval", seed)
-    run_scripted(right_action, registry.make_env(config.env), [source() for _ in range(10)])
+    run_scripted(right_action, env, [source() for _ in range(10)])
     return np.nan if len(right) < 2 or min(right) < 0 else 1.0 / len(right)
 
 

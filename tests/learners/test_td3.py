@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -449,6 +450,7 @@ class Memo(Experiment):
 def make_run(flags: dict[str, Any], file: dict[str, Any] | None = None) -> Run:
     run = Run(cfg.make_config("train", {"eval_episodes": 2, "checkpoint_freq": 0, **flags}, file))
     run.start(Memo("none"))
+    run.save_at = math.inf  # the experiment has no folder
     return run
 
 

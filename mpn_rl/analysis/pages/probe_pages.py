@@ -187,7 +187,7 @@ def relaxation_page(numbers: Numbers, title: str) -> Page:
     )
     caption = (
         "The input is constant, and the state continues from states that the agent visited (n starts in the legend): "
-        "its distance to the final state, relative to the distance at the start; mean and 95 % bootstrap band over "
+        "its distance to the final state, relative to the distance at the start; mean and 95 % t interval over "
         "starts. Several different final states mean that the state can hold a memory under that input. The table "
         "lists the fixed points that a search from these states finds (minima of the speed of the state; the search "
         f"can miss others), with the number of searches as n. Points far from all visited states are left out: the "
