@@ -253,10 +253,11 @@ class ReplayBuffer:
         counters: dict[str, Schema] = {name: Whole() for name in self._COUNTERS}
         counters["max_priority"] = Real(0.0)
         check(saved, like_dict(self.state_dict(), arrays=Anything(), counters=counters), "replay")
+        first, last = saved["counters"]["first"], saved["counters"]["last"]
+        if not first <= last <= first + self.max_segments:
+            raise StateError(f"replay.counters cannot keep the segments {first} to {last}")
         for name in self._COUNTERS:
             setattr(self, name, saved["counters"][name])
-        if not self.first <= self.last <= self.first + self.max_segments:
-            raise StateError(f"replay.counters cannot keep segments {self.first} to {self.last}")
         filled, arrays = self._filled(), self._arrays()
         schema: dict[str, Schema] = {name: like(array[filled[name]]) for name, array in arrays.items()}
         schema["terminated"] = Values(self.terminated.dtype, arrays["terminated"][filled["terminated"]].shape, 0.0, 1.0)

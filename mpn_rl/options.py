@@ -42,7 +42,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """'; did you mean ...?' with the names most similar to `name`, or an empty text."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name[:100], list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 
 
@@ -149,7 +149,7 @@ def check_value(field: dataclasses.Field, kind: object, value: object) -> object
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
-            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {shortened(value)}")
         return value
     if typing.get_origin(kind) is dict:
         kind = dict
@@ -186,7 +186,10 @@ _TYPE_NAMES: dict[object, str] = {
 
 def shortened(value: object) -> str:
     """The value's repr, cut to 60 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} in itself or too deep"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -253,8 +253,12 @@ def check_torch_random(state: object, place: str) -> None:
 
 def check_python_random(state: object, place: str) -> None:
     """Raise a StateError where `state` is not one of `random.getstate`."""
-    words = (*[Whole(0, 2**32 - 1)] * 624, Whole(0, 624))
-    check(state, (Whole(3, 3), words, Real(null=True)), place)
+    check(state, (Whole(3, 3), Anything(), Real(null=True)), place)
+    words = state[1] if isinstance(state, tuple) else None
+    if not isinstance(words, tuple) or len(words) != 625 or any(type(word) is not int or word < 0 for word in words):
+        raise StateError(f"{place}.1 must be 625 whole numbers")
+    if max(words) >= 2**32 or words[-1] > 624:
+        raise StateError(f"{place}.1 is no state of a random generator")
 
 
 def check_numpy_random(state: object, place: str) -> None:
