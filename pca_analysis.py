@@ -413,6 +413,8 @@ def colour_values(activity: Activity, key: str) -> ColourValues:
 
 def _outcome(activity: Activity, key: str, values: np.ndarray) -> ColourValues:
     """The value at the last step of the trial, on each of its steps; unchanged for a task without trials."""
+    if values.ndim > 1:
+        raise ConfigError(f"cannot colour by {key!r}: it is a vector of {values.shape[1]} numbers; take time or trial")
     values = np.where(values < 0, np.nan, values) if key == "ground_truth" else values.astype(float)
     if np.isnan(values).all():
         raise ConfigError(f"cannot colour by {key!r}: this task does not provide it")

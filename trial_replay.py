@@ -80,9 +80,8 @@ class ReplayBuffer:
         self.states = [np.zeros((rows, *part), np.float32) for part in state_shapes]
         self.open = [np.zeros((num_lanes, self.open_states, *part), np.float32) for part in state_shapes]
         self.state_shapes = [tuple(part) for part in state_shapes]
-        self.segments = np.zeros(
-            (max_segments, 6), np.int64
-        )  # lane, first step, padding, steps, initial, row of the state
+        # lane, first step, padding, steps, initial, row of the state
+        self.segments = np.zeros((max_segments, 6), np.int64)
         self.priorities = np.zeros(max_segments)
         self.head = 0  # steps that every lane has taken
         self.states_written = 0
@@ -115,21 +114,16 @@ class ReplayBuffer:
         self.terminated[:, slot] = steps.terminated
         ended = steps.terminated | steps.truncated
         self.reset_after[:, slot] = steps.new_trial & ~ended if self.reset_state_on_trial else False
-        self._keep_states(state)
+        if self.open_states:
+            lanes, place = self._starts()
+            if len(lanes):
+                for kept, part in zip(self.open, state_parts(state), strict=True):
+                    kept[lanes, place] = part[torch.from_numpy(lanes)].detach().cpu().numpy()
         self.head += 1
         self._emit(ended, steps.new_trial)
         oldest = self.head - self.lane_steps
         while self.first < self.last and self.segments[self.first % self.max_segments, 1] < oldest:
             self.first += 1
-
-    def _keep_states(self, state: State) -> None:
-        """Copy the state of those lanes in which a segment with a stored state starts."""
-        if self.open_states == 0:
-            return
-        lanes, place = self._starts()
-        if len(lanes):
-            for kept, part in zip(self.open, state_parts(state), strict=True):
-                kept[lanes, place] = part[torch.from_numpy(lanes)].detach().cpu().numpy()
 
     def _starts(self) -> tuple[np.ndarray, np.ndarray]:
         """The lanes in which the next step starts a segment that needs its state, and their places in `open`."""
@@ -232,6 +226,7 @@ class ReplayBuffer:
         return {**{name: getattr(self, name) for name in names}, **states, **opened}
 
     _COUNTERS = ("head", "states_written", "first", "last", "max_priority")
+    _BY_LANE: tuple[str, ...] = ()  # a subclass's own arrays
 
     def _filled(self) -> dict[str, Index]:
         """The index of the part of every array that is in use; the rest is never read."""
@@ -245,7 +240,8 @@ class ReplayBuffer:
         """Everything that a resumed run needs: the used parts of the arrays, mostly as views, and the counters."""
         counters = {name: getattr(self, name) for name in self._COUNTERS}
         filled = self._filled()
-        return {"arrays": {name: array[filled[name]] for name, array in self._arrays().items()}, "counters": counters}
+        arrays = {name: array[filled[name]] for name, array in self._arrays().items()}
+        return {"arrays": arrays, "counters": counters, **{name: getattr(self, name) for name in self._BY_LANE}}
 
     def load_state_dict(self, saved: StateDict) -> None:
         """Restore what `state_dict` returned. Raises: ValueError if the arrays do not have this buffer's sizes."""
@@ -257,6 +253,8 @@ class ReplayBuffer:
             if part.shape != array[filled[name]].shape:
                 raise ValueError(f"replay array {name} has shape {part.shape}")
             array[filled[name]] = part
+        for name in self._BY_LANE:
+            np.copyto(getattr(self, name), saved[name])
 
 
 class SequenceReplayBuffer(ReplayBuffer):
@@ -324,14 +322,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         place = learned // self.stride % max(self.open_states, 1)
         self._append(lane, origin + start, padding, steps, initial, place)
 
-    def state_dict(self) -> StateDict:
-        """Everything that a resumed run needs."""
-        return {**super().state_dict(), "t": self.t}
-
-    def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
-        super().load_state_dict(saved)
-        np.copyto(self.t, saved["t"])
+    _BY_LANE = ("t",)
 
 
 class TrialReplayBuffer(ReplayBuffer):
@@ -382,12 +373,4 @@ class TrialReplayBuffer(ReplayBuffer):
         """T of a batch: the steps of its longest trial."""
         return int(used.max())
 
-    def state_dict(self) -> StateDict:
-        """Everything that a resumed run needs."""
-        return {**super().state_dict(), "t": self.t, "opens_episode": self.opens_episode}
-
-    def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
-        super().load_state_dict(saved)
-        np.copyto(self.t, saved["t"])
-        np.copyto(self.opens_episode, saved["opens_episode"])
+    _BY_LANE = ("t", "opens_episode")

@@ -37,16 +37,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with every tensor on `device`."""
-        return self._replace(
-            obs=self.obs.to(device),
-            reset=self.reset.to(device),
-            action=self.action.to(device),
-            reward=self.reward.to(device),
-            terminated=self.terminated.to(device),
-            mask=self.mask.to(device),
-            state0=map_state(lambda part: part.to(device), self.state0),
-            weight=self.weight.to(device),
-        )
+        moved = {name: part.to(device) for name, part in self._asdict().items() if isinstance(part, Tensor)}
+        return self._replace(**{**moved, "state0": map_state(lambda part: part.to(device), self.state0)})
 
 
 class Core(Protocol):
@@ -253,19 +245,14 @@ class Task(Protocol):
 
     @property
     def observation_space(self) -> object: ...  # gymnasium.spaces.Box of shape (D,)
-
     @property
     def action_space(self) -> object: ...  # gymnasium.spaces.Discrete from 0, or a bounded Box of shape (A,)
-
     @property
     def dt_ms(self) -> float: ...  # duration of a step in ms; 0 where the task has no clock
-
     @property
     def trial_steps(self) -> int: ...  # full length of the current trial in steps; 0 where the task has no trials
-
     @property
     def conditions(self) -> Conditions: ...  # of the current trial; empty where the task has none
-
     @property
     def scripted(self) -> Mapping[str, Callable[..., Action]]: ...  # reference policies (env, rng) -> action, by name
 
@@ -278,7 +265,6 @@ class Task(Protocol):
         ...
 
     def render(self) -> object: ...  # (height, width, 3) uint8, or something else where the task has no pictures
-
     def close(self) -> None: ...
 
 
@@ -299,7 +285,7 @@ class VectorEnv(Protocol):
         ...
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Everything that the rows need to go on."""
+        """Everything that the rows need to continue."""
         ...
 
     def load_state_dict(self, saved: dict[str, np.ndarray]) -> None: ...

@@ -313,7 +313,7 @@ def test_activity_is_read_back_as_it_was_saved(tmp_path):
 
 
 def broken_files(folder):
-    """(name, what the message says) of files that are no activity."""
+    """(name, part of the message) of files that are not an activity."""
     activity = make_activity()
     path = folder / "activity.npz"
     np.savez_compressed(path, **activity)

@@ -63,7 +63,7 @@ class Lane:
 
 
 class World:
-    """Lanes that step together; `step` feeds the buffer and gives the records to whoever wants them."""
+    """Lanes that step together; `step` feeds the buffer and passes the records on."""
 
     def __init__(self, lanes: int, longest: int, longest_trial: int = 8, seed: int = 0) -> None:
         self.lanes = [Lane(n, random.Random(f"{seed}-{n}"), longest, longest_trial) for n in range(lanes)]

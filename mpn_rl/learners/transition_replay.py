@@ -61,12 +61,7 @@ class TransitionReplay:
         self.first = min(self.first + count, self.last)
 
     def sample(
-        self,
-        batch_size: int,
-        rng: np.random.Generator,
-        n_step: int = 1,
-        gamma: float = 1.0,
-        oldest: float = 1.0,
+        self, batch_size: int, rng: np.random.Generator, n_step: int = 1, gamma: float = 1.0, oldest: float = 1.0
     ) -> Batch:
         """A batch with T = 1, drawn with replacement.
 

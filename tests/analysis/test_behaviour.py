@@ -22,7 +22,7 @@ def choices(n=4000, theta=(5.0, 0.1, 0.1, 0.05), seed=0):
 # --- psychometric curve -------------------------------------------------------------------------------------
 
 
-def test_the_fit_finds_the_curve_that_made_the_choices():
+def test_the_fit_recovers_the_curve_that_generated_the_choices():
     fit = behaviour.psychometric(*choices(), resamples=60)
     truth = {"bias": 5.0, "slope": 0.1, "threshold": np.log(3) / 0.1, "lapse_low": 0.1, "lapse_high": 0.05}
     for name, value in truth.items():

@@ -1,4 +1,4 @@
-"""Claims about pictures of behaviour and comparisons: what is drawn, what the legend says, what is missing."""
+"""Claims about pictures of behaviour and comparisons: the drawn values, the legend, missing data."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def test_a_linear_system_has_the_fixed_point_and_eigenvalues_of_its_matrix():
     assert minima.stable.all() and minima.found.tolist() == [3]
 
 
-def test_a_slow_point_is_told_from_a_fixed_one():
+def test_slow_points_and_fixed_points_are_distinguished():
     # z -> z + z^2 + 0.01 never stands still; it is slowest at 0, with speed 0.01.
     minima = fixed_points.minimise_speed(lambda z: z + z**2 + 0.01, np.array([[0.3], [-0.2]]))
     assert not minima.fixed.any() and not minima.stable.any()

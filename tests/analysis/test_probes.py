@@ -70,7 +70,7 @@ def test_the_memory_is_the_plastic_part_of_a_state() -> None:
     assert {names[i] for i in probes.memory_parts(network, config)} == {"H", "E"}
 
 
-def test_a_core_without_memory_says_so() -> None:
+def test_a_core_without_memory_has_a_message() -> None:
     subject = subject_of("DelayMatchSample-v0", core="mlp", hidden_dim=5, embed_dim=3)
     with pytest.raises(MissingDataError, match="the core mlp has no state"):
         probes.lesion_curve(subject)
@@ -164,7 +164,7 @@ def test_a_decay_too_slow_for_the_delays_is_censored_and_no_memory_has_none() ->
         probes.memory_decay(probes.Curve(np.ones(2), y, "", "", 0.5))
 
 
-def test_a_task_without_a_delay_says_so() -> None:
+def test_a_task_without_a_delay_has_a_message() -> None:
     with pytest.raises(MissingDataError, match="the task has no delay period"):
         probes.delay_curve(SimpleNamespace(config=SimpleNamespace(env=None)))  # type: ignore[arg-type]
 

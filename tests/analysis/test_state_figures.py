@@ -120,7 +120,7 @@ def test_a_snapshot_without_trials_leaves_a_sentence():
     assert sum("not available" in text.get_text() for ax in fig.axes for text in ax.texts) == 2
 
 
-def test_readout_bars_are_cosines_and_the_legend_says_how_much_they_hold():
+def test_readout_bars_are_cosines_and_the_legend_states_their_share():
     readout, components = np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]]), np.eye(3)[:2]
     projection = pca_analysis.project_readout(readout, components)
     np.testing.assert_allclose(projection.cosines, [[0.6, 0.8], [0, 0]])

@@ -18,7 +18,7 @@ from mpn_rl.tasks.lanes import SEED_RANGES, EpisodeSeeds, Lanes
 
 
 class Clock(gymnasium.Env):
-    """The observation is the step, and the seed tells the episode's length, so that every entry can be foretold.
+    """The observation is the step, and the seed sets the episode's length, so that every entry is known in advance.
 
     Trials last three steps; even trials have the condition "side", odd ones "level".
     """
@@ -116,7 +116,7 @@ def test_an_evaluation_is_the_same_in_any_number_of_lanes(core: str, lanes: int)
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_evaluation_resets_the_state_where_it_is_told_to(reset: bool) -> None:
+def test_evaluation_resets_the_state_where_the_option_requires_it(reset: bool) -> None:
     """Against a slow loop of single steps."""
     net = network()
     env = Clock()
@@ -151,7 +151,7 @@ def test_a_scripted_policy_plays_the_same_seeds() -> None:
     assert len(result.decision_correct) == 10 and result.decision_correct.all()
 
 
-def test_a_recording_tells_what_happened_at_every_step() -> None:
+def test_a_recording_holds_the_events_of_every_step() -> None:
     (episode,) = record_episodes(network(), Clock(), [5])
     assert episode["observations"][:, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert episode["trial"].tolist() == [0, 0, 0, 1, 1, 1]

@@ -60,7 +60,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture, *argv: str) -> str:
-    """What a refused command says; nothing on stdout, no traceback."""
+    """The message of a refused command; nothing on stdout, no traceback."""
     capsys.readouterr()
     assert main.main(["sweep", *argv]) == 2
     out, err = capsys.readouterr()
@@ -174,7 +174,7 @@ def test_a_mistake_in_the_toml_file_is_one_line(
     assert sorted(path.name for path in Path().iterdir()) == ["grid.toml"]
 
 
-def test_a_value_out_of_range_is_found_at_its_key(capsys: pytest.CaptureFixture) -> None:
+def test_a_value_out_of_range_is_reported_at_its_key(capsys: pytest.CaptureFixture) -> None:
     Path("grid.toml").write_text(GRID.replace("[0.8, 0.9]", "[0.8, 1.5]").replace("eval-freq = 1000", "eval-freq = -1"))
     err = refused(capsys, "expand", "grid.toml")
     assert "grid.toml:23:1: lambda_decay: --lambda-decay must lie in [0.0, 1.0], got 1.5\n" in err
@@ -209,7 +209,7 @@ def a_job(rows: str, job: str = JOB) -> None:
     Path("rows.txt").write_text(rows)
 
 
-def test_every_mistake_in_the_rows_is_found_at_its_line_and_column(capsys: pytest.CaptureFixture) -> None:
+def test_every_mistake_in_the_rows_is_reported_at_its_line_and_column(capsys: pytest.CaptureFixture) -> None:
     a_job(
         "a, 0, 0.5, 0.9\n"  # good
         "b, 1, 0.5\n"
@@ -248,7 +248,7 @@ def test_a_blank_line_at_the_end_is_a_row_too_many(capsys: pytest.CaptureFixture
     assert "rows.txt:1:1: no rows" in refused(capsys, "check", "a.job")
 
 
-def test_a_wrong_row_among_500_is_found(capsys: pytest.CaptureFixture) -> None:
+def test_a_wrong_row_among_500_is_reported(capsys: pytest.CaptureFixture) -> None:
     rows = [f"r{i}, {i}, 0.5, 0.9\n" for i in range(500)]
     rows[411] = "r411, 411, 0.5, O.9\n"
     a_job("".join(rows))
@@ -257,7 +257,7 @@ def test_a_wrong_row_among_500_is_found(capsys: pytest.CaptureFixture) -> None:
     assert err.count("\n") == 2
 
 
-def test_what_is_wrong_for_all_rows_is_said_once_where_it_stands(capsys: pytest.CaptureFixture) -> None:
+def test_a_mistake_of_all_rows_is_reported_once_at_its_place(capsys: pytest.CaptureFixture) -> None:
     rows = "a, 0, 0.5, 0.9\nb, 1, 0.5, 0.9\n"
     a_job(rows, JOB.replace("--resume auto", "--resume auto --hidden-dim 0 --etaa 3"))
     err = refused(capsys, "check", "a.job")
@@ -562,7 +562,7 @@ def test_the_same_command_line_may_be_repeated_with_a_config_file(capsys: pytest
     assert len(json.loads(Path("experiments/again/training_history.json").read_text())["episode_rewards"]) == 6
 
 
-def test_rows_run_here_end_as_alone_and_a_failure_says_why(capfd: pytest.CaptureFixture) -> None:
+def test_rows_run_here_equal_single_runs_and_a_failure_has_its_reason(capfd: pytest.CaptureFixture) -> None:
     """Two workers; the task of one row does not exist, which no retry mends."""
     text = GRID[: GRID.index("[grid]")].replace("300", "60").replace("seeds = [0, 1]", "seeds = 1")
     Path("grid.toml").write_text(text + '[grid]\nenv-name = ["CartPole-v1", "NoSuch-v0", "Acrobot-v1"]\n')

@@ -80,8 +80,9 @@ class Recording:
         self.activity, self.config, self.weights = activity, config, weights
         self.title = f"{config['env']['env_name']}, {config['core']['name']}"
         self.states = pca_analysis.states(activity)
-        choice = "choice" if activity["new_trial"].any() else "time"
-        self.colour_key = colour or ("ground_truth" if (activity["ground_truth"] >= 0).any() else choice)
+        single = activity["actions"].ndim == 1  # else actions and the right actions are vectors
+        choice = "choice" if single and activity["new_trial"].any() else "time"
+        self.colour_key = colour or ("ground_truth" if single and (activity["ground_truth"] >= 0).any() else choice)
         self.colour = pca_analysis.colour_values(activity, self.colour_key)
         self.trials = trials.complete_trials(activity)
         self.fits: dict[str, PCAResult] = {}
