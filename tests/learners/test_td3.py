@@ -243,7 +243,7 @@ def test_the_networks_actions_are_what_its_head_gives() -> None:
 
 
 def test_the_running_average_is_what_is_evaluated() -> None:
-    """After three updates of the actor, theirs are the weights 0.75^2, 0.75 and 1 over their sum; the start has none."""
+    """After three updates of the actor, these weigh 0.75^2, 0.75 and 1 over their sum; the start weighs nothing."""
     learner, batch = make_learner(eval_average=True, average_tau=0.25), make_batch()
     seen = []
     for _ in range(3):
