@@ -276,7 +276,9 @@ class TD3Learner(ReplayLearner):
             values |= self._learn_actor(batch)
             torch._foreach_lerp_(self._target, self._online, self.config.target_tau)
             if self.average is not None:
-                torch._foreach_lerp_(_parts(self.average), _parts(self.online), self.config.average_tau)
+                tau, count = self.config.average_tau, self.updates // self.config.policy_freq
+                weight = tau / (1 - (1 - tau) ** count)  # 1 at the first update: the untrained actor has no weight
+                torch._foreach_lerp_(_parts(self.average), _parts(self.online), weight)
         return values
 
     def _learn_critics(self, batch: Batch) -> dict[str, Tensor]:
