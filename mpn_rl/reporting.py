@@ -224,7 +224,9 @@ def print_scores(config: Config, scores: dict[str, Any], how: str = "greedy") ->
         return "-" if value is None else f"{value:.{digits}f}"
 
     def interval(ends: Sequence[float | None] | None, digits: int = 3) -> str:
-        return "" if ends is None or ends[0] is None else f"[{text(ends[0], digits)}, {text(ends[1], digits)}]"
+        return (
+            "" if ends is None else "none" if ends[0] is None else f"[{text(ends[0], digits)}, {text(ends[1], digits)}]"
+        )
 
     neurogym = "trials" in scores
     title = f"{config.env.env_name}, {config.core.name}, {how}"
@@ -265,7 +267,8 @@ def print_scores(config: Config, scores: dict[str, Any], how: str = "greedy") ->
             f"right at decision steps {text(scores['decision_accuracy'])}"
         )
         top = "best script" if "best_return_mean" in scores else "ground truth"
-        lines.append(f"normalised score {text(scores['normalised_score'])} (random 0, {top} 1)")
+        ends = interval(scores.get("normalised_score_ci95"))
+        lines.append(f"normalised score {text(scores['normalised_score'])} {ends} (random 0, {top} 1)")
         if (scores["normalised_score"] or 0.0) > 1.0:
             lines.append(f"above 1: the {top} is not the best policy on these trials")
     stdout.print("\n".join(lines))

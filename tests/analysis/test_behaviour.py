@@ -127,6 +127,55 @@ def test_rates_count_trials_and_the_steps_of_each_period():
     assert rates.reaction.value == 0
 
 
+def with_aborts(activity, share, column=True, seed=0):
+    """The recording with some trials cut after two steps of stimulus: the agent acts there, and the task aborts."""
+    keep, rng = np.ones(len(activity["actions"]), bool), np.random.default_rng(seed)
+    changed = {name: array.copy() for name, array in activity.items()}
+    changed["aborted"] = np.zeros(len(keep), bool)
+    for trial in trials.complete_trials(activity):
+        if rng.random() < share:
+            keep[trial[4:]] = False
+            changed["actions"][trial[3]], changed["new_trial"][trial[3]] = 1, True
+            changed["aborted"][trial], changed["correct"][trial] = True, 0.0
+    if not column:
+        del changed["aborted"]
+    return {name: array[keep] if array.ndim else array for name, array in changed.items()}
+
+
+@pytest.mark.parametrize("column", [True, False])
+@pytest.mark.parametrize("share", [0.02, 0.6])
+def test_aborted_trials_have_no_choice_and_are_counted(share, column):
+    """Without the column of older recordings too, although most trials end in the stimulus."""
+    whole = make_recording(episodes=40)
+    activity = with_aborts(whole, share, column)
+    found = trials.complete_trials(activity)
+    table = trials.trial_table(activity, found)
+    cut = np.array([len(trial) == 4 for trial in found])
+    assert table["aborted"].tolist() == cut.tolist() and table["decided"].tolist() == (~cut).tolist()
+    for name in ("choice", "ground_truth", "reaction"):
+        assert np.isnan(table[name][cut]).all() and not np.isnan(table[name][~cut]).any()
+    rates = behaviour.rates(activity, found, table)
+    assert rates.decided.value == pytest.approx(1 - cut.mean()) and rates.decided.n == 400
+    assert rates.aborted.value == pytest.approx(cut.mean()) and rates.reaction.value == 0
+    fit, _ = behaviour.psychometric_of(table, resamples=20)
+    assert (fit.n, fit.left_out) == (np.sum(~cut), np.sum(cut))
+    confusion = behaviour.confusion(table)
+    assert confusion.truths.tolist() == confusion.choices.tolist() == [1, 2] and confusion.counts.sum() == np.sum(~cut)
+    labels, _ = trials.label_sets(activity, trials.align_periods(activity, found), table)
+    assert np.isnan(labels["choice"][cut]).all() and set(labels["choice"][~cut]) == {1, 2}
+
+
+def test_a_recording_of_aborted_trials_alone_has_no_decisions():
+    activity = with_aborts(make_recording(), 1.1)
+    found = trials.complete_trials(activity)
+    table = trials.trial_table(activity, found)
+    rates = behaviour.rates(activity, found, table)
+    assert rates.decided.value == 0 and rates.aborted.value == 1 and rates.reaction is None
+    for measure in (behaviour.psychometric_of, behaviour.confusion):
+        with pytest.raises(MissingDataError):
+            measure(table)
+
+
 def test_confusion_counts_every_trial_once():
     table = {"ground_truth": np.array([1.0, 1, 2, 2, np.nan]), "choice": np.array([1, 0, 2, 2, 1])}
     confusion = behaviour.confusion(table)
