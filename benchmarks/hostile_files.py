@@ -59,6 +59,11 @@ EXPERIMENTS = {
              "--max-episode-steps", "20"],
     "td3": ["train", *BASE, *SEQUENCES, "--algo", "td3", "--env-name", "Pendulum-v1", "--learning-starts", "50",
             "--buffer-size", "400", "--batch-size", "4", "--max-episode-steps", "30"],
+    "walker": ["train", *BASE, "--algo", "td3", "--core", "mlp", "--env-name", "Pendulum-v1", "--learning-starts", "50",
+               "--buffer-size", "400", "--batch-size", "4", "--max-episode-steps", "30", "--expansion", "paper",
+               "--prune", "dormant", "--update-interval", "50", "--eval-average"],
+    "transitions": ["train", *BASE, *DQN, "--replay", "transition", "--max-episode-steps", "30", "--core", "lstm"],
+    "cues": ["train", *BASE, *DQN, *SEQUENCES, "--env-name", "CueReward-v0", "--max-episode-steps", "30"],
 }  # fmt: skip
 READERS = {
     "eval": ["eval", "--num-eval-episodes", "1"],
@@ -133,6 +138,21 @@ def nested(depth: int) -> list:
     return value
 
 
+def recursive(value: object) -> list:
+    """A list that contains itself."""
+    inner = [value]
+    inner.append(inner)
+    return inner
+
+
+def doubled(times: int) -> list:
+    """A list of a few kilobytes that a program which copies it takes for one of 2**times values."""
+    value: list = []
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
 SCALARS: dict[str, object] = {
     "null": None, "true": True, "false": False, "0": 0, "-1": -1, "1": 1, "3": 3, "2**31": 2**31, "2**63": 2**63,
     "-2**70": -(2**70), "2**70": 2**70, "10**400": 10**400, "0.5": 0.5, "-0.0": -0.0, "1e308": 1e308,
@@ -200,6 +220,8 @@ PT_VALUES: dict[str, Alter] = {
     **{name: lambda _, value=value: value for name, value in SCALARS.items()}, **TENSORS,
     "a tuple": lambda old: (old, old), "keys that are tuples": lambda old: {(1, 2): old, None: old, 3: old},
     "bytes": lambda _: b"\xff\0", "a complex number": lambda _: 1j, "a bomb": lambda _: Bomb(),
+    "itself": lambda old: recursive(old), "the same list 2**40 times": lambda _: doubled(40),
+    "nested 100,000 deep": lambda _: nested(100_000),
 }  # fmt: skip
 ARRAYS: dict[str, Alter] = {
     "an array of shape (0,)": lambda _: np.zeros(0), "an array of shape (1,)": lambda _: np.ones(1),

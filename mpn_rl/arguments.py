@@ -129,6 +129,8 @@ def _add_training(parser: Parser, command: str) -> None:
     _add_trust(run)
     text = "continue from last.pt; auto: continue if there is one, else start"
     run.add_argument("--resume", nargs="?", const="yes", choices=("yes", "auto"), help=text)
+    text = "with --resume: start new episodes in place of the unfinished ones, for tasks that cannot repeat an episode"
+    run.add_argument("--fresh-episodes", action="store_true", help=text)
     run.add_argument("--overwrite", action="store_true", help="replace an experiment of the same name")
     text = "start with the weights of this experiment's best_model.pt, of the same network"
     run.add_argument("--init-from", metavar="NAME", help=text)
@@ -205,7 +207,7 @@ def _effect(field: dataclasses.Field) -> str:
     """'(needs ...; does nothing with ...)' on a line of its own, for an option whose effect depends on others."""
     needs, idle = field.metadata["needs"], field.metadata["idle"]
     text = [f"needs {cfg.shown_condition(needs)}"] if needs else []
-    text += [f"does nothing with {', nor with '.join(map(cfg.shown_condition, idle))}"] if idle else []
+    text += [f"does nothing with {', or with '.join(map(cfg.shown_condition, idle))}"] if idle else []
     return f"\n({'; '.join(text)})".replace("%", "%%") if text else ""
 
 

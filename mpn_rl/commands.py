@@ -51,6 +51,8 @@ def train(args: argparse.Namespace) -> int:
             "note: --checkpoint-exit-code asks for a restart with the same command line, which continues the run only "
             "with --resume auto"
         )
+    if args.fresh_episodes and args.resume is None:
+        raise ConfigError("--fresh-episodes does nothing without --resume; leave it out")
     directory, resume = args.experiments_dir, args.resume is not None
     name = Experiment.check_new(args.experiment_name, directory, args.overwrite, resume)
     experiment = Experiment(name, Path(directory))
@@ -61,6 +63,12 @@ def train(args: argparse.Namespace) -> int:
         _check_restart(experiment, work, args)
     config = arguments.config_of(args)
     registry.check_trials(config)
+    if not registry.resumes_exactly(config.env) and not args.fresh_episodes:
+        stderr.print(
+            f"note: {config.env.env_name} does not repeat an episode from its seed and actions: it remembers earlier "
+            "ones, or draws without the seed. If the run is stopped, continue it with --resume --fresh-episodes, which "
+            "starts new episodes, so that the run is not the same as an uninterrupted one"
+        )
     run = Run(config)  # finds every mistake in the options, before anything is written
     event_logs.check(config)
     record = {**config.to_dict(), "versions": versions() | _source(args)}
@@ -96,11 +104,11 @@ def _continue(experiment: Experiment, args: argparse.Namespace) -> int:
     stored = stored_config(experiment)
     config = arguments.resumed_config(args, experiment.name, stored)
     known = experiment.read_config().get("versions")
-    if not (isinstance(known, dict) and known.items() >= _source(args).items()):
+    if args.init_from is not None and not (isinstance(known, dict) and known.get("init_from") == args.init_from):
         raise ConfigError(f"--resume continues '{experiment.name}', which did not start with --init-from; leave it out")
     event_logs.check(config)
     with experiment.noting_failure():
-        run = Run.resume(config, experiment)
+        run = Run.resume(config, experiment, args.fresh_episodes)
         if run.finished:
             stdout.print(
                 f"{experiment.path} is complete: {run.step:,} steps, {run.episodes:,} episodes; nothing was "

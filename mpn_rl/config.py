@@ -872,7 +872,7 @@ def make_config(command: str, flags: Options, file: Nested | None = None) -> Con
     file = file or {}
     unknown = [key for key in file if key not in (*PARTS, "versions")]
     if unknown:
-        raise ConfigError(f"unknown section {unknown[0]!r} in the configuration{nearest(unknown[0], PARTS)}")
+        raise ConfigError(f"unknown section {shortened(unknown[0])} in the configuration{nearest(unknown[0], PARTS)}")
     for other, preset in COMMAND_DEFAULTS.items():  # its tasks would silently replace this command's
         if other != command and file.get("env", {}).get("name") == preset["env"]:
             message = f"env.name is {preset['env']!r} in the configuration: take the command {other}, not {command}"
@@ -1041,7 +1041,8 @@ def shown_condition(condition: Condition) -> str:
     for name, accepted in condition.items():
         first, *others = [_flags()[str(one)] if isinstance(one, Same | AtLeast) else one for one in accepted]
         text = " or ".join([shown_option(name, first), *("none" if one is None else str(one) for one in others)])
-        how = "other than " if isinstance(accepted, Not) else "at least " if isinstance(accepted[0], AtLeast) else ""
+        relations: dict[type, str] = {AtLeast: "at least ", Same: "equal to "}
+        how = "other than " if isinstance(accepted, Not) else relations.get(type(accepted[0]), "")
         words.append(text.replace(" ", f" {how}", 1))
     return " and ".join(words)
 
@@ -1052,6 +1053,6 @@ def _build_section(part: str, choice: Choice, defaults: Options, flags: Options,
     known = fields | ({"name"} if part in KINDS else set())
     for key in given:
         if key not in known:
-            raise ConfigError(f"unknown key {key!r} in section {part!r}{nearest(key, known)}")
+            raise ConfigError(f"unknown key {shortened(key)} in section {part!r}{nearest(key, known)}")
     values = {**defaults, **given, **flags}
     return choice.build(**{name: values[name] for name in fields if name in values})

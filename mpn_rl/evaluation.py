@@ -18,10 +18,11 @@ from mpn_rl import config as cfg
 from mpn_rl import registry
 from mpn_rl.config import Config
 from mpn_rl.contracts import Lesionable
-from mpn_rl.networks.encoder import AgentNetwork
+from mpn_rl.networks.encoder import AgentNetwork, check_weights
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import Evaluation, evaluate, run_batched, run_scripted
 from mpn_rl.statistics import mean_interval, normalised_interval, score_interval
+from mpn_rl.storage.state_trees import StateError
 from mpn_rl.tasks import trusted_modules
 from mpn_rl.tasks.lanes import EpisodeSeeds
 from neurogym_wrapper import REFERENCE_POLICIES, normalised_score, reference_scores
@@ -145,7 +146,7 @@ def _json_number(value: float) -> float | None:
 
 def _ends(interval: tuple[ArrayLike, ArrayLike]) -> list[float | None]:
     """The ends of an interval for JSON; None where it is unknown, as for one value or equal values."""
-    return [float(end) if np.isfinite(end) else None for end in interval]
+    return [float(end) if np.isfinite(end) else None for end in map(np.asarray, interval)]
 
 
 def stored_config(experiment: Experiment) -> Config:
@@ -175,17 +176,19 @@ def load_policy(args: argparse.Namespace, name: str | None = None) -> tuple[Expe
     torch.set_num_threads(args.threads)
     device = registry.make_device(args.device)
     path = experiment.checkpoint(args.checkpoint)
-    saved = load_checkpoint(path, device)
+    follow = path.parent.parent != experiment.path  # a file that the user names may be a link
+    saved = load_checkpoint(path, device, follow)
     env = registry.make_env(config.env)
     network: AgentNetwork = registry.make_network(config, registry.spaces(env)).to(device)
     env.close()
     try:
-        network.load_state_dict(saved["network"])
-    except (RuntimeError, KeyError, TypeError) as error:
+        check_weights(saved.get("network"), network)
+    except StateError as error:
         raise ConfigError(
-            f"--checkpoint {path} does not fit the {config.core.name} network of {experiment.config_path}; "
+            f"--checkpoint {path} does not fit the {config.core.name} network of {experiment.config_path} ({error}); "
             "use a checkpoint of this experiment"
         ) from error
+    network.load_state_dict(saved["network"])
     if args.policy is not None:
         if network.sample_policy is None:
             raise ConfigError(

@@ -643,7 +643,7 @@ def test_a_checkpoint_of_another_size_is_refused() -> None:
         world.step(buffer)
     saved = copy.deepcopy(buffer.state_dict())
     saved["arrays"]["reward"] = saved["arrays"]["reward"][:, :1]  # which NumPy would spread over all steps
-    with pytest.raises(ValueError, match="replay array reward"):
+    with pytest.raises(ValueError, match="replay.arrays.reward"):
         SequenceReplayBuffer(3, 3, capacity=180, length=4, stride=2, state_shapes=SHAPES).load_state_dict(saved)
 
 
@@ -664,3 +664,23 @@ def test_a_batch_moves_whole() -> None:
     batch = buffer.sample(2, np.random.default_rng(0)).to("meta")
     tensors = [value for value in batch if isinstance(value, torch.Tensor)] + list(batch.state0)
     assert len(tensors) == 9 and all(tensor.device.type == "meta" for tensor in tensors)
+
+
+def test_ended_episodes_leave_no_segment_that_spans_them() -> None:
+    """As in a run that continues with new episodes: what is complete stays, and the next step opens an episode."""
+    buffer = sequences(100, length=4, stride=4)
+    play(buffer, [6], truncated=True)
+    buffer.t[:] = 6  # the episode goes on after its 6 steps: 4 of them are a sequence
+    buffer.last -= 1
+    buffer.end_episodes()
+    play(buffer, [4])
+    batch, rows = rows_of(buffer)
+    assert [batch.obs[b, :, 0].tolist() for b in rows] == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert all(bool(batch.reset[b, 0]) for b in rows)
+    trials = TrialReplayBuffer(1, 1, capacity=9, max_steps=9, state_shapes=[(1,)])
+    play(trials, [5], trials=3)
+    trials.t[:], trials.opens_episode[:] = 2, False  # two steps of a trial that goes on
+    trials.end_episodes()
+    play(trials, [3])
+    batch, rows = rows_of(trials)
+    assert batch.obs[rows[-1], :4, 0].tolist() == [0, 1, 2, 3] and bool(batch.reset[rows[-1], 0])

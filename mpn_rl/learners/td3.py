@@ -51,6 +51,10 @@ class BoundedHead(nn.Linear):
         self.register_buffer("centre", (high + low) / 2, persistent=False)
         self.register_buffer("scale", (high - low) / 2, persistent=False)
 
+    def _load_from_state_dict(self, saved: dict[str, Tensor], prefix: str, *rest) -> None:
+        """Keep the bounds, which belong to the task."""
+        super()._load_from_state_dict({**saved, prefix + "low": self.low, prefix + "high": self.high}, prefix, *rest)
+
     def forward(self, h: Tensor) -> Tensor:
         """(..., H) -> (..., A)."""
         return torch.addcmul(self.centre, self.scale, torch.tanh(super().forward(h)))
@@ -418,13 +422,11 @@ class TD3Learner(ReplayLearner):
     _COUNTERS = ("acted", "active", "buffer_checks", "buffer_distance", "buffer_held")
 
     def state_dict(self) -> StateDict:
-        """Everything that a resumed run needs."""
         counters = {name: getattr(self, name) for name in self._COUNTERS}
         average = None if self.average is None else self.average.state_dict()
         return {**super().state_dict(), "average": average, "counters": counters}
 
     def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
         super().load_state_dict(saved)
         if self.average is not None:
             self.average.load_state_dict(saved["average"])

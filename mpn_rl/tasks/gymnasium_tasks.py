@@ -305,11 +305,14 @@ def time_limit(
 ) -> int | None:
     """The longest possible episode in steps, None where there is no limit.
 
-    It is the smaller of the user's limit (else the registered one) and the task's own argument `episode_steps`.
+    It is the smaller of the user's limit (else the registered one) and, in the toolkit's own tasks, their argument
+    `episode_steps`.
     """
     spec = find_spec(env_name)
-    own = inspect.signature(_creator(spec.entry_point)).parameters.get("episode_steps")
-    steps = None if own is None else {**spec.kwargs, **(env_args or {})}.get("episode_steps", own.default)
+    creator, steps = _creator(spec.entry_point), None
+    if isinstance(creator, type) and issubclass(creator, SingleEnv):
+        default = inspect.signature(creator).parameters["episode_steps"].default
+        steps = {**spec.kwargs, **(env_args or {})}.get("episode_steps", default)
     limits = [limit for limit in (max_episode_steps or spec.max_episode_steps, steps) if limit is not None]
     return min(limits, default=None)
 
@@ -337,6 +340,13 @@ def find_spec(env_name: str) -> EnvSpec:
     )
 
 
+def is_built_in(env_name: str) -> bool:
+    """Whether a task is Gymnasium's or the toolkit's own."""
+    entry = find_spec(env_name).entry_point
+    module = entry.__module__ if callable(entry) else str(entry)
+    return module.startswith(("gymnasium.envs.", "mpn_rl."))
+
+
 def _arguments(spec: EnvSpec, env_args: dict[str, object] | None) -> str:
     """'; it takes ...' where the user passed an argument that the constructor does not have."""
     names = [name for name in inspect.signature(_creator(spec.entry_point)).parameters if name != "render_mode"]
@@ -361,6 +371,7 @@ def _reason(error: BaseException) -> str:
         if "mujoco" in text:  # Gymnasium's advice installs a newer one
             return "it needs the extra: pip install 'mpn-rl[mujoco]'"
         if "box2d" in text:
-            return "it needs Box2D: pip install swig, then pip install 'gymnasium[box2d]<0.30'"
+            way_out = "pip install swig setuptools, then pip install --no-build-isolation box2d-py==2.3.5"
+            return f"it needs Box2D, which is compiled: {way_out}"
         return " ".join(str(error).split())
     return own_error(error)

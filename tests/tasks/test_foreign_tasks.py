@@ -171,6 +171,64 @@ def test_lanes_stay_as_they_were_when_one_of_them_fails() -> None:
     assert before["rewards"].tolist() == after["rewards"].tolist() and np.array_equal(before["obs"], after["obs"])
 
 
+# --- episodes that cannot be repeated ----------------------------------------------------------------------
+
+
+class Remembering(Foreign):
+    """Subtracts the mean of all observations so far, as NormalizeObservation does."""
+
+    total, seen_so_far = 0.0, 0
+
+    def seen(self):
+        self.total, self.seen_so_far = self.total + self.t, self.seen_so_far + 1
+        return np.array([self.t - self.total / self.seen_so_far, 0.5], np.float32)
+
+
+class Unseeded(Foreign):
+    def seen(self):
+        return np.random.random(2).astype(np.float32)
+
+
+@pytest.mark.parametrize("task", [Remembering, Unseeded])
+@pytest.mark.parametrize(
+    "learner",
+    [["--replay", "sequence"], ["--replay", "trial"], ["--algo", "a2c"]],
+    ids=["sequences", "trials", "a2c"],
+)
+def test_a_task_that_cannot_repeat_an_episode_says_so_at_the_start_and_continues_with_new_ones(
+    task: type, learner: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(gymnasium.registry, "Other-v0", gymnasium.envs.registration.EnvSpec("Other-v0", task))
+    length = ["--max-episode-steps", "50", "--kernel", "reference"]
+    run = ["train", "--experiment-name", "run"]
+    argv = [*run, "--env-name", "Other-v0", *TINY, *learner, *length]
+    assert main.main([*argv, "--total-steps", "120"]) == 0  # both lanes are in the middle of an episode
+    err = capsys.readouterr().err
+    assert err.count("note: Other-v0 does not repeat an episode") == 1 and "--resume --fresh-episodes" in err
+    assert main.main([*run, "--resume", "--total-steps", "240"]) == 2
+    assert "add --fresh-episodes" in capsys.readouterr().err
+    assert main.main([*run, "--resume", "--fresh-episodes", "--total-steps", "240"]) == 0
+    rows = [json.loads(line) for line in Path("experiments/run/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 240
+
+
+def test_only_a_resumed_run_takes_new_episodes(capsys: pytest.CaptureFixture) -> None:
+    assert main.main(["train", "--fresh-episodes"]) == 2
+    assert "--fresh-episodes does nothing without --resume" in capsys.readouterr().err
+
+
+def test_a_task_that_fails_in_its_first_steps_creates_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Foreign.script = {5: {"obs": np.array([np.nan, 0.0], np.float32)}}
+    assert main.main(["train", "--env-name", "Foreign-v0"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "gave nan in observation 0 at step 5" in err
+    assert not list(tmp_path.iterdir())
+
+
 # --- no time limit ----------------------------------------------------------------------------------------
 
 
