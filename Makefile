@@ -4,6 +4,7 @@
 #   TORCH_INDEX=URL              another wheel index for PyTorch, such as https://download.pytorch.org/whl/cpu
 #                                (the small CPU build on Linux) or https://download.pytorch.org/whl/cu130
 #   VENV=DIR                     another place than .venv
+#   MUTATION_ARGS="--minutes 5 trial_replay.py"   options and modules for the mutation tests
 #   PYTEST_ARGS="-k replay -x"   options for pytest; "-n 0" runs the tests in one process, as a debugger needs it
 
 SHELL := /bin/bash
@@ -15,6 +16,7 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+MUTATION_ARGS ?=
 DEMO_STEPS ?= 60000
 
 python := $(VENV)/bin/python
@@ -51,6 +53,10 @@ check: dev ## formatting, lint, types, import rule, tests: what CI runs
 	$(python) -m mypy
 	$(python) tests/lint_imports.py
 	$(MAKE) --no-print-directory test
+
+.PHONY: mutation
+mutation: dev ## how many random changes of maths, replay, statistics and persistence the tests detect: 30 minutes
+	$(python) tests/mutation.py $(MUTATION_ARGS)
 
 .PHONY: format
 format: dev ## format the code and apply what lint can mend

@@ -70,6 +70,17 @@ def test_the_band_of_shuffles_has_the_width_of_coin_tosses():
     np.testing.assert_allclose(found.band[:, 0], [0.5 - half, 0.5 + half], atol=0.025)
 
 
+def test_the_band_and_the_threshold_are_quantiles_of_the_shuffles():
+    rng = np.random.default_rng(0)
+    y, x = rng.integers(0, 2, 60), rng.standard_normal((60 * 4, 3))
+    found = decoding.decode(x, np.arange(240).reshape(60, 4), {"y": y}, np.arange(60) % 5, shuffles=200)["y"]
+    ordered = np.sort(found.shuffled, axis=0)
+    assert np.all(ordered[4] <= found.band[0]) and np.all(found.band[0] <= ordered[5])  # place 0.025 x 199 = 4.975
+    assert np.all(ordered[194] <= found.band[1]) and np.all(found.band[1] <= ordered[195])
+    best = np.sort(found.shuffled.max(axis=1))
+    assert best[189] <= found.anywhere <= best[190]  # place 0.95 x 199 = 189.05
+
+
 def test_a_state_that_knows_nothing_stays_below_the_threshold_for_any_step():
     rng = np.random.default_rng(2)
     above = 0
