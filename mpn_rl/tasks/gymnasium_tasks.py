@@ -171,7 +171,9 @@ class FlatTask(gymnasium.Wrapper):
         if isinstance(task, PendulumEnv) and isinstance(task.last_u, np.generic):
             task.last_u = float(task.last_u)  # pygame does not accept NumPy's numbers
         try:
-            return super().render()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # GLFW's, before the error that they announce
+                return super().render()
         except (MemoryError, NotImplementedError):
             raise
         except Exception as error:
@@ -368,6 +370,8 @@ def _reason(error: BaseException) -> str:
     """Why a task cannot be made, with the way out where an optional library is missing."""
     if isinstance(error, gymnasium.error.DependencyNotInstalled):
         text = str(error).lower()
+        if "mujoco_py" in text:
+            return "it needs mujoco_py, which is no longer maintained; take the -v4 of this task"
         if "mujoco" in text:  # Gymnasium's advice installs a newer one
             return "it needs the extra: pip install 'mpn-rl[mujoco]'"
         if "box2d" in text:

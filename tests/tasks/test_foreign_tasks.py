@@ -251,6 +251,18 @@ def test_an_episode_without_a_time_limit_is_cut_with_a_note(
     assert evaluate(network, [limited], [0]).lengths.tolist() == [40]
 
 
+def test_an_argument_of_a_foreign_task_is_no_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only in the toolkit's own tasks does `episode_steps` end an episode."""
+
+    class Named(Foreign):
+        def __init__(self, episode_steps: int = 5) -> None:
+            super().__init__()
+
+    monkeypatch.setitem(gymnasium.registry, "Other-v0", gymnasium.envs.registration.EnvSpec("Other-v0", Named))
+    monkeypatch.setattr(gymnasium_tasks, "LONGEST_EPISODE", 30)
+    assert run_scripted(lambda env, rng: 0, make_gymnasium("Other-v0"), [0]).lengths.tolist() == [30]
+
+
 # --- actions ----------------------------------------------------------------------------------------------
 
 
