@@ -246,9 +246,7 @@ def make_gymnasium(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Gymnasium's deprecation warnings about its own tasks
         try:
-            mode = {} if render_mode is None else {"render_mode": render_mode}  # not every constructor accepts one
-            if mode and not _accepts(spec, "render_mode"):
-                mode = {}
+            mode = {} if render_mode is None or not _draws(spec, render_mode) else {"render_mode": render_mode}
             env = gymnasium.make(spec, max_episode_steps, disable_env_checker=True, **mode, **(env_args or {}))
         except (Exception, SystemExit) as error:  # a task's constructor can raise anything
             reason = f"{_reason(error).partition(' was raised from')[0]}{_arguments(spec, env_args)}"
@@ -279,10 +277,15 @@ def _not_flat(space: object) -> str:
     )
 
 
-def _accepts(spec: EnvSpec, argument: str) -> bool:
-    """Whether a task's constructor accepts an argument."""
-    parameters = inspect.signature(_creator(spec.entry_point)).parameters
-    return argument in parameters or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+def _draws(spec: EnvSpec, render_mode: str) -> bool:
+    """Whether a task's constructor accepts this render mode, as far as it says."""
+    creator = _creator(spec.entry_point)
+    if isinstance(creator, type) and issubclass(creator, gymnasium.Env):
+        modes = (creator.metadata or {}).get("render_modes")  # empty where the task says nothing
+        if modes and render_mode not in modes:
+            return False
+    parameters = inspect.signature(creator).parameters
+    return "render_mode" in parameters or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
 
 
 def make_vector_env(
