@@ -574,7 +574,7 @@ def sweep_curves_figure(
         plot_band(steps, curves, band, ax, colour=colour, label=label)
     ax.set(xlabel="environment steps", ylabel=ylabel, xlim=(0, None))
     ax.xaxis.set_major_formatter(thousands)
-    fig.legend(title="thick: mean over seeds; band: its 95 % bootstrap interval; thin: single seeds", title_fontsize=8,
+    fig.legend(title="thick: mean over seeds; band: its 95 % t interval; thin: single seeds", title_fontsize=8,
                alignment="left", ncols=2, loc="outside lower left")  # fmt: skip
     page_title(fig, title)
     return fig

@@ -97,7 +97,7 @@ ENABLE_URL_TRANSFERS = False
 
 
 class Pool:
-    """A personal pool in a folder, alive within `with`; afterwards none of its processes is."""
+    """A personal pool in a folder, which runs within `with`; all its processes end with it."""
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.root, self.folder = root, folder
@@ -129,7 +129,7 @@ class Pool:
         self.killed = _kill_descendants()
 
     def command(self, program: str, *arguments: str, cwd: Path | None = None, check: bool = True) -> str:
-        """What one of HTCondor's commands prints."""
+        """The output of one of HTCondor's commands."""
         environment = {**os.environ, "CONDOR_CONFIG": str(self.configuration)}
         command = [*AS_USER, str(self.root / "bin" / program), *arguments]
         done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=120)
@@ -138,7 +138,7 @@ class Pool:
         return done.stdout
 
     def jobs(self, cluster: str) -> dict[int, tuple[int, int]]:
-        """Row -> (state, starts), of finished jobs too."""
+        """Row -> (state, starts), also of finished jobs."""
         asked = (cluster, "-af", "ProcId", "JobStatus", "NumShadowStarts")
         lines = self.command("condor_history", *asked) + self.command("condor_q", *asked)
         rows = [[int(part) for part in line.replace("undefined", "0").split()] for line in lines.splitlines()]
@@ -173,13 +173,13 @@ def _free_port() -> int:
 
 
 def _adopt_orphans() -> None:
-    """Whatever the daemons start and leave behind becomes a child of this process, so that it can be ended."""
+    """Make orphaned processes of the daemons children of this process, so that it can end them."""
     set_child_subreaper = 36
     ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
 def _kill_descendants() -> int:
-    """End every process that this one started or adopted; returns how many had to be."""
+    """End every process that this one started or adopted; returns their number."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass  # has ended by itself
@@ -203,7 +203,7 @@ def _kill_descendants() -> int:
 
 
 def lay_out(folder: Path) -> Path:
-    """A copy of the project to work in, which leaves this one's experiments/ and condor/ alone."""
+    """A copy of the project to work in, so that experiments/ and condor/ do not change."""
     project = folder / "project"
     project.mkdir()
     for module in PROJECT.glob("*.py"):
@@ -217,7 +217,7 @@ def lay_out(folder: Path) -> Path:
 
 
 def short(steps: int) -> list[str]:
-    """Further options, so that a row takes some tens of seconds and has a checkpoint for -fast to go back to."""
+    """Options that make a row take some tens of seconds, with checkpoints for -fast to return to."""
     often = ["--checkpoint-freq", str(steps // 20), "--eval-freq", str(steps // 8), "--eval-episodes", "10"]
     return ["--total-steps", str(steps), *often, "--no-plot-training", "--device", "cpu"]
 
@@ -230,7 +230,7 @@ def template_words(project: Path, template: str, row: str = "") -> list[str]:
 
 
 def run_alone(project: Path, row: str, steps: int) -> float:
-    """The row with the same wrapper, untouched, in experiments-alone/; returns the seconds it took."""
+    """Run the row with the same wrapper and without eviction, in experiments-alone/; returns the seconds."""
     name = row.split(",")[0]
     command = ["condor/run.sh", *template_words(project, "train.job", row), *short(steps)]
     command += ["--experiments-dir", "experiments-alone"]
@@ -242,17 +242,17 @@ def run_alone(project: Path, row: str, steps: int) -> float:
 
 
 def submit(pool: Pool, project: Path, template: str, steps: int) -> str:
-    """The cluster's number; only the rows and the length of the runs differ from what the template submits."""
+    """Submit a template with other rows and shorter runs; returns the number of the cluster."""
     rows, more = SWEEPS[template]
     (project / "condor" / "train_args.txt").write_text("\n".join(ROWS[:rows]) + "\n")
     further = " ".join([*short(steps), *more])
     arguments = f"arguments = {' '.join(template_words(project, template))} {further}"
-    told = pool.command("condor_submit", "-append", arguments, template, cwd=project / "condor")
-    return re.findall(r"submitted to cluster (\d+)", told)[0]
+    shown = pool.command("condor_submit", "-append", arguments, template, cwd=project / "condor")
+    return re.findall(r"submitted to cluster (\d+)", shown)[0]
 
 
 def step_of(folders: list[Path]) -> int:
-    """The last step that a row has logged, in whichever folder it works."""
+    """The last step that a row has logged, in its current folder."""
     steps = [0]
     for folder in folders:
         with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
@@ -261,7 +261,7 @@ def step_of(folders: list[Path]) -> int:
 
 
 def drive(pool: Pool, project: Path, cluster: str, rows: int, steps: int) -> list[list[int]]:
-    """Evict every row of a cluster as EVICTIONS says and wait for its end; returns the steps at the evictions."""
+    """Evict every row of a cluster as EVICTIONS states and wait for its end; returns the steps at the evictions."""
     names = [row.split(",")[0] for row in ROWS[:rows]]
     evicted: list[list[int]] = [[] for _ in names]
     starts_then = [-1] * len(names)  # no second eviction before the row runs again
@@ -288,9 +288,9 @@ def drive(pool: Pool, project: Path, cluster: str, rows: int, steps: int) -> lis
 
 
 def dummies(pool: Pool, project: Path) -> dict[str, Any]:
-    """The ten jobs that train nothing, submitted from the project's root as the others are from condor/."""
-    told = pool.command("condor_submit", "condor/dummy.job", cwd=project)
-    cluster = re.findall(r"submitted to cluster (\d+)", told)[0]
+    """Ten jobs that train nothing, submitted from the project's root; the others are submitted from condor/."""
+    shown = pool.command("condor_submit", "condor/dummy.job", cwd=project)
+    cluster = re.findall(r"submitted to cluster (\d+)", shown)[0]
     deadline = time.monotonic() + 300
     while any(state != COMPLETED for state, _ in pool.jobs(cluster).values()):
         if time.monotonic() > deadline:
@@ -301,14 +301,14 @@ def dummies(pool: Pool, project: Path) -> dict[str, Any]:
 
 
 def differences(project: Path, name: str) -> list[str]:
-    """The files that the pool left and that are not what the untouched run left: none, if all is well."""
+    """The files of the pool's run that differ from the run without eviction; none if all is well."""
     import torture
 
     return torture.differences(project / "experiments" / name, project / "experiments-alone" / name)
 
 
 def measure(pool: Pool, project: Path, template: str, steps: int) -> dict[str, Any]:
-    """One template's sweep: submitted, evicted, compared."""
+    """The sweep of one template: submit, evict, compare."""
     began = time.monotonic()
     cluster = submit(pool, project, template, steps)
     evicted = drive(pool, project, cluster, SWEEPS[template][0], steps)
@@ -361,20 +361,20 @@ def main() -> int:
                 if template == "train_transfer.job":
                     subprocess.run([sys.executable, "condor/pack.py"], cwd=project, check=True, stdout=sys.stderr)
                 sweeps.append(measure(pool, project, template, args.steps))
-        found = {
+        result = {
             "htcondor": version, "python": platform.python_version(), "cpus": os.cpu_count(), "steps": args.steps,
             "untouched_seconds": [round(seconds, 1) for seconds in alone], "dummies": dummy, "sweeps": sweeps,
             SUBMITTED: submitted,
             "processes_killed_at_the_end": pool.killed,
         }  # fmt: skip
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
-    return report(found)
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    return report(result)
 
 
-def report(found: dict[str, Any]) -> int:
-    """The table, and whether all is as it should be."""
-    good = submitted_sweep.report(found[SUBMITTED]) if found[SUBMITTED] else True
-    for sweep in found["sweeps"]:
+def report(result: dict[str, Any]) -> int:
+    """Print the table; returns whether every result is as required."""
+    good = submitted_sweep.report(result[SUBMITTED]) if result[SUBMITTED] else True
+    for sweep in result["sweeps"]:
         for row in sweep["rows"]:
             equal = not row["different_files"] and row["evictions"] >= len(EVICTIONS)
             good = good and equal

@@ -249,7 +249,7 @@ def record_episodes(
         finished = False
         while not finished:
             if frames:
-                log.add(frames=_frame(env))
+                log.add(frames=_frame(env, log.columns.get("frames", [])))
             h, state = network.features(torch.from_numpy(obs[None]).to(device), state)
             q_values = network.head(h)
             (action,) = per_lane(network.choose(q_values, epsilon, generator).cpu().numpy())
@@ -267,13 +267,19 @@ def record_episodes(
         yield log.arrays()
 
 
-def _frame(env: Task) -> np.ndarray:
+def _frame(env: Task, before: list[np.ndarray]) -> np.ndarray:
+    """The task's picture of the current step, of the same size as those `before`. Raises: ConfigError."""
     try:
         frame = env.render()
     except NotImplementedError:
         frame = None
     if not isinstance(frame, np.ndarray):
         raise ConfigError(f"--env-name {task_name(env)} cannot be rendered")
+    if before and frame.shape != before[0].shape:
+        raise ConfigError(
+            f"--env-name {task_name(env)} cannot be rendered: the picture of step {len(before)} has the size "
+            f"{frame.shape}, the first one {before[0].shape}; draw all of one size"
+        )
     return frame
 
 
@@ -317,14 +323,16 @@ class _Log:
         """Add the step's place in its trial, the trial's score once it has ended, and the numbers of the info."""
         self.infos.append({k: v for k, v in info.items() if k not in NAMED and np.isscalar(v) and k == k.lower()})
         if "new_trial" not in info:
-            self.add(trial=0, new_trial=False, ground_truth=-1, period="", correct=np.nan)
+            self.add(trial=0, new_trial=False, ground_truth=-1, period="", correct=np.nan, aborted=False)
             return
         self.add(trial=info.get("trial_number", self.trials), new_trial=bool(info["new_trial"]))
         self.add(ground_truth=_right_action(info), period=str(info.get("period", "")), correct=np.nan)
+        self.add(aborted=False)
         self.conditions.append(conditions)
         if info["new_trial"]:
             for score in trial_score(info):
                 self.columns["correct"][self.trial_start :] = [score] * (len(self) - self.trial_start)
+            self.columns["aborted"][self.trial_start :] = [bool(info.get("aborted"))] * (len(self) - self.trial_start)
             self.trial_start = len(self)
             self.trials += 1
 

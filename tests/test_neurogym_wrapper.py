@@ -16,6 +16,7 @@ import pytest
 import main
 import neurogym_wrapper as ng
 from mpn_rl.options import ConfigError
+from mpn_rl.tasks.task_errors import TaskError
 
 TASKS = ng.list_tasks()
 TRAINABLE = [task.name for task in TASKS if task.trainable]
@@ -414,8 +415,8 @@ def test_a_key_of_timing_or_rewards_that_the_task_never_reads_is_refused(args, m
     assert ng.make_neurogym("DelayMatchSample-v0", known).unwrapped.timing["delay"] == 100
 
 
-def test_an_argument_that_the_task_refuses_is_told_in_one_line():
-    assert "PerceptualDecisionMaking-v0" in refusal("PerceptualDecisionMaking-v0", {"timing": 3})
+def test_an_argument_that_the_task_refuses_gives_one_line():
+    assert "--env-arg timing must be a dict" in refusal("PerceptualDecisionMaking-v0", {"timing": 3})
     assert "--max-episode-steps" in refusal("GoNogo-v0", {}, 0)
 
 
@@ -425,7 +426,7 @@ def test_annubes_has_a_default_session_that_arguments_override():
 
 
 @pytest.mark.filterwarnings("ignore:.*render_modes")  # gymnasium.make complains about NeuroGym
-def test_an_environment_made_by_gymnasium_can_be_wrapped_too():
+def test_an_environment_built_by_gymnasium_can_be_wrapped_too():
     ng.task_names()  # registers the tasks
     env = ng.NeuroGymWrapper(gymnasium.make("GoNogo-v0", disable_env_checker=True, max_episode_steps=5), 30)
     env.reset(seed=0)
@@ -444,7 +445,7 @@ def test_observations_of_box_discrete_and_dict_are_flattened():
         ng.observation_flattener(sequence)
 
 
-def test_neurogym_is_imported_only_when_a_task_is_made():
+def test_neurogym_is_imported_only_when_a_task_is_built():
     script = "import sys, neurogym_wrapper; sys.exit('neurogym' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": "."}, check=True)
 
@@ -594,7 +595,7 @@ def test_td3_trains_a_continuous_task_and_a_dqn_is_sent_to_it(tmp_path, capsys, 
         assert scores["normalised_score"] is not None and scores["ground_truth_accuracy"] == 1.0
 
 
-def test_the_list_says_which_learners_fit_each_task(capsys):
+def test_the_list_names_the_learners_that_fit_each_task(capsys):
     assert main.main(["train-neurogym", "--list-envs"]) == 0
     lines = capsys.readouterr().out.splitlines()
     learners = {line.split()[0]: line.rpartition("  ")[2] for line in lines if "-v0 " in line}
@@ -710,7 +711,7 @@ def my_task(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("my_task")
-def test_an_own_task_is_found_as_a_class_an_id_and_a_function():
+def test_an_own_task_can_be_a_class_an_id_or_a_function():
     assert ng.make_neurogym("my_task:MyTask").dt_ms == 100
     assert ng.make_neurogym("my_task:MyTask-v0").dt_ms == 50
     assert ng.make_neurogym("my_task:wrapped", {"dt": 20}).obs_dim == 5  # previous action and reward
@@ -771,3 +772,25 @@ def test_an_own_task_goes_through_every_command(tmp_path, capsys):
         scores = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert scores["episodes"] == 2 and scores.get("ground_truth_accuracy", 1.0) == 1.0
         assert main.main(["analyze", "collect", "--experiment-name", name, "--num-episodes", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("reward", "the task MyTask gave the reward nan at step 8"),
+        ("crash", "the task MyTask fails at step 8: AttributeError: .*my_task.py, line"),
+        ("observation", "the observation of the task MyTask at step 8 has 5 entries, its observation_space has 3"),
+        ("nan", "the task MyTask gave nan in observation 1 at step 8"),
+    ],
+)
+@pytest.mark.usefixtures("my_task")
+def test_an_own_task_that_fails_later_is_blamed_with_the_step(broken, said):
+    env = ng.make_neurogym("my_task:MyTask")
+    env.reset(seed=0)
+    for _ in range(7):
+        env.step(0)
+    env.unwrapped.broken = broken
+    if broken == "nan":
+        env.unwrapped.ob[:, 1] = np.nan
+    with pytest.raises(TaskError, match=said):
+        env.step(0)

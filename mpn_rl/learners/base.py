@@ -14,8 +14,20 @@ from mpn_rl.config import LearnerConfig, PaperExpansionConfig, ReplayConfig
 from mpn_rl.contracts import Batch, Replay, State, StateDict, Steps, map_state
 from mpn_rl.expansion.topology import Topology
 from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
-from mpn_rl.networks.encoder import AgentNetwork
+from mpn_rl.networks.encoder import AgentNetwork, check_weights
 from mpn_rl.options import ConfigError
+from mpn_rl.storage.state_trees import (
+    COUNT,
+    FLOAT_MAX,
+    LARGEST,
+    Anything,
+    Schema,
+    Values,
+    check,
+    check_torch_random,
+    like,
+    like_dict,
+)
 from trial_replay import ReplayBuffer, SequenceReplayBuffer, TrialReplayBuffer
 
 
@@ -131,8 +143,9 @@ class BaseLearner:
             self.topology.follow(name, average)
 
     def start_from(self, weights: StateDict) -> None:
-        """Start from the weights of another agent's `policy`. Raises: RuntimeError where they do not fit."""
+        """Start from the weights of another agent's `policy`. Raises: StateError where they do not fit."""
         name = next(name for name, network in self.networks.items() if network is self.online)
+        check_weights(weights, self.online)
         for group in (self.networks, self.targets, self.averages):
             if name in group:
                 group[name].load_state_dict(weights)
@@ -182,14 +195,55 @@ class BaseLearner:
         }
 
     def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
-        for part in ("networks", "targets", "optimizers"):
+        """Restore what `state_dict` returned. The optimisers keep their own options.
+
+        Raises: StateError, with nothing restored, where the names, shapes or dtypes are not those of this learner, or a
+            number is out of range.
+        """
+        norms: dict[str, Schema] = {f"{name}?": Values(torch.float32, (), 0.0, FLOAT_MAX) for name in self.networks}
+        dynamic: dict[str, Schema] = {"optimizers": Anything(), "topology": Anything(), "grad_norms": norms}
+        check(saved, like_dict(self.state_dict(), **dynamic), "learner")
+        check(saved["optimizers"], dict.fromkeys(self.optimizers, Anything()), "learner.optimizers")
+        for name, optimizer in self.optimizers.items():
+            _check_moments(optimizer, saved["optimizers"][name], f"learner.optimizers.{name}")
+        if self.topology is None:
+            check(saved["topology"], like(None), "learner.topology")
+        else:
+            self.topology.check_state(saved["topology"], "learner.topology")
+        check_torch_random(saved["generator"], "learner.generator")
+        for part in ("networks", "targets"):
             for name, module in getattr(self, part).items():
                 module.load_state_dict(saved[part][name])
+        for name, optimizer in self.optimizers.items():
+            own, stored = optimizer.state_dict()["param_groups"], saved["optimizers"][name]["param_groups"]
+            rates = learning_rate_at(1.0, self.config), learning_rate_at(0.0, self.config)
+            for group, other in zip(own, stored if isinstance(stored, list) else (), strict=False):
+                rate = other.get("lr") if isinstance(other, dict) else None
+                if isinstance(rate, float) and rates[0] <= rate <= rates[1]:  # the place in the schedule
+                    group["lr"] = rate
+            optimizer.load_state_dict({"state": saved["optimizers"][name]["state"], "param_groups": own})
         if self.topology is not None:
             self.topology.load_state_dict(saved["topology"])
         self.generator.set_state(saved["generator"].cpu())
         self.updates, self.grad_norms = saved["updates"], dict(saved["grad_norms"])
+
+
+def _check_moments(optimizer: torch.optim.Optimizer, saved: object, place: str) -> None:
+    """Raise a StateError where `saved` is not a state of this optimiser, an Adam, or lacks some of a weight's parts."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    check(saved, {"state": Anything(), "param_groups": Anything()}, place)
+    state = saved["state"] if isinstance(saved, dict) else {}
+    known = state if isinstance(state, dict) else {}
+    schema = {
+        index: {
+            "step": Values(torch.float32, (), 0.0, COUNT),
+            "exp_avg": like(weight.detach()),
+            "exp_avg_sq": Values(weight.dtype, tuple(weight.shape), 0.0, LARGEST**2),
+        }
+        for index, weight in enumerate(weights)
+        if index in known  # the others have had no gradient yet
+    }
+    check(state, schema, f"{place}.state")
 
 
 class ReplayLearner(BaseLearner):

@@ -7,12 +7,16 @@ from typing import Any, NamedTuple, TypedDict
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 
 from mpn_rl.contracts import Action, Info, Steps, Task, VectorEnv
 from mpn_rl.options import ConfigError
+from mpn_rl.storage.state_trees import Anything, Schema, StateError, Values, Whole, check, like_dict
 
 # The seeds of training episodes, of the evaluations that choose best_model.pt, and of `eval` never overlap.
 SEED_RANGES = {"train": (0, 2**30), "select": (2**30, 3 * 2**29), "eval": (3 * 2**29, 2**31 - 1)}
+
+SEED = Whole(SEED_RANGES["train"][0], SEED_RANGES["train"][1] - 1)
 
 
 class EpisodeSeeds:
@@ -83,6 +87,11 @@ class Lanes:
         seed = self.next_seed()
         self._restart(lane, seed, self.envs[lane].reset(seed=seed)[0])
 
+    def restart(self) -> None:
+        """Start a new episode in every lane."""
+        for lane in range(len(self.envs)):
+            self._start(lane)
+
     def _restart(self, lane: int, seed: int, obs: np.ndarray) -> None:
         self.seeds[lane], self.obs[lane] = seed, obs
         self.actions[lane], self.rewards[lane], self.scores[lane] = [], 0.0, []
@@ -117,6 +126,25 @@ class Lanes:
             self._restart(lane, seeds[lane], first_obs)
         return Steps(obs, actions, reward.astype(np.float32), terminated, truncated, next_obs, new_trial), ended
 
+    def check_state(self, saved: object, steps: int) -> np.ndarray:
+        """Raise a StateError where `saved` is not a state of these lanes after so many steps; no task runs.
+
+        Returns: the steps of each lane's episode so far, (N,).
+        """
+        lanes, space = len(self.envs), self.envs[0].action_space
+        choices: Schema = Values(np.dtype(np.int64), (None,), *action_bounds(space))
+        vectors: Schema = choices
+        if isinstance(space, spaces.Box):
+            vectors = Values(np.dtype(np.float32), (None, *space.shape), *action_bounds(space))
+        schema = like_dict({**self.state_dict()}, seeds=[SEED] * lanes, actions=[Anything()] * lanes)
+        check(saved, schema, "lanes")
+        assert isinstance(saved, dict)
+        for lane, actions in enumerate(saved["actions"]):
+            check(actions, vectors if np.size(actions) else choices, f"lanes.actions.{lane}")
+            if len(actions) > steps:
+                raise StateError(f"lanes.actions.{lane} has {len(actions):,} actions after {steps:,} steps")
+        return np.array([len(actions) for actions in saved["actions"]])
+
     def state_dict(self) -> SavedLanes:
         return {
             "seeds": list(self.seeds),
@@ -134,17 +162,21 @@ class Lanes:
             self.seeds[lane] = seed
             obs, _ = self.envs[lane].reset(seed=seed)
             self.actions[lane], self.rewards[lane], self.scores[lane] = per_lane(actions), 0.0, []
+            ended = False
             for action in self.actions[lane]:
-                obs, reward, _, _, info = self.envs[lane].step(action)
+                obs, reward, terminated, truncated, info = self.envs[lane].step(action)
                 self.rewards[lane] += reward
                 if info.get("new_trial"):
                     self.scores[lane] += trial_score(info)
+                ended = terminated or truncated
+                if ended:
+                    break
             self.obs[lane] = obs
-            same = np.array_equal(self.obs[lane], saved["obs"][lane], equal_nan=True)
+            same = not ended and np.array_equal(self.obs[lane], saved["obs"][lane], equal_nan=True)
             if not same or self.rewards[lane] != saved["rewards"][lane]:
                 raise ConfigError(
                     f"--resume: {task_name(self.envs[lane])} does not reproduce an episode from its seed and actions, "
-                    "so this run cannot continue exactly; seed the task's own randomness, or restart with --overwrite"
+                    "so this run cannot continue exactly: add --fresh-episodes, which starts new episodes instead"
                 )
 
 
@@ -168,6 +200,10 @@ class VectorLanes:
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    def restart(self) -> None:
+        """Start a new episode in every lane."""
+        self.obs[:] = self._start(np.arange(len(self)))
 
     def _start(self, rows: np.ndarray) -> np.ndarray:
         self.seeds[rows] = [self.next_seed() for _ in rows]
@@ -195,6 +231,14 @@ class VectorLanes:
             self.obs[rows] = self._start(rows)
         return Steps(obs, actions, reward, terminated, truncated, next_obs, new_trial), ended
 
+    def check_state(self, saved: object, steps: int) -> np.ndarray:
+        """As `Lanes.check_state`; the state of the task itself is checked by its `load_state_dict`."""
+        names, lanes = np.dtype(np.int64), (len(self),)
+        counts = {name: Values(names, lanes, 0, steps) for name in ("lengths", "trials")}
+        check(saved, like_dict(self.state_dict(), seeds=Values(names, lanes, *SEED_RANGES["train"]), **counts), "lanes")
+        assert isinstance(saved, dict)
+        return np.array(saved["lengths"])
+
     _ARRAYS = ("obs", "seeds", "rewards", "scores", "lengths", "trials")
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,6 +248,30 @@ class VectorLanes:
         self.env.load_state_dict(saved["env"])
         for name in self._ARRAYS:
             np.copyto(getattr(self, name), saved[name])
+
+
+def action_bounds(space: gymnasium.Space) -> tuple[float, float]:
+    """The smallest and the largest number in an action of a bounded Box, or of a Discrete from 0."""
+    if isinstance(space, spaces.Box):
+        return float(space.low.astype(np.float32).min()), float(space.high.astype(np.float32).max())
+    assert isinstance(space, spaces.Discrete)
+    return 0, int(space.n) - 1
+
+
+def repeats_episodes(env: Task, steps: int = 20) -> bool:
+    """Whether a task repeats the first steps of an episode from its seed and actions, as `--resume` needs.
+
+    A task does not if it remembers earlier episodes, as NormalizeObservation does, or draws without its seed.
+    """
+    played: list[list[np.ndarray]] = []
+    for _ in range(2):
+        rng, ended = np.random.default_rng(0), False
+        played.append([env.reset(seed=0)[0].copy()])
+        while not ended and len(played[-1]) < 2 * steps:
+            obs, reward, terminated, truncated, _ = env.step(env.scripted["random"](env, rng))
+            played[-1] += [obs.copy(), np.array(reward)]
+            ended = terminated or truncated
+    return len(played[0]) == len(played[1]) and all(map(np.array_equal, *played))
 
 
 def trial_score(info: Info) -> list[float]:
