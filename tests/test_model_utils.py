@@ -766,6 +766,10 @@ def test_resume_cuts_metrics_to_the_checkpoint_so_no_line_is_lost_or_doubled(exp
     assert experiment.read_metrics() == [{"step": 1}, {"step": 2}]
     with pytest.raises(ConfigError, match=r"has 24 bytes, but had 1000 when the checkpoint was written"):
         experiment.truncate_metrics(1000)
+    before = experiment.metrics_path.read_bytes()
+    with pytest.raises(ConfigError, match=r"has no line that ends at byte 15, .*--overwrite"):
+        experiment.truncate_metrics(15)
+    assert experiment.metrics_path.read_bytes() == before
 
 
 def test_garbage_in_the_middle_of_metrics_is_named_by_its_line(experiment: Experiment) -> None:
