@@ -235,7 +235,8 @@ def _range(rule: Whole | Real) -> str:
 
 
 def _inside(place: str, name: object) -> str:
-    return f"{place}.{name}" if place else str(name)
+    shown = name if re.fullmatch(r"[\w./]{1,100}", str(name)) else shortened(name)
+    return f"{place}.{shown}" if place else str(shown)
 
 
 # --- states of random generators ----------------------------------------------------------------------------
