@@ -75,7 +75,7 @@ docs: $(VENV)/.installed ## the documentation as a site, into site/
 
 .PHONY: clean
 clean: ## remove .venv, caches and build leftovers; experiments/ and results stay
-	rm -rf $(VENV) benchmarks/.venv-peers build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) benchmarks/.venv-peers benchmarks/.venv-third-party build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ##@ Measure
@@ -110,8 +110,12 @@ figures: install ## the documentation's pictures of agents, from new trainings i
 	$(python) benchmarks/figures.py
 
 .PHONY: torture
-torture: dev ## 200 kills, 1,000 bad inputs, 3,000 hostile experiments, a full disk, two processes on one run: hours
+torture: dev ## 200 kills, 1,000 bad inputs, 3,000 hostile experiments, full disks, signals, shells: hours
 	$(python) benchmarks/torture.py
+
+.PHONY: third-party
+third-party: install ## other people's tasks through train, eval, render and analyze, in a .venv of its own
+	$(python) benchmarks/third_party.py
 
 .PHONY: condor-tools
 condor-tools: dev ## fetch HTCondor's own programs for the tests into ~/.cache; nothing is installed

@@ -617,7 +617,8 @@ def _find(env_name: str) -> tuple[Constructor, dict[str, object]]:
         own = vars(sys.modules[module])
         if name in own and callable(own[name]):
             return own[name], {}
-        names = [key for key, value in own.items() if isinstance(value, type) and issubclass(value, gymnasium.Env)]
+        classes = [value for value in own.values() if isinstance(value, type) and value.__module__ == module]
+        names = [value.__name__ for value in classes if issubclass(value, gymnasium.Env)]
         names += [key for key, spec in gymnasium.registry.items() if _comes_from(spec, module)]
         if name not in gymnasium.registry:
             known = f"; it has {', '.join(names)}" if names else ""

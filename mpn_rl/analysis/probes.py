@@ -28,7 +28,7 @@ from mpn_rl.networks.encoder import AgentNetwork
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import Intervention, evaluate, run_scripted
 from mpn_rl.tasks.lanes import EpisodeSeeds
-from neurogym_wrapper import make_neurogym
+from neurogym_wrapper import NeuroGymWrapper, make_neurogym
 
 LANES = 64
 SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)  # multiples of the trained delay
@@ -239,6 +239,7 @@ def chance_level(env_config: cfg.EnvConfig, seeds: Sequence[int]) -> float:
         return answer if env.at_decision else max(env.ground_truth_action(), 0)
 
     env = registry.make_env(env_config)
+    assert isinstance(env, NeuroGymWrapper)
     if not env.has_ground_truth or not isinstance(env.action_space, gymnasium.spaces.Discrete):
         return np.nan
     run_scripted(right_action, env, seeds)

@@ -17,7 +17,7 @@ import main
 from mpn_rl import config as cfg
 from mpn_rl import registry
 from mpn_rl.options import ConfigError
-from mpn_rl.rollout import evaluate, run_scripted
+from mpn_rl.rollout import evaluate, record_episodes, run_scripted
 from mpn_rl.tasks import gymnasium_tasks
 from mpn_rl.tasks.gymnasium_tasks import clean_info, make_gymnasium
 from mpn_rl.tasks.lanes import Lanes
@@ -251,6 +251,18 @@ def test_an_episode_without_a_time_limit_is_cut_with_a_note(
     assert evaluate(network, [limited], [0]).lengths.tolist() == [40]
 
 
+def test_an_argument_of_a_foreign_task_is_no_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only in the toolkit's own tasks does `episode_steps` end an episode."""
+
+    class Named(Foreign):
+        def __init__(self, episode_steps: int = 5) -> None:
+            super().__init__()
+
+    monkeypatch.setitem(gymnasium.registry, "Other-v0", gymnasium.envs.registration.EnvSpec("Other-v0", Named))
+    monkeypatch.setattr(gymnasium_tasks, "LONGEST_EPISODE", 30)
+    assert run_scripted(lambda env, rng: 0, make_gymnasium("Other-v0"), [0]).lengths.tolist() == [30]
+
+
 # --- actions ----------------------------------------------------------------------------------------------
 
 
@@ -351,6 +363,28 @@ def test_a_task_that_draws_nothing_is_filmed_by_its_observations_and_actions(
     assert "the task draws no pictures" in capsys.readouterr().err
     (film,) = Path("experiments/run/videos").iterdir()
     assert film.stat().st_size > 1000
+
+
+def test_a_task_that_knows_no_pictures_is_made_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(Foreign):
+        metadata: ClassVar = {"render_modes": ["human"]}
+
+        def __init__(self, render_mode: str | None = None) -> None:
+            assert render_mode in (None, "human")
+
+    monkeypatch.setitem(gymnasium.registry, "Other-v0", gymnasium.envs.registration.EnvSpec("Other-v0", Screen))
+    assert make_gymnasium("Other-v0", render_mode="rgb_array").reset(seed=0)[0].shape == (2,)
+
+
+def test_pictures_of_several_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Foreign, "render", lambda self: np.zeros((9 + self.t // 2, 9, 3), np.uint8))
+    config = cfg.make_config("train", {"env_name": "Limited-v0", "hidden_dim": 4})
+    env = registry.make_env(config.env)
+    network = registry.make_network(config, registry.spaces(env))
+    with pytest.raises(
+        ConfigError, match=r"the picture of step 2 has the size \(10, 9, 3\), the first one \(9, 9, 3\)"
+    ):
+        next(record_episodes(network, env, [0], frames=True))
 
 
 def test_a_missing_display_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,10 +76,9 @@ def delay_page(numbers: Numbers, title: str) -> Page:
         title=f"{title}: score against delay length (trained at {result['trained']:.0f} ms)",
     )  # fmt: skip
     horizon = numbers.get("memory_horizon_ms")
-    known = isinstance(horizon, int | float)
     censored = "at least, " if numbers.get("memory_horizon_censored") else ""
     least = float(y.n.min())
-    rows = [Row(f"memory horizon ({censored}ms)", float(horizon), n=least)] if known else []
+    rows = [Row(f"memory horizon ({censored}ms)", float(horizon), n=least)] if isinstance(horizon, int | float) else []
     decay = numbers.get("memory_decay_ms")
     if isinstance(decay, Mapping):  # no upper end: the delays are too short to see one
         value, low, high, count = (np.inf if decay[key] is None else float(decay[key]) for key in Estimate._fields)
