@@ -758,7 +758,18 @@ def versions() -> dict[str, str]:
             known[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             known[package] = "not installed"
-    return known | {"git_commit": git_commit(Path(__file__).parent), "platform": platform.platform()}
+    return known | {"git_commit": git_commit(Path(__file__).parent), "platform": platform.platform()} | snapshot()
+
+
+def snapshot() -> dict[str, str]:
+    """The commit and the place of the snapshot that `sweep submit` made and this program runs from; else nothing."""
+    folder = Path(__file__).resolve().parent
+    try:
+        record = read_json(folder / "snapshot.json")
+        commit, digest = f"{record['commit']}{'-dirty' if record['changed'] else ''}", str(record["digest"])
+    except (ConfigError, KeyError):
+        return {}
+    return {"git_commit": commit, "snapshot": f"{folder} (sha256 {digest})"}
 
 
 def git_commit(folder: Path) -> str:

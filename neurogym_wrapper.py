@@ -29,7 +29,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from mpn_rl.contracts import Action, Conditions, Info
 from mpn_rl.options import PROGRAM, ConfigError, nearest
-from mpn_rl.tasks.task_errors import own_error
+from mpn_rl.tasks.task_errors import TaskError, own_error
 from mpn_rl.tasks.trusted_modules import import_task_module
 
 if TYPE_CHECKING:
@@ -165,24 +165,38 @@ class NeuroGymWrapper(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, Info]:
         """Start an episode with a new trial, without taking a step. Returns: observation (D,), an empty info."""
-        if seed is not None:
-            self._seed(seed)
-        self._reset_parts()
-        self._elapsed = 0
-        self._trial_number = 0
+        self._elapsed = self._trial_number = 0
         self._closeness = 0.0
-        self.new_trial()
-        self._task.performance = 0  # as NeuroGym's step() does: a score that new_trial() sets does not count
-        return self._padded(self._first_observation()), {}
+        try:
+            if seed is not None:
+                self._seed(seed)
+            self._reset_parts()
+            self.new_trial()
+            self._task.performance = 0  # as NeuroGym's step() does: a score that new_trial() sets does not count
+            return self._checked(self._padded(self._first_observation())), {}
+        except (MemoryError, ConfigError):
+            raise
+        except (Exception, SystemExit) as error:
+            raise self._failure(error) from error
 
     def step(self, action: Action) -> tuple[np.ndarray, float, bool, bool, Info]:
         action = int(action) if self._discrete else np.asarray(action, np.float32)
+        self._elapsed += 1
+        try:
+            return self._step(action)
+        except (MemoryError, ConfigError):
+            raise
+        except (Exception, SystemExit) as error:
+            raise self._failure(error) from error
+
+    def _step(self, action: Action) -> tuple[np.ndarray, float, bool, bool, Info]:
         task, index = self._task, self._index
         gt, period, decision = self._layout[index]
         own_reward = self._own_reward(np.asarray(action)) if self._rewards_itself else None
         observation, reward, terminated, truncated, inner = self._env_step(action)
         reward = float(reward) if own_reward is None else own_reward
-        self._elapsed += 1
+        if not math.isfinite(reward):
+            raise TaskError(f"the task {self._name} gave the reward {reward} {self._when}")
         info: Info = {
             "new_trial": False,
             "trial_number": self._trial_number,
@@ -191,7 +205,7 @@ class NeuroGymWrapper(gymnasium.Wrapper):
             "decision": decision,
             "fixation_break": self._discrete and action != 0 and reward < 0.0 and gt < 1 and not decision,
         }
-        observation = self._flatten(observation)
+        observation = self._checked(self._flatten(observation))
         if inner["new_trial"]:
             self._trial_number += 1
             info["new_trial"] = True
@@ -207,6 +221,29 @@ class NeuroGymWrapper(gymnasium.Wrapper):
             if self._rewrites and index == 0:
                 self._lay_out()
         return observation, reward, bool(terminated), bool(truncated) or self._elapsed >= self._limit, info
+
+    def _checked(self, observation: np.ndarray) -> np.ndarray:
+        """The observation. Raises: TaskError where it has another size than its space, or is not finite."""
+        if len(observation) != self.obs_dim:
+            why = f"has {len(observation)} entries, its observation_space has {self.obs_dim}"
+            raise TaskError(f"the observation of the task {self._name} {self._when} {why}")
+        if not math.isfinite(np.vdot(observation, observation)):  # faster than np.isfinite; large values overflow
+            bad = np.flatnonzero(~np.isfinite(observation))
+            if len(bad):
+                value = f"{observation[bad[0]]} in observation {bad[0]}"
+                raise TaskError(f"the task {self._name} gave {value} {self._when}")
+        return observation
+
+    @property
+    def _name(self) -> str:
+        return type(self._task).__name__
+
+    @property
+    def _when(self) -> str:
+        return f"at step {self._elapsed}" if self._elapsed else "at reset"
+
+    def _failure(self, error: BaseException) -> TaskError:
+        return TaskError(f"the task {self._name} fails {self._when}: {own_error(error)}")
 
     def new_trial(self, **kwargs: object) -> dict[str, object]:
         """Start a trial. NeuroGym calls this at the end of each trial, before step() returns.
@@ -580,7 +617,8 @@ def _find(env_name: str) -> tuple[Constructor, dict[str, object]]:
         own = vars(sys.modules[module])
         if name in own and callable(own[name]):
             return own[name], {}
-        names = [key for key, value in own.items() if isinstance(value, type) and issubclass(value, gymnasium.Env)]
+        classes = [value for value in own.values() if isinstance(value, type) and value.__module__ == module]
+        names = [value.__name__ for value in classes if issubclass(value, gymnasium.Env)]
         names += [key for key, spec in gymnasium.registry.items() if _comes_from(spec, module)]
         if name not in gymnasium.registry:
             known = f"; it has {', '.join(names)}" if names else ""
@@ -634,7 +672,7 @@ def _build(env_name: str, env_args: dict[str, object], max_episode_steps: int | 
             if own or env_args:
                 _check_periods(env_name, wrapped.dt_ms, _shortest_seen(wrapped), kept_out)
             if own:
-                _try_out(env_name, wrapped)
+                _try_out(wrapped)
             return wrapped
         except ConfigError:
             raise
@@ -765,25 +803,16 @@ def _check_periods(env_name: str, dt: float, shortest: Mapping[str, float], kept
         )
 
 
-def _try_out(env_name: str, env: NeuroGymWrapper) -> None:
-    """Play two trials of a user's own task with random actions. Raises: ConfigError that names what is wrong."""
+def _try_out(env: NeuroGymWrapper) -> None:
+    """Play two trials of a user's own task with random actions. Raises: TaskError that names what is wrong."""
     rng = np.random.default_rng(0)
-    observation, _ = env.reset(seed=0)
+    env.reset(seed=0)
     step = trials = 0
     while trials < 2 and step < _TRIED_STEPS:
-        if observation.shape != (env.obs_dim,):
-            raise ConfigError(
-                f"--env-name {env_name}: observation {step} has {observation.size} entries, its observation_space has "
-                f"{env.obs_dim}; correct the task"
-            )
-        observation, reward, terminated, truncated, info = env.step(random_policy(env, rng))
+        _, _, terminated, truncated, info = env.step(random_policy(env, rng))
         step, trials = step + 1, trials + info["new_trial"]
-        if not math.isfinite(reward):
-            raise ConfigError(f"--env-name {env_name}: the reward of step {step} is {reward}; correct the task")
-        if not np.isfinite(observation).all():
-            raise ConfigError(f"--env-name {env_name}: observation {step} has nan or infinity; correct the task")
         if terminated or truncated:
-            observation, _ = env.reset()
+            env.reset()
 
 
 def random_policy(env: NeuroGymWrapper, rng: np.random.Generator) -> Action:

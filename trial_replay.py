@@ -126,6 +126,10 @@ class ReplayBuffer:
         while self.first < self.last and self.segments[self.first % self.max_segments, 1] < oldest:
             self.first += 1
 
+    def end_episodes(self) -> None:
+        """Forget the segments that are not complete: the next step of every lane starts an episode."""
+        raise NotImplementedError
+
     def _starts(self) -> tuple[np.ndarray, np.ndarray]:
         """The lanes in which the next step starts a segment that needs its state, and their places in `open`."""
         raise NotImplementedError
@@ -341,6 +345,10 @@ class SequenceReplayBuffer(ReplayBuffer):
             self._append_learned(lane, max(0, -(-(self.t[lane] - self.length) // self.stride)) * self.stride)
         self.t[ended] = 0
 
+    def end_episodes(self) -> None:
+        """Forget the sequences that are not complete: the next step of every lane starts an episode."""
+        self.t[:] = 0
+
     def _append_learned(self, lane: int, learned: int) -> None:
         """Append the segment whose learned part starts at the episode's step `learned`."""
         origin = self.head - self.t[lane]  # the episode's first step
@@ -405,6 +413,10 @@ class TrialReplayBuffer(ReplayBuffer):
             self._append(lane, self.head - self.t[lane], 0, self.t[lane], initial, 0)
         self.t[over] = 0
         self.opens_episode[over] = ended[over]
+
+    def end_episodes(self) -> None:
+        """Forget the trials that are not complete: the next step of every lane starts an episode."""
+        self.t[:], self.opens_episode[:] = 0, True
 
     def _batch_steps(self, used: np.ndarray) -> int:
         """T of a batch: the steps of its longest trial."""

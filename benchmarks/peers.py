@@ -193,19 +193,6 @@ def race(side: Callable[[str, int], Iterator[dict[str, Any]]], task: str, seed: 
     return {"seconds": None, "steps": step, "score": best, "steps_per_second": step / max(seconds, 1e-9)}
 
 
-def make_venv() -> None:
-    if (VENV / ".installed").exists():
-        return
-    subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "-q"]
-    pip += ["-c", str(ROOT / "constraints.txt")]
-    index = os.environ.get("TORCH_INDEX")  # as for make install
-    # First and alone: the index that has PyTorch's builds does not have the rest.
-    subprocess.run([*pip, *(["--no-deps", "--index-url", index] if index else []), "torch"], check=True)
-    subprocess.run([*pip, *PEERS], check=True)
-    (VENV / ".installed").touch()
-
-
 def print_table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -255,10 +242,11 @@ def main() -> int:
         peer(args.peer[0], int(args.peer[1]))
         return 0
     import learning
+    from separate_venv import make_venv
 
     from model_utils import write_json
 
-    make_venv()
+    make_venv(VENV, [*PEERS])
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     done = {(row["task"], row["seed"]) for row in rows}
     tasks = [task for task in THRESHOLDS if not args.only or any(part in task for part in args.only)]

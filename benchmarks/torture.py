@@ -1,4 +1,4 @@
-"""Test that no work is lost: kills, bad inputs, a full disk, hostile files, two processes on one run, clock jumps.
+"""Test that no work is lost: kills, bad inputs, full disks, hostile files, second processes, clocks, signals, shells.
 
     make torture      or      python benchmarks/torture.py [--kills 200] [--inputs 1000] [--hostile 3000]
 
@@ -408,6 +408,17 @@ def hostile_experiments(number: int, seed: int, home: Path) -> dict[str, Any]:
     return hostile_files.hostile_files(number, seed, folder, names if number >= 100 else names[:1], workers=workers)
 
 
+def surroundings(asked: bool, home: Path) -> dict[str, Any]:
+    """What machines and shells bring (machines_and_shells.py)."""
+    if not asked:
+        return {"skipped": "fewer than 20 kills were asked for"}
+    from machines_and_shells import machines_and_shells
+
+    folder = home / "surroundings"
+    folder.mkdir()
+    return machines_and_shells(folder)
+
+
 def read_only(number: int, home: Path) -> dict[str, Any]:
     """Read-only folders: one line, status 2, nothing changed. As an ordinary user, since root may write everywhere."""
     user = [] if os.geteuid() else ["unshare", "--user", "--map-user=65534", "--map-group=65534"]
@@ -464,6 +475,7 @@ def main() -> int:
         "lock race": lambda home: lock_race(args.triples, home),
         "clock jumps": lambda home: clock_jumps(args.steps, home),
         "hostile experiments": lambda home: hostile_experiments(args.hostile, args.seed, home),
+        "machines and shells": lambda home: surroundings(args.kills >= 20, home),
         "read-only folders": lambda home: read_only(2 if args.kills < 20 else 5, home),
     }
     result: dict[str, Any] = {"python": platform.python_version(), "cpus": os.cpu_count(), "seed": args.seed}

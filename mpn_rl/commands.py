@@ -17,7 +17,7 @@ from types import FrameType
 
 import numpy as np
 
-from model_utils import Experiment, versions, write_json
+from model_utils import Experiment, snapshot, versions, write_json
 from mpn_dqn import epsilon_at
 from mpn_rl import arguments, event_logs, registry
 from mpn_rl import config as cfg
@@ -51,6 +51,8 @@ def train(args: argparse.Namespace) -> int:
             "note: --checkpoint-exit-code asks for a restart with the same command line, which continues the run only "
             "with --resume auto"
         )
+    if args.fresh_episodes and args.resume is None:
+        raise ConfigError("--fresh-episodes does nothing without --resume; leave it out")
     directory, resume = args.experiments_dir, args.resume is not None
     name = Experiment.check_new(args.experiment_name, directory, args.overwrite, resume)
     experiment = Experiment(name, Path(directory))
@@ -61,6 +63,12 @@ def train(args: argparse.Namespace) -> int:
         _check_restart(experiment, work, args)
     config = arguments.config_of(args)
     registry.check_trials(config)
+    if not registry.resumes_exactly(config.env) and not args.fresh_episodes:
+        stderr.print(
+            f"note: {config.env.env_name} does not repeat an episode from its seed and actions: it remembers earlier "
+            "ones, or draws without the seed. If the run is stopped, continue it with --resume --fresh-episodes, which "
+            "starts new episodes, so that the run is not the same as an uninterrupted one"
+        )
     run = Run(config)  # finds every mistake in the options, before anything is written
     event_logs.check(config)
     record = {**config.to_dict(), "versions": versions() | _source(args)}
@@ -100,7 +108,7 @@ def _continue(experiment: Experiment, args: argparse.Namespace) -> int:
         raise ConfigError(f"--resume continues '{experiment.name}', which did not start with --init-from; leave it out")
     event_logs.check(config)
     with experiment.noting_failure():
-        run = Run.resume(config, experiment)
+        run = Run.resume(config, experiment, args.fresh_episodes)
         if run.finished:
             stdout.print(
                 f"{experiment.path} is complete: {run.step:,} steps, {run.episodes:,} episodes; nothing was "
@@ -108,10 +116,22 @@ def _continue(experiment: Experiment, args: argparse.Namespace) -> int:
             )
             return 0
         _remember_consent(experiment, config)
+        _remember_snapshot(experiment)
         if config != stored:  # the next --resume continues with the new options
             write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
             _print_schedules(run, stored)
         return _drive(run, args)
+
+
+def _remember_snapshot(experiment: Experiment) -> None:
+    """Add the snapshot that this program runs from to those in config.json."""
+    here, config = snapshot().get("snapshot", ""), experiment.read_config()
+    known = config["versions"].get("snapshot", "")
+    if here and here not in known.split("; "):
+        write_json(
+            experiment.config_path,
+            {**config, "versions": {**config["versions"], "snapshot": f"{known}; {here}".lstrip("; ")}},
+        )
 
 
 def _source(args: argparse.Namespace) -> dict[str, str]:

@@ -1041,7 +1041,8 @@ def shown_condition(condition: Condition) -> str:
     for name, accepted in condition.items():
         first, *others = [_flags()[str(one)] if isinstance(one, Same | AtLeast) else one for one in accepted]
         text = " or ".join([shown_option(name, first), *("none" if one is None else str(one) for one in others)])
-        how = "other than " if isinstance(accepted, Not) else "at least " if isinstance(accepted[0], AtLeast) else ""
+        relations: dict[type, str] = {AtLeast: "at least ", Same: "equal to "}
+        how = "other than " if isinstance(accepted, Not) else relations.get(type(accepted[0]), "")
         words.append(text.replace(" ", f" {how}", 1))
     return " and ".join(words)
 

@@ -37,8 +37,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with every tensor on `device`."""
-        moved = {name: part.to(device) for name, part in self._asdict().items() if isinstance(part, Tensor)}
-        return self._replace(**{**moved, "state0": map_state(lambda part: part.to(device), self.state0)})
+        parts = ("obs", "reset", "action", "reward", "terminated", "mask", "weight")
+        moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in parts}
+        return self._replace(state0=map_state(lambda part: part.to(device), self.state0), **moved)
 
 
 class Core(Protocol):
@@ -137,6 +138,7 @@ class Memory(Protocol):
     def nbytes(self) -> int: ...  # size in bytes once it is full
     def __len__(self) -> int: ...  # entries that can be learned from now
     def add(self, steps: Steps, state: State) -> None: ...  # one step of all lanes, and the state before it
+    def end_episodes(self) -> None: ...  # the next step of every lane starts an episode, as after a time limit
     def state_dict(self) -> StateDict: ...
     def load_state_dict(self, saved: StateDict) -> None: ...
     def check_played(self, played: Played) -> None: ...  # StateError where the loaded steps are not those of the run

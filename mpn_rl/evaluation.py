@@ -146,7 +146,7 @@ def _json_number(value: float) -> float | None:
 
 def _ends(interval: tuple[ArrayLike, ArrayLike]) -> list[float | None]:
     """The ends of an interval for JSON; None where it is unknown, as for one value or equal values."""
-    return [float(end) if np.isfinite(end) else None for end in interval]
+    return [float(end) if np.isfinite(end) else None for end in map(np.asarray, interval)]
 
 
 def stored_config(experiment: Experiment) -> Config:

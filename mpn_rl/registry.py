@@ -26,8 +26,8 @@ from mpn_rl.networks.backpropamine import Backpropamine
 from mpn_rl.networks.baseline_cores import MLPCore, RecurrentCore
 from mpn_rl.networks.encoder import AgentNetwork, Encoder
 from mpn_rl.options import ConfigError
-from mpn_rl.tasks.gymnasium_tasks import make_gymnasium, make_vector_env, time_limit
-from mpn_rl.tasks.lanes import Lanes, VectorLanes
+from mpn_rl.tasks.gymnasium_tasks import is_built_in, make_gymnasium, make_vector_env, time_limit
+from mpn_rl.tasks.lanes import Lanes, VectorLanes, repeats_episodes
 from mpn_rl.tasks.task_spaces import MOST_CHOICES
 from neurogym_wrapper import make_neurogym, task_names
 
@@ -122,6 +122,24 @@ def check_trials(config: cfg.Config) -> None:
     if not has_trials:
         name = config.env.env_name
         raise ConfigError(f"{flag} does nothing with --env-name {name}, which has no trials; leave it out")
+
+
+def resumes_exactly(env: cfg.EnvConfig) -> bool:
+    """Whether the task repeats an episode from its seed and actions, so that `--resume` can continue it.
+
+    Gymnasium's, NeuroGym's and the toolkit's own tasks do; others are tried, which also shows whether they work at all.
+
+    Raises: TaskError where the first steps fail.
+    """
+    if isinstance(env, cfg.GymnasiumConfig) and is_built_in(env.env_name):
+        return True
+    if isinstance(env, cfg.NeuroGymConfig) and ":" not in env.env_name:
+        return True
+    task = make_env(env)
+    try:
+        return repeats_episodes(task)
+    finally:
+        task.close()
 
 
 def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> Lanes | VectorLanes:

@@ -249,7 +249,7 @@ def record_episodes(
         finished = False
         while not finished:
             if frames:
-                log.add(frames=_frame(env))
+                log.add(frames=_frame(env, log.columns.get("frames", [])))
             h, state = network.features(torch.from_numpy(obs[None]).to(device), state)
             q_values = network.head(h)
             (action,) = per_lane(network.choose(q_values, epsilon, generator).cpu().numpy())
@@ -267,13 +267,19 @@ def record_episodes(
         yield log.arrays()
 
 
-def _frame(env: Task) -> np.ndarray:
+def _frame(env: Task, before: list[np.ndarray]) -> np.ndarray:
+    """The task's picture of the current step, of the same size as those `before`. Raises: ConfigError."""
     try:
         frame = env.render()
     except NotImplementedError:
         frame = None
     if not isinstance(frame, np.ndarray):
         raise ConfigError(f"--env-name {task_name(env)} cannot be rendered")
+    if before and frame.shape != before[0].shape:
+        raise ConfigError(
+            f"--env-name {task_name(env)} cannot be rendered: the picture of step {len(before)} has the size "
+            f"{frame.shape}, the first one {before[0].shape}; draw all of one size"
+        )
     return frame
 
 

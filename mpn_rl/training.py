@@ -304,12 +304,13 @@ class Run:
         self.experiment = experiment
 
     @classmethod
-    def resume(cls, config: Config, experiment: Experiment) -> Run:
+    def resume(cls, config: Config, experiment: Experiment, fresh_episodes: bool = False) -> Run:
         """Load the run from last.pt, and cut metrics.jsonl to its length when last.pt was written.
 
         Args:
             config: the configuration of the run, possibly with another end.
             experiment: the folder with last.pt.
+            fresh_episodes: start new episodes instead of repeating the unfinished ones, which not every task can.
 
         Raises: ConfigError, with nothing changed, if last.pt is damaged or belongs to another run, or if the task does
             not reproduce the unfinished episodes.
@@ -320,7 +321,7 @@ class Run:
             raise ConfigError(f"--resume: {path} holds a model, not a run")
         try:
             run = cls(config, _saved_lanes(saved, config.run.num_envs))
-            run._load(saved)
+            run._load(saved, fresh_episodes)
         except StateError as error:
             raise ConfigError(
                 f"--resume: {path} does not fit {experiment.config_path} ({error}); restore both files, or start again "
@@ -385,7 +386,7 @@ class Run:
             "metrics_size": self.experiment.metrics_size(),
         }
 
-    def _load(self, saved: StateDict) -> None:
+    def _load(self, saved: StateDict, fresh_episodes: bool = False) -> None:
         """Load a state, once all of it is checked. Raises: StateError."""
         self._check_parts(saved)
         steps = saved["counters"]["step"] // self.num_lanes
@@ -393,7 +394,8 @@ class Run:
         self.learner.load_state_dict(saved["learner"])
         self.replay.load_state_dict(saved["replay"])
         self.replay.check_played(Played(steps, lengths, *self.spaces.action_bounds))
-        self.lanes.load_state_dict(saved["lanes"])
+        if not fresh_episodes:
+            self.lanes.load_state_dict(saved["lanes"])
         self.state = map_state(lambda part: part.to(self.device), saved["state"])
         self.updates.load_state_dict(saved["updates"], self.device)
         self.ended = [EpisodeEnd(*end) for end in saved["ended"]]
@@ -404,6 +406,11 @@ class Run:
         self.seeds.rng.bit_generator.state = rng["episodes"]
         self.replay_rng.bit_generator.state = rng["replay"]
         _set_global_generators(rng)
+        if fresh_episodes:
+            self.lanes.restart()
+            self.replay.end_episodes()
+            with torch.no_grad():
+                self.state = self.network.init_state(self.num_lanes)
 
     def _check_parts(self, saved: StateDict) -> None:
         """Check all but the states of the learner, its memory and the lanes. Raises: StateError."""

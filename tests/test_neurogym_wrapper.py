@@ -16,6 +16,7 @@ import pytest
 import main
 import neurogym_wrapper as ng
 from mpn_rl.options import ConfigError
+from mpn_rl.tasks.task_errors import TaskError
 
 TASKS = ng.list_tasks()
 TRAINABLE = [task.name for task in TASKS if task.trainable]
@@ -771,3 +772,25 @@ def test_an_own_task_goes_through_every_command(tmp_path, capsys):
         scores = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert scores["episodes"] == 2 and scores.get("ground_truth_accuracy", 1.0) == 1.0
         assert main.main(["analyze", "collect", "--experiment-name", name, "--num-episodes", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("reward", "the task MyTask gave the reward nan at step 8"),
+        ("crash", "the task MyTask fails at step 8: AttributeError: .*my_task.py, line"),
+        ("observation", "the observation of the task MyTask at step 8 has 5 entries, its observation_space has 3"),
+        ("nan", "the task MyTask gave nan in observation 1 at step 8"),
+    ],
+)
+@pytest.mark.usefixtures("my_task")
+def test_an_own_task_that_fails_later_is_blamed_with_the_step(broken, said):
+    env = ng.make_neurogym("my_task:MyTask")
+    env.reset(seed=0)
+    for _ in range(7):
+        env.step(0)
+    env.unwrapped.broken = broken
+    if broken == "nan":
+        env.unwrapped.ob[:, 1] = np.nan
+    with pytest.raises(TaskError, match=said):
+        env.step(0)

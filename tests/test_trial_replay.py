@@ -536,6 +536,41 @@ def test_importance_weights_by_hand() -> None:
         assert [weights[place] for place in range(4)] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
+@pytest.mark.parametrize("exponent", [0.5, 2.0])
+def test_importance_weights_count_the_exponent_of_the_priorities(exponent: float) -> None:
+    """With b = 1 they undo the sampling: weight x P is the same for all segments, and the largest weight is 1."""
+    batch = prioritised(exponent, 1.0).sample(4_000, np.random.default_rng(0))
+    weights = dict(zip(batch.places.tolist(), batch.weight.tolist(), strict=True))
+    share = np.arange(1, 5) ** exponent
+    assert [weights[place] for place in range(4)] == pytest.approx((share[0] / share).tolist(), rel=1e-5)
+    mean = (batch.weight.numpy()[:, None] * (batch.places[:, None] == np.arange(4))).mean(axis=0)
+    np.testing.assert_allclose(mean / mean.sum(), 0.25, atol=0.03)
+
+
+def test_a_segment_of_priority_zero_stays_possible_and_its_weight_finite() -> None:
+    buffer = prioritised(1.0, 1.0)
+    buffer.update_priorities(np.arange(4), np.zeros(4))
+    batch = buffer.sample(2_000, np.random.default_rng(0))
+    assert set(batch.places.tolist()) == {0, 1, 2, 3} and torch.isfinite(batch.weight).all()
+    assert batch.weight.tolist() == pytest.approx([1.0] * 2_000)
+
+
+def test_the_largest_priority_is_kept_when_later_ones_are_smaller() -> None:
+    """Priorities 1 to 4, then all 1: a new segment still gets 4, and is drawn in 4 of 7 cases."""
+    buffer = prioritised(1.0, 0.4)
+    buffer.update_priorities(np.arange(4), np.ones(4))
+    play(buffer, [1])
+    counts = np.bincount(buffer.sample(40_000, np.random.default_rng(0)).places, minlength=4)
+    assert np.abs(counts - 40_000 * np.array([4, 1, 1, 1]) / 7).max() < 4 * np.sqrt(40_000 * 0.25)
+
+
+def test_priorities_are_set_at_their_own_places() -> None:
+    buffer = prioritised(1.0, 1.0)
+    buffer.update_priorities(np.array([2, 0]), np.array([9.0, 0.0]))
+    counts = np.bincount(buffer.sample(40_000, np.random.default_rng(0)).places, minlength=4)
+    assert np.abs(counts - 40_000 * np.array([0, 2, 9, 4]) / 15).max() < 4 * np.sqrt(40_000 * 0.25)
+
+
 def test_new_segments_get_the_largest_priority_so_far() -> None:
     """Priorities 1, 2, 3, 4; a fifth transition replaces the first, so two of four have priority 4."""
     buffer = prioritised(1.0, 0.4)
@@ -608,7 +643,7 @@ def test_a_checkpoint_of_another_size_is_refused() -> None:
         world.step(buffer)
     saved = copy.deepcopy(buffer.state_dict())
     saved["arrays"]["reward"] = saved["arrays"]["reward"][:, :1]  # which NumPy would spread over all steps
-    with pytest.raises(ValueError, match="replay array reward"):
+    with pytest.raises(ValueError, match="replay.arrays.reward"):
         SequenceReplayBuffer(3, 3, capacity=180, length=4, stride=2, state_shapes=SHAPES).load_state_dict(saved)
 
 
@@ -629,3 +664,23 @@ def test_a_batch_moves_whole() -> None:
     batch = buffer.sample(2, np.random.default_rng(0)).to("meta")
     tensors = [value for value in batch if isinstance(value, torch.Tensor)] + list(batch.state0)
     assert len(tensors) == 9 and all(tensor.device.type == "meta" for tensor in tensors)
+
+
+def test_ended_episodes_leave_no_segment_that_spans_them() -> None:
+    """As in a run that continues with new episodes: what is complete stays, and the next step opens an episode."""
+    buffer = sequences(100, length=4, stride=4)
+    play(buffer, [6], truncated=True)
+    buffer.t[:] = 6  # the episode goes on after its 6 steps: 4 of them are a sequence
+    buffer.last -= 1
+    buffer.end_episodes()
+    play(buffer, [4])
+    batch, rows = rows_of(buffer)
+    assert [batch.obs[b, :, 0].tolist() for b in rows] == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert all(bool(batch.reset[b, 0]) for b in rows)
+    trials = TrialReplayBuffer(1, 1, capacity=9, max_steps=9, state_shapes=[(1,)])
+    play(trials, [5], trials=3)
+    trials.t[:], trials.opens_episode[:] = 2, False  # two steps of a trial that goes on
+    trials.end_episodes()
+    play(trials, [3])
+    batch, rows = rows_of(trials)
+    assert batch.obs[rows[-1], :4, 0].tolist() == [0, 1, 2, 3] and bool(batch.reset[rows[-1], 0])

@@ -85,7 +85,7 @@ def grouped_proportion(hits: ArrayLike, groups: ArrayLike) -> Estimate[float]:
 
     Returns: the estimate; its n counts the hits and misses.
     """
-    share, n = float(np.mean(hits)), effective_n(hits, groups)
+    share, n = float(np.asarray(hits).mean()), effective_n(hits, groups)
     low, high = wilson(share * n, n)
     return Estimate(share, float(low), float(high), np.size(hits))
 

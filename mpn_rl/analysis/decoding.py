@@ -27,6 +27,10 @@ from mpn_rl.statistics import Z95, wilson
 
 PENALTY = 0.01  # of the mean squared distance of a trial from the mean; accuracy hardly depends on it in [1e-4, 0.1]
 
+# The classifiers of different folds share training data, so their errors are correlated: in simulations, the variance
+# of the accuracy is 1.0 (far from chance) to 1.7 (at chance) times that of independent trials.
+SHARED = 1.3
+
 
 class Decoding(NamedTuple):
     """Held-out balanced accuracy at each of T steps; nan where too few trials have a label.
@@ -185,7 +189,7 @@ def _balanced(hits: np.ndarray, index: np.ndarray) -> np.ndarray:
 def _interval(hits: np.ndarray, index: np.ndarray, episodes: np.ndarray) -> np.ndarray:
     """The 95 % interval of the balanced accuracy p, (2,): Wilson's for the number of independent trials n'.
 
-        n' = min(n, p (1 - p) / v) (z / t)^2,   v = E / (E - 1) sum_e (sum_{i in e} (hit_i - p_k) / (K n_k))^2
+        n' = min(n, p (1 - p) / v) (z / t)^2 / SHARED,   v = E / (E - 1) sum_e (sum_{i in e} (hit_i - p_k) / (K n_k))^2
 
     k is the class of trial i, p_k the share of its n_k trials that are decoded rightly, v the variance of p with the E
     episodes as independent units, z and t the 97.5 % quantiles of the normal and of Student's distribution with E - 1
@@ -201,7 +205,7 @@ def _interval(hits: np.ndarray, index: np.ndarray, episodes: np.ndarray) -> np.n
         n = min(len(hits), accuracy * (1 - accuracy) / variance)
     else:
         n = len(hits) if len(np.unique(np.stack([group, index]), axis=1).T) > many else many
-    n *= (Z95 / stdtrit(many - 1, 0.975)) ** 2
+    n *= (Z95 / stdtrit(many - 1, 0.975)) ** 2 / SHARED
     return np.array(wilson(accuracy * n, n))
 
 

@@ -127,16 +127,16 @@ class Topology(nn.Module):
         self.done = dict.fromkeys(networks, 0)  # events so far
         self.updates = dict.fromkeys(networks, 0)
         self.flips = dict.fromkeys(networks, 0)  # mask entries changed since the last call of `churn`
-        self.changed: dict[
-            str, dict[str, Tensor]
-        ] = {}  # by the last `advance`: network -> weight -> mask of changed entries
+        # By the last `advance`: network -> weight -> mask of changed entries.
+        self.changed: dict[str, dict[str, Tensor]] = {}
         self.sizes: dict[str, int] = {}  # weights that count for the density, those of unmasked layers included
         self.layers = {name: self._mask_layers(name) for name in networks}
         self.copies: dict[str, list[nn.Module]] = {name: [] for name in networks}
         for modules in (networks, targets):  # the network itself comes first
             for name, module in modules.items():
                 self.follow(name, module)
-        changing = [name for name in networks if self._changes(name)]
+        moves = config.grow != "none" or config.recycle
+        changing = [name for name in networks if moves and (own := _choice(config, name)).expand and not own.static]
         n = config.grad_accumulation_n if config.grow in ("gradient", "accumulated") else 0
         self.gradients = {  # the last n, as a ring
             name: [[torch.zeros_like(layer.weight) for layer in self.layers[name]] for _ in range(n)]
@@ -144,18 +144,12 @@ class Topology(nn.Module):
         }
         self.uses_activity = config.prune == "dormant" or config.recycle
         self.watches = {name: Watch(self.networks[name]) for name in changing}
-        self.activity: dict[str, dict[str, Tensor]] = {
-            name: {} for name in changing
-        }  # dormancy scores by reading layer
+        # Dormancy scores by reading layer.
+        self.activity: dict[str, dict[str, Tensor]] = {name: {} for name in changing}
         self.snapshots: list[tuple[int, dict[str, Tensor]]] = []
         self._snapshot()
 
     # --- the start --------------------------------------------------------------------------------------
-
-    def _changes(self, name: str) -> bool:
-        """Whether events happen to this network."""
-        choice = _choice(self.config, name)
-        return choice.expand and not choice.static and (self.config.grow != "none" or self.config.recycle)
 
     def _mask_layers(self, name: str) -> list[Layer]:
         """Draw the masks of a network."""
@@ -538,10 +532,8 @@ class STL_Scheduler:  # noqa: N801
         return True
 
     def state_dict(self) -> StateDict:
-        """Everything that a resumed run needs."""
         return {"calls": self.calls, "topology": self.topology.state_dict()}
 
     def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
         self.calls = saved["calls"]
         self.topology.load_state_dict(saved["topology"])

@@ -104,6 +104,10 @@ class RolloutBuffer:
         self.fresh = ended | new_trial
         self.taken += 1
 
+    def end_episodes(self) -> None:
+        """Forget the rollout that is not complete: the next step of every lane starts an episode."""
+        self.taken, self.fresh[:] = 0, True
+
     def take(self) -> Rollout:
         """Copy the complete rollout and start the next one.
 

@@ -57,6 +57,11 @@ class TransitionReplay:
         self.last += self.num_lanes
         self.first = max(self.first, self.last - self.capacity)
 
+    def end_episodes(self) -> None:
+        """Mark the last step of every lane as the end of its episode, as after a time limit."""
+        if self.last:
+            self.table[(self.last - 1 - np.arange(self.num_lanes)) % len(self.table), self.ended] = 1.0
+
     def drop_oldest(self, count: int) -> None:
         """Drop the `count` oldest transitions."""
         self.first = min(self.first + count, self.last)

@@ -10,7 +10,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -171,7 +171,9 @@ class FlatTask(gymnasium.Wrapper):
         if isinstance(task, PendulumEnv) and isinstance(task.last_u, np.generic):
             task.last_u = float(task.last_u)  # pygame does not accept NumPy's numbers
         try:
-            return super().render()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # GLFW's, before the error that they announce
+                return super().render()
         except (MemoryError, NotImplementedError):
             raise
         except Exception as error:
@@ -244,9 +246,7 @@ def make_gymnasium(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Gymnasium's deprecation warnings about its own tasks
         try:
-            mode = {} if render_mode is None else {"render_mode": render_mode}  # not every constructor accepts one
-            if mode and not _accepts(spec, "render_mode"):
-                mode = {}
+            mode = {} if render_mode is None or not _draws(spec, render_mode) else {"render_mode": render_mode}
             env = gymnasium.make(spec, max_episode_steps, disable_env_checker=True, **mode, **(env_args or {}))
         except (Exception, SystemExit) as error:  # a task's constructor can raise anything
             reason = f"{_reason(error).partition(' was raised from')[0]}{_arguments(spec, env_args)}"
@@ -277,10 +277,16 @@ def _not_flat(space: object) -> str:
     )
 
 
-def _accepts(spec: EnvSpec, argument: str) -> bool:
-    """Whether a task's constructor accepts an argument."""
-    parameters = inspect.signature(_creator(spec.entry_point)).parameters
-    return argument in parameters or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+def _draws(spec: EnvSpec, render_mode: str) -> bool:
+    """Whether a task's constructor accepts this render mode, as far as it says."""
+    creator = _creator(spec.entry_point)
+    if isinstance(creator, type) and issubclass(creator, gymnasium.Env):
+        metadata: dict[str, Any] = getattr(creator, "metadata", None) or {}
+        modes = metadata.get("render_modes")  # empty where the task says nothing
+        if modes and render_mode not in modes:
+            return False
+    parameters = inspect.signature(creator).parameters
+    return "render_mode" in parameters or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
 
 
 def make_vector_env(
@@ -305,11 +311,14 @@ def time_limit(
 ) -> int | None:
     """The longest possible episode in steps, None where there is no limit.
 
-    It is the smaller of the user's limit (else the registered one) and the task's own argument `episode_steps`.
+    It is the smaller of the user's limit (else the registered one) and, in the toolkit's own tasks, their argument
+    `episode_steps`.
     """
     spec = find_spec(env_name)
-    own = inspect.signature(_creator(spec.entry_point)).parameters.get("episode_steps")
-    steps = None if own is None else {**spec.kwargs, **(env_args or {})}.get("episode_steps", own.default)
+    creator, steps = _creator(spec.entry_point), None
+    if isinstance(creator, type) and issubclass(creator, SingleEnv):
+        default = inspect.signature(creator).parameters["episode_steps"].default
+        steps = {**spec.kwargs, **(env_args or {})}.get("episode_steps", default)
     limits = [limit for limit in (max_episode_steps or spec.max_episode_steps, steps) if limit is not None]
     return min(limits, default=None)
 
@@ -337,6 +346,13 @@ def find_spec(env_name: str) -> EnvSpec:
     )
 
 
+def is_built_in(env_name: str) -> bool:
+    """Whether a task is Gymnasium's or the toolkit's own."""
+    entry = find_spec(env_name).entry_point
+    module = entry.__module__ if callable(entry) else str(entry)
+    return module.startswith(("gymnasium.envs.", "mpn_rl."))
+
+
 def _arguments(spec: EnvSpec, env_args: dict[str, object] | None) -> str:
     """'; it takes ...' where the user passed an argument that the constructor does not have."""
     names = [name for name in inspect.signature(_creator(spec.entry_point)).parameters if name != "render_mode"]
@@ -358,9 +374,12 @@ def _reason(error: BaseException) -> str:
     """Why a task cannot be made, with the way out where an optional library is missing."""
     if isinstance(error, gymnasium.error.DependencyNotInstalled):
         text = str(error).lower()
+        if "mujoco_py" in text:
+            return "it needs mujoco_py, which is no longer maintained; take the -v4 of this task"
         if "mujoco" in text:  # Gymnasium's advice installs a newer one
             return "it needs the extra: pip install 'mpn-rl[mujoco]'"
         if "box2d" in text:
-            return "it needs Box2D: pip install swig, then pip install 'gymnasium[box2d]<0.30'"
+            way_out = "pip install swig setuptools, then pip install --no-build-isolation box2d-py==2.3.5"
+            return f"it needs Box2D, which is compiled: {way_out}"
         return " ".join(str(error).split())
     return own_error(error)

@@ -87,6 +87,11 @@ class Lanes:
         seed = self.next_seed()
         self._restart(lane, seed, self.envs[lane].reset(seed=seed)[0])
 
+    def restart(self) -> None:
+        """Start a new episode in every lane."""
+        for lane in range(len(self.envs)):
+            self._start(lane)
+
     def _restart(self, lane: int, seed: int, obs: np.ndarray) -> None:
         self.seeds[lane], self.obs[lane] = seed, obs
         self.actions[lane], self.rewards[lane], self.scores[lane] = [], 0.0, []
@@ -171,7 +176,7 @@ class Lanes:
             if not same or self.rewards[lane] != saved["rewards"][lane]:
                 raise ConfigError(
                     f"--resume: {task_name(self.envs[lane])} does not reproduce an episode from its seed and actions, "
-                    "so this run cannot continue exactly; seed the task's own randomness, or restart with --overwrite"
+                    "so this run cannot continue exactly: add --fresh-episodes, which starts new episodes instead"
                 )
 
 
@@ -195,6 +200,10 @@ class VectorLanes:
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    def restart(self) -> None:
+        """Start a new episode in every lane."""
+        self.obs[:] = self._start(np.arange(len(self)))
 
     def _start(self, rows: np.ndarray) -> np.ndarray:
         self.seeds[rows] = [self.next_seed() for _ in rows]
@@ -247,6 +256,22 @@ def action_bounds(space: gymnasium.Space) -> tuple[float, float]:
         return float(space.low.astype(np.float32).min()), float(space.high.astype(np.float32).max())
     assert isinstance(space, spaces.Discrete)
     return 0, int(space.n) - 1
+
+
+def repeats_episodes(env: Task, steps: int = 20) -> bool:
+    """Whether a task repeats the first steps of an episode from its seed and actions, as `--resume` needs.
+
+    A task does not if it remembers earlier episodes, as NormalizeObservation does, or draws without its seed.
+    """
+    played: list[list[np.ndarray]] = []
+    for _ in range(2):
+        rng, ended = np.random.default_rng(0), False
+        played.append([env.reset(seed=0)[0].copy()])
+        while not ended and len(played[-1]) < 2 * steps:
+            obs, reward, terminated, truncated, _ = env.step(env.scripted["random"](env, rng))
+            played[-1] += [obs.copy(), np.array(reward)]
+            ended = terminated or truncated
+    return len(played[0]) == len(played[1]) and all(map(np.array_equal, *played))
 
 
 def trial_score(info: Info) -> list[float]:

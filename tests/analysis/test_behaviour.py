@@ -62,6 +62,17 @@ def test_an_agent_without_errors_has_lapses_near_zero_with_an_interval():
         assert fit.parameters[end].value < 1e-3 and 0.005 < fit.parameters[end].high < 0.1
 
 
+def test_lapses_without_errors_are_as_uncertain_as_jeffreys_prior_says():
+    """Four strengths on each side, 100 trials each, no error: the mean over four of Beta(1/2, 100.5) has its 97.5 %
+    quantile near 0.0125; with Beta(2, 102) it would be near 0.031."""
+    x = np.repeat([-8.0, -7.0, -6.0, -5.0, 5.0, 6.0, 7.0, 8.0], 100)
+    fit = behaviour.psychometric(x, (x > 0).astype(float))
+    draws = np.random.default_rng(1).beta(0.5, 100.5, (20_000, 4)).mean(axis=1)
+    expected = np.quantile(draws, 0.975)
+    for name in ("lapse_low", "lapse_high"):
+        assert fit.parameters[name].high == pytest.approx(expected, rel=0.25)
+
+
 def test_a_fit_repeats_and_does_not_touch_the_global_random_state():
     before = np.random.get_state()[1].copy()
     first, again = (behaviour.psychometric(*choices(300), resamples=10) for _ in range(2))
@@ -174,6 +185,17 @@ def test_a_recording_of_aborted_trials_alone_has_no_decisions():
     for measure in (behaviour.psychometric_of, behaviour.confusion):
         with pytest.raises(MissingDataError):
             measure(table)
+
+
+def test_withheld_decisions_are_those_where_an_action_was_right():
+    """Of four decided trials, two ask to act; one of these is withheld. Withholding in the others is right."""
+    activity, found, table = observed()
+    table = {name: values[:5] for name, values in table.items()}
+    table |= {"decided": np.array([True] * 4 + [False]), "aborted": np.array([False] * 4 + [True])}
+    table |= {"ground_truth": np.array([1.0, 2, 0, 0, np.nan]), "choice": np.array([0.0, 2, 0, 1, np.nan])}
+    rates = behaviour.rates(activity, found[:5], table)
+    assert (rates.withheld.value, rates.withheld.n) == (0.5, 2)
+    assert (rates.decided.value, rates.aborted.value) == (0.8, 0.2)
 
 
 def test_confusion_counts_every_trial_once():

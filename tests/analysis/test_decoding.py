@@ -58,7 +58,7 @@ def test_a_linear_code_is_read_without_error_and_its_shuffles_are_chance():
     y = rng.permutation(np.repeat([-1.0, 1.0], 100))
     x = np.outer(y, [1.0, 2.0, 0.0]) + 0.1 * rng.standard_normal((200, 3))
     found = decoding.decode(x, np.arange(200)[:, None], {"y": y}, np.arange(200) % 5)["y"]
-    assert found.accuracy[0] == 1 and found.low[0] > 0.97
+    assert found.accuracy[0] == 1 and found.low[0] > 0.96
     assert abs(found.shuffled.mean() - 0.5) < 0.02 and found.band[0, 0] > 0.38 and found.band[1, 0] < 0.62
 
 
@@ -68,6 +68,17 @@ def test_the_band_of_shuffles_has_the_width_of_coin_tosses():
     found = decoding.decode(x, np.arange(400)[:, None], {"y": y}, np.arange(400) % 5, shuffles=400)["y"]
     half = 1.96 * np.sqrt(0.25 / 400)
     np.testing.assert_allclose(found.band[:, 0], [0.5 - half, 0.5 + half], atol=0.025)
+
+
+def test_the_band_and_the_threshold_are_quantiles_of_the_shuffles():
+    rng = np.random.default_rng(0)
+    y, x = rng.integers(0, 2, 60), rng.standard_normal((60 * 4, 3))
+    found = decoding.decode(x, np.arange(240).reshape(60, 4), {"y": y}, np.arange(60) % 5, shuffles=200)["y"]
+    ordered = np.sort(found.shuffled, axis=0)
+    assert np.all(ordered[4] <= found.band[0]) and np.all(found.band[0] <= ordered[5])  # place 0.025 x 199 = 4.975
+    assert np.all(ordered[194] <= found.band[1]) and np.all(found.band[1] <= ordered[195])
+    best = np.sort(found.shuffled.max(axis=1))
+    assert best[189] <= found.anywhere <= best[190]  # place 0.95 x 199 = 189.05
 
 
 def test_a_state_that_knows_nothing_stays_below_the_threshold_for_any_step():
@@ -135,7 +146,7 @@ def test_a_state_with_an_offset_per_episode_gives_few_false_alarms(labels):
     assert anywhere <= 10 and above <= 8  # 60 shuffles: 5 and 3 expected, at most so many with probability 0.99
 
 
-@pytest.mark.parametrize("apart", [0.5, 1.5])
+@pytest.mark.parametrize("apart", [0.0, 0.5, 1.5])
 def test_intervals_cover_the_accuracy_although_trials_of_an_episode_are_alike(apart):
     rng = np.random.default_rng(0)
     episode, found = np.repeat(np.arange(20), 8), []
@@ -147,7 +158,7 @@ def test_intervals_cover_the_accuracy_although_trials_of_an_episode_are_alike(ap
         found.append(decoding.decode_states({"h": x}, rows, {"y": y}, episode, shuffles=0, seed=seed)["h"]["y"])
     truth = np.mean([result.accuracy for result in found])
     held = np.mean([result.low[0] <= truth <= result.high[0] for result in found])
-    assert 0.90 <= held <= 0.99
+    assert 0.90 <= held <= 0.995
 
 
 def test_intervals_of_dependent_trials_are_wider_and_those_of_certain_ones_have_a_width():
@@ -157,7 +168,7 @@ def test_intervals_of_dependent_trials_are_wider_and_those_of_certain_ones_have_
     alike, apart = decoding._interval(right, y, episode), decoding._interval(right, y, np.arange(100))
     assert alike[1] - alike[0] > 2.5 * (apart[1] - apart[0])
     certain = decoding._interval(np.ones(100, bool), y, episode)
-    assert certain[1] == 1 and 0.6 < certain[0] < 0.7  # ten of ten, t with 9 degrees of freedom
+    assert certain[1] == 1 and 0.55 < certain[0] < 0.65  # ten of ten, t with 9 degrees of freedom, shared training data
 
 
 def test_a_label_is_not_decoded_from_what_it_shares_with_another():

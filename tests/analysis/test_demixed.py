@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import f
 
 from mpn_rl.analysis import demixed, trials
 from mpn_rl.analysis.confidence_intervals import MissingDataError
@@ -85,6 +86,19 @@ def test_shares_without_an_effect_are_zero_and_pass_their_chance_level_in_one_of
     alarms = np.mean(above, axis=0)
     assert np.all(alarms[1:] <= 0.13)  # 0.06 with 60 shuffles, and the error of 80 simulations
     assert alarms[0] == 1 if strong else alarms[0] <= 0.13
+
+
+def test_the_chance_level_is_the_95_percent_quantile_of_an_f_distribution():
+    """10 steps of 4 features of noise: a part without effect is chi^2 with 40 degrees of freedom over its mean."""
+    rng = np.random.default_rng(0)
+    s, c = np.tile([0, 0, 1, 1], 60), np.tile([0, 1, 0, 1], 60)
+    x = rng.standard_normal((240, 10, 4))
+    result = demixed.demixed(x.reshape(-1, 4), np.arange(2400).reshape(240, 10), {"s": s, "c": c}, shuffles=500)
+    # The noise of each of three parts, per degree of freedom, is a share of 10 / 39 of that of all but time's mean.
+    noise_of_part = result.shares["noise"] * 10 / 39
+    expected = noise_of_part * (f.ppf(0.95, 40, 40 * 236) - 1)
+    for name in ("s", "c", "s x c"):
+        assert result.chance[name] == pytest.approx(expected, rel=0.15)
 
 
 def test_noise_has_no_course_outside_the_trials_that_chose_the_axis():

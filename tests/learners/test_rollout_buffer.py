@@ -158,3 +158,11 @@ def flat(got: Rollout) -> list[torch.Tensor]:
 def test_it_moves_to_a_device_whole() -> None:
     moved = rollout(buffer()).to("cpu")
     assert isinstance(moved, Rollout) and all(part.device.type == "cpu" for part in flat(moved))
+
+
+def test_ended_episodes_start_the_rollout_again() -> None:
+    memory = buffer()
+    memory.add(step(0), state(0))
+    memory.end_episodes()
+    batch = rollout(memory, start=5).batch
+    assert batch.obs[0, :4, 1].tolist() == [5, 6, 7, 8] and batch.reset[:, 0].all() and not batch.reset[:, 1:].any()

@@ -165,3 +165,15 @@ def test_only_what_was_written_is_saved() -> None:
 def test_transitions_without_an_index_are_numbered() -> None:
     batch = transition_batch(torch.zeros(4, 2, 3), torch.zeros(4, 1, 1), torch.zeros(4, 1), torch.zeros(4, 1))
     assert batch.places.tolist() == [0, 1, 2, 3] and batch.state0.shape == (4, 0)
+
+
+def test_n_step_returns_do_not_cross_episodes_that_are_ended_from_outside() -> None:
+    memory = filled(3, lanes=2)
+    memory.end_episodes()
+    memory.add(steps_of(3, lanes=2))
+    batch = memory.sample(200, np.random.default_rng(0), n_step=2, gamma=1.0)
+    alone = memory.sample(200, np.random.default_rng(0), n_step=1)
+    last = (batch.places // 2) == 2  # the third step of each lane
+    assert last.any()
+    assert batch.reward[last].tolist() == alone.reward[last].tolist() and not batch.terminated[last].any()
+    assert batch.reward[~last].tolist() != alone.reward[~last].tolist()

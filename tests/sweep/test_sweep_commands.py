@@ -241,6 +241,22 @@ def test_every_mistake_in_the_rows_is_reported_at_its_line_and_column(capsys: py
     ]
 
 
+def test_every_duplicate_names_the_first_row_of_that_name(capsys: pytest.CaptureFixture) -> None:
+    a_job("a, 0, 0.5, 0.9\nb, 0, 0.5, 0.9\na, 1, 0.5, 0.9\nb, 1, 0.5, 0.9\na, 2, 0.5, 0.9\n")
+    assert refused(capsys, "check", "a.job").splitlines()[:-1] == [
+        f"rows.txt:{line}:1: another row (line {first}) has the same experiment name '{name}'"
+        for line, first, name in ((3, 1, "a"), (4, 2, "b"), (5, 1, "a"))
+    ]
+
+
+def test_of_two_options_in_a_message_the_first_one_is_blamed(capsys: pytest.CaptureFixture) -> None:
+    """Both are columns; "did you mean" names further ones, which are not to blame."""
+    job = JOB.replace("--lambda-decay $(lambda)", "--replay $(replay)").replace("--eta $(eta)", "--n-step $(eta)")
+    a_job("a, 0, 3, transition\n", job.replace("eta, lambda from", "eta, replay from"))
+    (line, _) = refused(capsys, "check", "a.job").splitlines()
+    assert line.startswith("rows.txt:1:7: eta: --n-step does nothing with --replay transition")
+
+
 def test_a_blank_line_at_the_end_is_a_row_too_many(capsys: pytest.CaptureFixture) -> None:
     a_job("a, 0, 0.5, 0.9\n\n")
     assert "rows.txt:2:1: a blank line" in refused(capsys, "check", "a.job")

@@ -17,7 +17,7 @@ import main
 from mpn_rl import config as cfg
 from mpn_rl import registry
 from mpn_rl.options import ConfigError
-from mpn_rl.rollout import evaluate, run_scripted
+from mpn_rl.rollout import evaluate, record_episodes, run_scripted
 from mpn_rl.tasks import gymnasium_tasks
 from mpn_rl.tasks.gymnasium_tasks import clean_info, make_gymnasium
 from mpn_rl.tasks.lanes import Lanes
@@ -171,6 +171,64 @@ def test_lanes_stay_as_they_were_when_one_of_them_fails() -> None:
     assert before["rewards"].tolist() == after["rewards"].tolist() and np.array_equal(before["obs"], after["obs"])
 
 
+# --- episodes that cannot be repeated ----------------------------------------------------------------------
+
+
+class Remembering(Foreign):
+    """Subtracts the mean of all observations so far, as NormalizeObservation does."""
+
+    total, seen_so_far = 0.0, 0
+
+    def seen(self):
+        self.total, self.seen_so_far = self.total + self.t, self.seen_so_far + 1
+        return np.array([self.t - self.total / self.seen_so_far, 0.5], np.float32)
+
+
+class Unseeded(Foreign):
+    def seen(self):
+        return np.random.random(2).astype(np.float32)
+
+
+@pytest.mark.parametrize("task", [Remembering, Unseeded])
+@pytest.mark.parametrize(
+    "learner",
+    [["--replay", "sequence"], ["--replay", "trial"], ["--algo", "a2c"]],
+    ids=["sequences", "trials", "a2c"],
+)
+def test_a_task_that_cannot_repeat_an_episode_says_so_at_the_start_and_continues_with_new_ones(
+    task: type, learner: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(gymnasium.registry, "Other-v0", gymnasium.envs.registration.EnvSpec("Other-v0", task))
+    length = ["--max-episode-steps", "50", "--kernel", "reference"]
+    run = ["train", "--experiment-name", "run"]
+    argv = [*run, "--env-name", "Other-v0", *TINY, *learner, *length]
+    assert main.main([*argv, "--total-steps", "120"]) == 0  # both lanes are in the middle of an episode
+    err = capsys.readouterr().err
+    assert err.count("note: Other-v0 does not repeat an episode") == 1 and "--resume --fresh-episodes" in err
+    assert main.main([*run, "--resume", "--total-steps", "240"]) == 2
+    assert "add --fresh-episodes" in capsys.readouterr().err
+    assert main.main([*run, "--resume", "--fresh-episodes", "--total-steps", "240"]) == 0
+    rows = [json.loads(line) for line in Path("experiments/run/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 240
+
+
+def test_only_a_resumed_run_takes_new_episodes(capsys: pytest.CaptureFixture) -> None:
+    assert main.main(["train", "--fresh-episodes"]) == 2
+    assert "--fresh-episodes does nothing without --resume" in capsys.readouterr().err
+
+
+def test_a_task_that_fails_in_its_first_steps_creates_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Foreign.script = {5: {"obs": np.array([np.nan, 0.0], np.float32)}}
+    assert main.main(["train", "--env-name", "Foreign-v0"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "gave nan in observation 0 at step 5" in err
+    assert not list(tmp_path.iterdir())
+
+
 # --- no time limit ----------------------------------------------------------------------------------------
 
 
@@ -191,6 +249,18 @@ def test_an_episode_without_a_time_limit_is_cut_with_a_note(
     assert err.count("note: Foreign-v0 has no time limit") == 1 and "--max-episode-steps" in err
     limited = registry.make_env(cfg.GymnasiumConfig(env_name="Foreign-v0", max_episode_steps=40))
     assert evaluate(network, [limited], [0]).lengths.tolist() == [40]
+
+
+def test_an_argument_of_a_foreign_task_is_no_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only in the toolkit's own tasks does `episode_steps` end an episode."""
+
+    class Named(Foreign):
+        def __init__(self, episode_steps: int = 5) -> None:
+            super().__init__()
+
+    monkeypatch.setitem(gymnasium.registry, "Other-v0", gymnasium.envs.registration.EnvSpec("Other-v0", Named))
+    monkeypatch.setattr(gymnasium_tasks, "LONGEST_EPISODE", 30)
+    assert run_scripted(lambda env, rng: 0, make_gymnasium("Other-v0"), [0]).lengths.tolist() == [30]
 
 
 # --- actions ----------------------------------------------------------------------------------------------
@@ -293,6 +363,28 @@ def test_a_task_that_draws_nothing_is_filmed_by_its_observations_and_actions(
     assert "the task draws no pictures" in capsys.readouterr().err
     (film,) = Path("experiments/run/videos").iterdir()
     assert film.stat().st_size > 1000
+
+
+def test_a_task_that_knows_no_pictures_is_made_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(Foreign):
+        metadata: ClassVar = {"render_modes": ["human"]}
+
+        def __init__(self, render_mode: str | None = None) -> None:
+            assert render_mode in (None, "human")
+
+    monkeypatch.setitem(gymnasium.registry, "Other-v0", gymnasium.envs.registration.EnvSpec("Other-v0", Screen))
+    assert make_gymnasium("Other-v0", render_mode="rgb_array").reset(seed=0)[0].shape == (2,)
+
+
+def test_pictures_of_several_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Foreign, "render", lambda self: np.zeros((9 + self.t // 2, 9, 3), np.uint8))
+    config = cfg.make_config("train", {"env_name": "Limited-v0", "hidden_dim": 4})
+    env = registry.make_env(config.env)
+    network = registry.make_network(config, registry.spaces(env))
+    with pytest.raises(
+        ConfigError, match=r"the picture of step 2 has the size \(10, 9, 3\), the first one \(9, 9, 3\)"
+    ):
+        next(record_episodes(network, env, [0], frames=True))
 
 
 def test_a_missing_display_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,10 +161,19 @@ def test_what_a_gymnasium_task_lacks_is_empty_without_a_warning() -> None:
     assert (env.trial_steps, env.dt_ms, env.action_names, env.conditions) == (0, 0.0, None, {})
 
 
-def test_a_mujoco_task_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("says", "way_out"),
+    [
+        ("MuJoCo is not installed, run `pip install gymnasium[mujoco]`", r"pip install 'mpn-rl\[mujoco\]'"),
+        ("No module named 'mujoco_py'. (HINT: you need to install mujoco_py)", "take the -v4 of this task"),
+        ("box2D is not installed, run `pip install gymnasium[box2d]`", "--no-build-isolation box2d-py==2.3.5"),
+        ("other is not\ninstalled", "cannot be made: other is not installed"),
+    ],
+)
+def test_a_task_without_its_library_names_the_way_out(says: str, way_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> None:
-        raise gymnasium.error.DependencyNotInstalled("MuJoCo is not installed, run `pip install gymnasium[mujoco]`")
+        raise gymnasium.error.DependencyNotInstalled(says)
 
     monkeypatch.setattr(gymnasium, "make", missing)
-    with pytest.raises(ConfigError, match=r"HalfCheetah-v4 cannot be made: .*pip install 'mpn-rl\[mujoco\]'"):
-        make_gymnasium("HalfCheetah-v4")
+    with pytest.raises(ConfigError, match=way_out):
+        make_gymnasium("CartPole-v1")
