@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the truth, and how often a null is exceeded, in seeded simulations: coverage.json.
 
-    python benchmarks/coverage.py        two minutes on one core; the table of docs/analysis.md
+    python benchmarks/interval_coverage.py        two minutes on one core; the table of docs/analysis.md
 
 The tests check the same with fewer simulations.
 """
