@@ -280,10 +280,10 @@ def _not_flat(space: object) -> str:
 def _draws(spec: EnvSpec, render_mode: str) -> bool:
     """Whether a task's constructor accepts this render mode, as far as it says."""
     creator = _creator(spec.entry_point)
-    if isinstance(creator, type) and issubclass(creator, gymnasium.Env):
-        modes = (creator.metadata or {}).get("render_modes")  # empty where the task says nothing
-        if modes and render_mode not in modes:
-            return False
+    metadata: object = inspect.getattr_static(creator, "metadata", None)
+    modes = metadata.get("render_modes") if isinstance(metadata, Mapping) else None
+    if modes and render_mode not in modes:  # empty where the task does not say
+        return False
     parameters = inspect.signature(creator).parameters
     return "render_mode" in parameters or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
 
