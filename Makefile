@@ -4,6 +4,7 @@
 #   TORCH_INDEX=URL              another wheel index for PyTorch, such as https://download.pytorch.org/whl/cpu
 #                                (the small CPU build on Linux) or https://download.pytorch.org/whl/cu130
 #   VENV=DIR                     another place than .venv
+#   MUTATION_ARGS="--minutes 5 trial_replay.py"   options and modules for the mutation tests
 #   PYTEST_ARGS="-k replay -x"   options for pytest; "-n 0" runs the tests in one process, as a debugger needs it
 
 SHELL := /bin/bash
@@ -15,6 +16,7 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+MUTATION_ARGS ?=
 DEMO_STEPS ?= 60000
 
 python := $(VENV)/bin/python
@@ -51,6 +53,10 @@ check: dev ## formatting, lint, types, import rule, tests: what CI runs
 	$(python) -m mypy
 	$(python) tests/lint_imports.py
 	$(MAKE) --no-print-directory test
+
+.PHONY: mutation
+mutation: dev ## how many random changes of maths, replay, statistics and persistence the tests detect: 30 minutes
+	$(python) tests/mutation.py $(MUTATION_ARGS)
 
 .PHONY: format
 format: dev ## format the code and apply what lint can mend
@@ -118,6 +124,14 @@ condor-tools: dev ## fetch HTCondor's own programs for the tests into ~/.cache; 
 .PHONY: condor-pool-test
 condor-pool-test: dev ## a sweep on a real HTCondor pool on this machine, evicted and compared
 	$(python) benchmarks/condor_pool.py
+
+.PHONY: slurm-test
+slurm-test: dev ## a sweep on a real Slurm of one node on this machine, requeued and compared; needs root
+	$(python) benchmarks/slurm_cluster.py
+
+.PHONY: bench-search
+bench-search: dev ## a search against a grid of 27 settings with 3 seeds, resumable: hours
+	$(python) benchmarks/search.py
 
 .PHONY: help
 help: ## this list

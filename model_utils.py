@@ -34,8 +34,6 @@ import socket
 import subprocess
 import time
 import traceback
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,11 +41,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from mpn_rl.options import ConfigError, TemporaryError, nearest
+from mpn_rl.options import ConfigError, TemporaryError, is_out_of_memory, nearest
 from mpn_rl.storage.json_files import row_fault
 from mpn_rl.storage.regular_files import (
     JSON_BYTES,
     METRICS_BYTES,
+    disk_error,
     disk_errors,
     is_temporary,
     open_regular,
@@ -71,7 +70,6 @@ START_FILES = {"config.json", "training_history.json", "error.txt", ".lock", ".h
 FILES = START_FILES | {"metrics.jsonl"}
 SECTIONS = {"env", "core", "run"}  # of every config.json of this toolkit
 LOCK_PATIENCE = 0.5  # seconds to wait for a lock, because `holder` takes it for a moment
-_NUMPY = "__numpy__"  # key that marks a tensor which `unpack` turns back into an array
 
 
 @dataclass(frozen=True)
@@ -323,7 +321,7 @@ class Experiment:
         try:
             yield
         except Exception as error:
-            known = isinstance(error, ConfigError | MemoryError | OSError) and str(error)
+            known = (isinstance(error, ConfigError | OSError) or is_out_of_memory(error)) and str(error)
             self.note_failure(str(error) if known else "".join(traceback.format_exception(error)))
             raise
 
@@ -412,7 +410,7 @@ class Experiment:
 
         Args:
             size: that size in bytes.
-        Raises: ConfigError if the file is shorter, so that lines are missing.
+        Raises: ConfigError if the file is shorter, so that lines are missing, or if no line ends there.
         """
         have = self.metrics_size()
         if have < size:
@@ -420,8 +418,16 @@ class Experiment:
                 f"{self.metrics_path} has {have} bytes, but had {size} when the checkpoint was written; "
                 "restore the whole file, or start again with --overwrite"
             )
-        if have > size:
-            with disk_errors(self.metrics_path), open_regular(self.metrics_path, os.O_RDWR) as file:
+        if not have:
+            return
+        with disk_errors(self.metrics_path), open_regular(self.metrics_path, os.O_RDWR) as file:
+            file.seek(max(size - 1, 0))
+            if size and file.read(1) != b"\n":
+                raise ConfigError(
+                    f"{self.metrics_path} has no line that ends at byte {size}, as it had when the checkpoint was "
+                    "written; restore it, or start again with --overwrite"
+                )
+            if have > size:
                 file.truncate(size)
 
     def read_masks(self) -> dict[str, np.ndarray]:
@@ -658,34 +664,37 @@ def save_checkpoint(path: Path, payload: Mapping[str, object]) -> None:
             raise sink.error
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Record:
-    """The payload that `save_checkpoint` wrote.
+def load_checkpoint(path: Path, device: torch.device | str = "cpu", follow: bool = False) -> Record:
+    """The payload that `save_checkpoint` wrote. Its entries may be wrong: see `storage.state_trees.check`.
 
     Args:
         path: the file.
         device: where to put the tensors. Byte tensors stay on the CPU: they are states of torch's random
             generators, which need them there.
+        follow: whether the file may be a symbolic link, as one that the user names may be.
     Returns: the payload, with its "format".
     Raises: ConfigError naming the file if it is missing, damaged, foreign or of another format.
     """
-    import torch
+    from mpn_rl.storage.checkpoint_files import read_checkpoint  # imports torch
 
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise ConfigError(f"no checkpoint {path}; --checkpoint takes best, final, last or a file's path")
     try:
-        with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
-            warnings.simplefilter("ignore")  # torch warns about foreign pickles; the error below is enough
-            if archive.testzip():  # torch.save writes checksums, torch.load ignores them
-                raise ValueError("a checksum does not match")
-            payload = torch.load(path, map_location="cpu", weights_only=True)
+        payload = read_checkpoint(path, follow)
+    except (ConfigError, MemoryError):
+        raise
     except Exception as error:  # a damaged file can fail in any way
-        raise ConfigError(f"{path} is foreign or damaged; --checkpoint needs one of this toolkit's") from error
+        if is_out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno:
+            raise disk_error(error, path, "read") from error
+        raise ConfigError(f"{path} is foreign or damaged; restore it or take another checkpoint") from error
     version = payload.get("format") if isinstance(payload, dict) else None
-    if isinstance(version, int) and version > CHECKPOINT_FORMAT:
+    if type(version) is int and CHECKPOINT_FORMAT < version < 1000:
         raise ConfigError(f"{path} has format {version}, this toolkit knows {CHECKPOINT_FORMAT}; update the toolkit")
-    if version != CHECKPOINT_FORMAT:
+    if type(version) is not int or version != CHECKPOINT_FORMAT or not isinstance(payload, dict):
         raise ConfigError(f"{path} is foreign (no format number); --checkpoint needs one of this toolkit's")
-    return {key: unpack(value, device) for key, value in payload.items()}
+    return {str(key): unpack(value, device) for key, value in payload.items()}
 
 
 def pack(obj: object, where: str = "payload") -> object:
@@ -704,6 +713,8 @@ def pack(obj: object, where: str = "payload") -> object:
     import numpy as np
     import torch
 
+    from mpn_rl.storage.checkpoint_files import ARRAY
+
     if isinstance(obj, dict):
         return {key: pack(value, f"{where}[{key!r}]") for key, value in obj.items()}
     if isinstance(obj, (list, tuple)):
@@ -715,7 +726,7 @@ def pack(obj: object, where: str = "payload") -> object:
         # order="C" keeps 0-d arrays 0-d; torch warns about memory that it may not write to.
         array = np.asarray(obj, order="C")
         array = array if array.flags.writeable else array.copy()
-        return {_NUMPY: torch.from_numpy(array), "scalar": isinstance(obj, np.generic)}
+        return {ARRAY: torch.from_numpy(array), "scalar": isinstance(obj, np.generic)}
     if obj is None or type(obj) in (bool, int, float, str, bytes):
         return obj
     raise TypeError(f"{where} is a {type(obj).__name__}, which a checkpoint cannot hold")
@@ -725,9 +736,11 @@ def unpack(obj: object, device: torch.device | str = "cpu") -> Any:
     """The inverse of `pack`, exact in values, dtypes and shapes; `device` as in `load_checkpoint`."""
     import torch
 
+    from mpn_rl.storage.checkpoint_files import ARRAY
+
     if isinstance(obj, dict):
-        if _NUMPY in obj:
-            array = obj[_NUMPY].numpy()
+        if ARRAY in obj:
+            array = obj[ARRAY].numpy()
             return array[()] if obj["scalar"] else array
         return {key: unpack(value, device) for key, value in obj.items()}
     if isinstance(obj, (list, tuple)):
@@ -745,7 +758,18 @@ def versions() -> dict[str, str]:
             known[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             known[package] = "not installed"
-    return known | {"git_commit": git_commit(Path(__file__).parent), "platform": platform.platform()}
+    return known | {"git_commit": git_commit(Path(__file__).parent), "platform": platform.platform()} | snapshot()
+
+
+def snapshot() -> dict[str, str]:
+    """The commit and the place of the snapshot that `sweep submit` made and this program runs from; else nothing."""
+    folder = Path(__file__).resolve().parent
+    try:
+        record = read_json(folder / "snapshot.json")
+        commit, digest = f"{record['commit']}{'-dirty' if record['changed'] else ''}", str(record["digest"])
+    except (ConfigError, KeyError):
+        return {}
+    return {"git_commit": commit, "snapshot": f"{folder} (sha256 {digest})"}
 
 
 def git_commit(folder: Path) -> str:

@@ -1,9 +1,9 @@
-"""NeuroGym tasks as well-behaved Gymnasium environments.
+"""NeuroGym tasks as Gymnasium environments that follow Gymnasium's rules.
 
 NeuroGym 2.3.1 ignores `reset(seed=)`, never ends an episode, skips the first observation of the first trial, and
 returns the next trial's conditions with the last trial's reward. `NeuroGymWrapper` corrects this at little cost per
 step: ground truth, period and decision flag of every step and the conditions are computed once per trial. A user's own
-task works as NeuroGym's do: `make_neurogym("my_task:MyTask")`, see docs/tasks.md.
+task works like NeuroGym's tasks: `make_neurogym("my_task:MyTask")`, see docs/tasks.md.
 
 This is the only module that imports neurogym, and it does so when it builds a task: the import takes seconds.
 """
@@ -81,7 +81,7 @@ class NeuroGymWrapper(gymnasium.Wrapper):
     """One NeuroGym task with seeds, a time limit, correct first observations and an info with fixed names.
 
     After `reset(seed=s)` everything is a function of s and the actions. Without a seed the environment's random
-    streams continue. Either way all state of earlier episodes is reset, and tasks with blocks of trials start in a
+    streams continue. In both cases all state of earlier episodes is reset, and tasks with blocks of trials start in a
     random block. Differs from NeuroGym, whose first block is always the same: an agent with short episodes would
     never see another.
 
@@ -91,22 +91,25 @@ class NeuroGymWrapper(gymnasium.Wrapper):
     NeuroGym shows an observation of the task that has just ended.
 
     A user's own task may keep state between trials. At each reset its numbers, texts, arrays and containers of these
-    return to what the constructor set; then its `reset` runs, if it has one of its own. SpatialSuppressMotion never
-    rewards, so the wrapper does: 1 - mean |action - ground truth| at each step, and their mean as the performance.
+    return to the values from the constructor; then its `reset` runs, if it has one of its own. SpatialSuppressMotion
+    never rewards, so the wrapper does: 1 - mean |action - ground truth| per step, and their mean as the performance.
 
     `step` returns terminated = False in NeuroGym's tasks, and truncated = True at max_episode_steps. Its info has
-    the entries
-        new_trial        bool, this step ended a trial
-        trial_number     int, number of the trial that this step belongs to, from 0 in each episode
-        gt               int, the right action for the observation acted upon; -1 where there is none or it is a vector
-        period           str, the task period of that observation; the shortest where periods overlap
-        decision         bool, that observation lies in the period in which the task scores the choice: "decision",
-                         in a user's own task without a period of this name the last one
-        fixation_break   bool, a nonzero action was punished outside the decision, at a step whose gt is 0 or -1
-    and, at new_trial steps,
-        performance      float, the task's own score of the trial that ended
-        trial            dict, conditions of the trial that ended, numbers and strings only
-        aborted          bool, the trial ended early, before its decision
+    these entries:
+
+    - `new_trial`: bool, this step ended a trial.
+    - `trial_number`: int, number of the trial that this step belongs to, from 0 in each episode.
+    - `gt`: int, the correct action for the observation before this step; -1 if there is none or if it is a vector.
+    - `period`: str, the task period of that observation; the shortest one if periods overlap.
+    - `decision`: bool, that observation lies in the period in which the task scores the choice: "decision", or in a
+      user's own task without a period of this name the last one.
+    - `fixation_break`: bool, a nonzero action was punished outside the decision, at a step whose gt is 0 or -1.
+
+    At `new_trial` steps, it also has:
+
+    - `performance`: float, the task's own score of the trial that ended.
+    - `trial`: dict, conditions of the trial that ended, numbers and strings only.
+    - `aborted`: bool, the trial ended early, before its decision.
 
     Args:
         env: a NeuroGym task, or wrappers around one or several.

@@ -31,7 +31,7 @@ SCHEMA = {
     "actions": ArraySpec(dims=(1, 2)),
     "rewards": ArraySpec(),
     "episode|step|trial": ArraySpec("iu", low=0),
-    "new_trial": ArraySpec("b"),
+    "new_trial|aborted": ArraySpec("b"),
     "ground_truth": ArraySpec("iu", low=-1, high=1e6),
     "correct": ArraySpec(finite=False),
     "period": ArraySpec("U"),
@@ -132,31 +132,59 @@ def _centred(x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     return centred, mean
 
 
-def _participation_ratio(centred: np.ndarray) -> float:
-    """(tr C)^2 / ||C||_F^2, from blocks of the smaller of X^T X and X X^T, without eigenvalues."""
+def _participation_ratio(centred: np.ndarray, groups: ArrayLike | None = None) -> float:
+    """`participation_ratio` of data whose mean is 0, without eigenvalues and without an F x F or N x N matrix."""
     x = centred if centred.shape[0] >= centred.shape[1] else centred.T
     trace = squares = 0.0
-    for start in range(0, x.shape[1], BLOCK):
+    for start in range(0, x.shape[1], BLOCK):  # blocks of the smaller of X^T X and X X^T
         gram = x[:, start : start + BLOCK].T @ x[:, start:]  # the diagonal block and the blocks to its right
         gram, width = gram.astype(np.float64), len(gram)
         trace += np.trace(gram)
         squares += 2 * np.sum(gram**2) - np.sum(gram[:, :width] ** 2)
-    return float(trace**2 / squares) if squares > 0 else 0.0
+    if squares <= 0:
+        return 0.0
+    lengths = np.einsum("nf,nf->n", centred, centred, dtype=np.float64)
+    members = np.arange(len(centred)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    size = np.bincount(members)
+    if len(size) < 3:
+        return float(trace**2 / squares)
+    own_trace = np.bincount(members, lengths)
+    if groups is None:
+        own_squares, own_sum = lengths**2, lengths
+    else:
+        own_squares, own_sum = np.zeros((2, len(size)))
+        for group in range(len(size)):
+            rows = centred[members == group]
+            gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+            own_squares[group] = np.sum(gram.astype(np.float64) ** 2)
+            own_sum[group] = np.sum(rows.sum(axis=0, dtype=np.float64) ** 2)
+    pairs = float(len(centred)) ** 2 - float(np.sum(size.astype(float) ** 2))
+    numerator = (trace**2 - np.sum(own_trace**2)) / pairs
+    denominator = (squares - np.sum(own_squares)) / pairs - (np.sum(own_sum) / pairs) ** 2
+    return float(numerator / denominator) if denominator > 1e-12 * numerator else float(centred.shape[1])
 
 
-def participation_ratio(x: ArrayLike) -> float:
-    """Effective number of dimensions of the data: (sum v)^2 / sum v^2 over all eigenvalues v of their covariance.
+def participation_ratio(x: ArrayLike, groups: ArrayLike | None = None) -> float:
+    """Effective number of dimensions of the data: (sum v)^2 / sum v^2 over all eigenvalues v of their covariance C.
 
-    The result is k for variance spread evenly over k dimensions, 1 for a line, and by convention 0 for constant data.
-    It is exact for any shape: sum v = tr C, sum v^2 = ||C||_F^2, and X X^T has the non-zero eigenvalues of X^T X, so
-    that a flattened M with F >> N needs no F x F matrix.
+    It is k for variance spread evenly over k dimensions, 1 for a line, and by convention 0 for constant data. The ratio
+    of a sample's own covariance is too low: at most the number of rows, 128 for 256 rows of 256 equal dimensions. With
+    x_i the rows minus their mean, (sum v)^2 = (tr C)^2 and sum v^2 = tr C^2 are therefore estimated from pairs of rows
+    of different groups, which are independent:
 
-    Args: x: samples by features, (N, ...).
+        (tr C)^2 ~ mean |x_i|^2 |x_j|^2,     tr C^2 ~ mean (x_i . x_j)^2 - (mean x_i . x_j)^2
+
+    Fewer than three groups give the ratio of the sample's own covariance; a sample that is too small to bound the
+    ratio gives the number of features. The unit of inference is the group.
+
+    Args:
+        x: samples by features, (N, ...).
+        groups: of each row, such as its episode, (N,): rows of one group may depend on each other. None: no row does.
     """
-    return _participation_ratio(_centred(x)[0])
+    return _participation_ratio(_centred(x)[0], groups)
 
 
-def fit_pca(x: ArrayLike, n_components: int = 10) -> PCAResult:
+def fit_pca(x: ArrayLike, n_components: int = 10, groups: ArrayLike | None = None) -> PCAResult:
     """Principal components by scikit-learn's PCA.
 
     Exact for up to 2,000 features (and as many samples) or up to 1,000 samples; otherwise randomized with a fixed
@@ -165,6 +193,7 @@ def fit_pca(x: ArrayLike, n_components: int = 10) -> PCAResult:
     Args:
         x: samples by features, (N, ...), flattened to (N, F).
         n_components: number of components, at least 1.
+        groups: of each row, as in `participation_ratio`.
 
     Returns: at most min(n_components, N, F) components. Raises: ConfigError for nan, infinite or empty data.
     """
@@ -172,7 +201,7 @@ def fit_pca(x: ArrayLike, n_components: int = 10) -> PCAResult:
         raise ConfigError(f"n_components must be at least 1, got {n_components}")
     centred, mean = _centred(x)
     n_components = min(n_components, *centred.shape)
-    ratio = _participation_ratio(centred)
+    ratio = _participation_ratio(centred, groups)
     if ratio == 0.0:
         zeros = np.zeros((n_components, centred.shape[1]))
         return PCAResult(zeros, mean, zeros[:, 0], np.zeros((len(centred), n_components)), 0.0)
@@ -384,11 +413,15 @@ def colour_values(activity: Activity, key: str) -> ColourValues:
 
 def _outcome(activity: Activity, key: str, values: np.ndarray) -> ColourValues:
     """The value at the last step of the trial, on each of its steps; unchanged for a task without trials."""
+    if values.ndim > 1:
+        raise ConfigError(f"cannot colour by {key!r}: it is a vector of {values.shape[1]} numbers; take time or trial")
     values = np.where(values < 0, np.nan, values) if key == "ground_truth" else values.astype(float)
     if np.isnan(values).all():
         raise ConfigError(f"cannot colour by {key!r}: this task does not provide it")
     if np.any(activity["new_trial"]):
         trials = split_trials(activity)
+        if key != "correct":  # an aborted trial ends before its decision
+            values = np.where(activity.get("aborted", False), np.nan, values)
         values = np.concatenate([np.full(len(trial), values[trial[-1]]) for trial in trials])
     few = len(np.unique(values[~np.isnan(values)])) <= (2 if key == "correct" else 8)
     return ColourValues(values, few, key.replace("_", " "))

@@ -15,8 +15,9 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from mpn_rl.contracts import Batch, State, StateDict, Steps, state_parts, to_tensor
+from mpn_rl.contracts import Batch, Played, State, StateDict, Steps, state_parts, to_tensor
 from mpn_rl.options import ConfigError
+from mpn_rl.storage.state_trees import Anything, Real, Schema, StateError, Values, Whole, check, like, like_dict
 
 Index: TypeAlias = np.ndarray | slice | tuple[slice, slice]
 
@@ -80,9 +81,8 @@ class ReplayBuffer:
         self.states = [np.zeros((rows, *part), np.float32) for part in state_shapes]
         self.open = [np.zeros((num_lanes, self.open_states, *part), np.float32) for part in state_shapes]
         self.state_shapes = [tuple(part) for part in state_shapes]
-        self.segments = np.zeros(
-            (max_segments, 6), np.int64
-        )  # lane, first step, padding, steps, initial, row of the state
+        # lane, first step, padding, steps, initial, row of the state
+        self.segments = np.zeros((max_segments, 6), np.int64)
         self.priorities = np.zeros(max_segments)
         self.head = 0  # steps that every lane has taken
         self.states_written = 0
@@ -115,7 +115,11 @@ class ReplayBuffer:
         self.terminated[:, slot] = steps.terminated
         ended = steps.terminated | steps.truncated
         self.reset_after[:, slot] = steps.new_trial & ~ended if self.reset_state_on_trial else False
-        self._keep_states(state)
+        if self.open_states:
+            lanes, place = self._starts()
+            if len(lanes):
+                for kept, part in zip(self.open, state_parts(state), strict=True):
+                    kept[lanes, place] = part[torch.from_numpy(lanes)].detach().cpu().numpy()
         self.head += 1
         self._emit(ended, steps.new_trial)
         oldest = self.head - self.lane_steps
@@ -125,15 +129,6 @@ class ReplayBuffer:
     def end_episodes(self) -> None:
         """Forget the segments that are not complete: the next step of every lane starts an episode."""
         raise NotImplementedError
-
-    def _keep_states(self, state: State) -> None:
-        """Copy the state of those lanes in which a segment with a stored state starts."""
-        if self.open_states == 0:
-            return
-        lanes, place = self._starts()
-        if len(lanes):
-            for kept, part in zip(self.open, state_parts(state), strict=True):
-                kept[lanes, place] = part[torch.from_numpy(lanes)].detach().cpu().numpy()
 
     def _starts(self) -> tuple[np.ndarray, np.ndarray]:
         """The lanes in which the next step starts a segment that needs its state, and their places in `open`."""
@@ -236,6 +231,7 @@ class ReplayBuffer:
         return {**{name: getattr(self, name) for name in names}, **states, **opened}
 
     _COUNTERS = ("head", "states_written", "first", "last", "max_priority")
+    _BY_LANE: tuple[str, ...] = ()  # a subclass's own arrays
 
     def _filled(self) -> dict[str, Index]:
         """The index of the part of every array that is in use; the rest is never read."""
@@ -249,18 +245,51 @@ class ReplayBuffer:
         """Everything that a resumed run needs: the used parts of the arrays, mostly as views, and the counters."""
         counters = {name: getattr(self, name) for name in self._COUNTERS}
         filled = self._filled()
-        return {"arrays": {name: array[filled[name]] for name, array in self._arrays().items()}, "counters": counters}
+        arrays = {name: array[filled[name]] for name, array in self._arrays().items()}
+        return {"arrays": arrays, "counters": counters, **{name: getattr(self, name) for name in self._BY_LANE}}
 
     def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned. Raises: ValueError if the arrays do not have this buffer's sizes."""
+        """Restore what `state_dict` returned. Raises: StateError where it is not a state of such a buffer."""
+        counters: dict[str, Schema] = {name: Whole() for name in self._COUNTERS}
+        counters["max_priority"] = Real(0.0)
+        check(saved, like_dict(self.state_dict(), arrays=Anything(), counters=counters), "replay")
+        first, last = saved["counters"]["first"], saved["counters"]["last"]
+        if not first <= last <= first + self.max_segments:
+            raise StateError(f"replay.counters cannot keep the segments {first} to {last}")
         for name in self._COUNTERS:
             setattr(self, name, saved["counters"][name])
-        filled = self._filled()
-        for name, array in self._arrays().items():
-            part = saved["arrays"][name]
-            if part.shape != array[filled[name]].shape:
-                raise ValueError(f"replay array {name} has shape {part.shape}")
-            array[filled[name]] = part
+        filled, arrays = self._filled(), self._arrays()
+        schema: dict[str, Schema] = {name: like(array[filled[name]]) for name, array in arrays.items()}
+        schema["terminated"] = Values(self.terminated.dtype, arrays["terminated"][filled["terminated"]].shape, 0.0, 1.0)
+        schema["priorities"] = Values(self.priorities.dtype, (len(self),), 1e-300)
+        check(saved["arrays"], schema, "replay.arrays")
+        self._check_segments(saved["arrays"]["segments"])
+        for name, array in arrays.items():
+            array[filled[name]] = saved["arrays"][name]
+        for name in self._BY_LANE:
+            np.copyto(getattr(self, name), saved[name])
+
+    def _check_segments(self, segments: np.ndarray) -> None:
+        """Raise a StateError for a segment outside the rings."""
+        lane, start, padding, steps, initial, row = segments.T
+        rows = min(self.states_written, len(self.states[0]) if self.states else 0)
+        rules = {
+            "lane": (lane >= 0) & (lane < self.num_lanes),
+            "first step": (start >= max(0, self.head - self.ring)) & (start < self.head),
+            "padding": (padding >= 0) & (padding <= self.burn_in),
+            "number of steps": (steps >= 1) & (steps <= self.segment_steps - padding) & (steps <= self.head - start),
+            "state": (row >= 0) & (row < max(rows, 1)) & ((initial == 1) | ((initial == 0) & (rows > 0))),
+        }
+        for what, holds in rules.items():
+            if not holds.all():
+                raise StateError(f"replay.arrays.segments has an impossible {what}")
+
+    def check_played(self, played: Played) -> None:
+        """Raise a StateError where the loaded steps are not those of the run."""
+        if self.head != played.steps or self.last > self.head * self.num_lanes or self.states_written > self.last:
+            raise StateError(f"replay.counters are not those of {played.steps:,} steps of {self.num_lanes} lanes")
+        actions = Values(self.action.dtype, (None,) * self.action.ndim, played.low, played.high)
+        check(self.action[:, : min(self.head, self.ring)], actions, "replay.arrays.action")
 
 
 class SequenceReplayBuffer(ReplayBuffer):
@@ -332,14 +361,13 @@ class SequenceReplayBuffer(ReplayBuffer):
         place = learned // self.stride % max(self.open_states, 1)
         self._append(lane, origin + start, padding, steps, initial, place)
 
-    def state_dict(self) -> StateDict:
-        """Everything that a resumed run needs."""
-        return {**super().state_dict(), "t": self.t}
+    _BY_LANE = ("t",)
 
-    def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
-        super().load_state_dict(saved)
-        np.copyto(self.t, saved["t"])
+    def check_played(self, played: Played) -> None:
+        """Raise a StateError where the loaded steps are not those of the run."""
+        super().check_played(played)
+        if not np.array_equal(self.t, played.episode_steps):
+            raise StateError("replay.t are not the steps of the lanes' episodes")
 
 
 class TrialReplayBuffer(ReplayBuffer):
@@ -394,12 +422,10 @@ class TrialReplayBuffer(ReplayBuffer):
         """T of a batch: the steps of its longest trial."""
         return int(used.max())
 
-    def state_dict(self) -> StateDict:
-        """Everything that a resumed run needs."""
-        return {**super().state_dict(), "t": self.t, "opens_episode": self.opens_episode}
+    _BY_LANE = ("t", "opens_episode")
 
-    def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
-        super().load_state_dict(saved)
-        np.copyto(self.t, saved["t"])
-        np.copyto(self.opens_episode, saved["opens_episode"])
+    def check_played(self, played: Played) -> None:
+        """Raise a StateError where the loaded steps are not those of the run."""
+        super().check_played(played)
+        if ((self.t < 0) | (self.t > played.episode_steps)).any():
+            raise StateError("replay.t exceeds the steps of the lanes' episodes")

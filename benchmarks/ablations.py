@@ -1,9 +1,9 @@
-"""What each default is worth: one option changed at a time, against the published value where there is one.
+"""The effect of each default: one option changed at a time, to its published value where there is one.
 
     python benchmarks/ablations.py [--jobs 2] [--seeds 0 1]
 
-60,000 steps of ContextDecisionMaking-v0 per row (CartPole-v1: its default 150,000), best_model.pt on 10,000 trials
-(100 episodes) of other seeds. Resumable; results in benchmarks/results/ablations.json.
+A row is 60,000 steps of ContextDecisionMaking-v0 (CartPole-v1: its default of 150,000). The score is that of
+best_model.pt on 10,000 trials (100 episodes) of other seeds. Resumable; results in benchmarks/results/ablations.json.
 """
 
 from __future__ import annotations

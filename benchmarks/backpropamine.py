@@ -1,11 +1,11 @@
-"""How fast and how lean is Backpropamine's core? The fused scan against the loop that one writes first, under autograd.
+"""Time and memory of Backpropamine's core: the fused scan and a simple loop under autograd.
 
     python benchmarks/backpropamine.py [--core backpropamine-simplemaze] [--seconds 20]
 
-CPU time of one thread, contenders in turn in one process, medians over the rounds: one acting step of B rows without
-gradient; `unroll` over T steps; `unroll` and its backward pass; and a training iteration's share of the core, which is
-T acting steps, unroll, backward and a step of Adam. Peak memory of that share above the process's memory before it, in
-a process of its own for each contender.
+The contenders take turns in one process; times are CPU times of one thread, as medians over the rounds. Measured are
+one acting step of B rows without gradient; `unroll` over T steps; `unroll` and its backward pass; and the core's share
+of a training iteration: T acting steps, `unroll`, backward and a step of Adam. Peak memory is that of this share, above
+the memory of the process before it, in a process of its own for each contender.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DEMANDED = {"milliseconds of an iteration": 6, "peak memory": 8}  # the whole it
 
 
 class Loop(Backpropamine):
-    """The same network as the loop over PyTorch operations that one writes first; clips and simple gains only."""
+    """The same network as a simple loop over PyTorch operations; hard clip, and no or simple modulation only."""
 
     def forward(self, x: Tensor, state: Any) -> Any:
         return self.step(self.input(x), state)
@@ -59,7 +59,7 @@ class Loop(Backpropamine):
 
 
 def passes(name: str, core: str, B: int, T: int, D: int) -> dict[str, Callable[[], Any]]:
-    """What is timed, by name."""
+    """The timed functions by name."""
     torch.manual_seed(0)
     options = dataclasses.asdict(choices("core")[core].build())
     network = {"fused": Backpropamine, "loop": Loop}[name](D, **{**options, "kernel": "auto"})
@@ -91,7 +91,7 @@ def passes(name: str, core: str, B: int, T: int, D: int) -> dict[str, Callable[[
 
 
 def take_turns(core: str, shape: tuple[int, int, int], seconds: float) -> dict[str, dict[str, list[float]]]:
-    """CPU seconds, a list per timed thing and contender: 3 to 30 rounds, as the time allows."""
+    """CPU seconds, one list per timed function and contender: 3 to 30 rounds, depending on the time."""
     every = {name: passes(name, core, *shape) for name in CONTENDERS}
     taken: dict[str, dict[str, list[float]]] = {what: {name: [] for name in CONTENDERS} for what in every["fused"]}
     began = time.perf_counter()
@@ -143,10 +143,12 @@ def main() -> int:
     print(f"{options.core}, (B, T, D) = {shape}: CPU milliseconds on one thread, median (quartiles)")
     for what, taken in take_turns(options.core, shape, options.seconds).items():
         scale = 1e3 / (shape[1] if what == "acting step" else 1)
-        found = {name: [round(scale * q, 4) for q in statistics.quantiles(times, n=4)] for name, times in taken.items()}
+        result = {
+            name: [round(scale * q, 4) for q in statistics.quantiles(times, n=4)] for name, times in taken.items()
+        }
         ratio = statistics.median(slow / fast for slow, fast in zip(taken["loop"], taken["fused"], strict=True))
-        record["milliseconds"][what] = {**found, "loop / fused": round(ratio, 2)}
-        text = "".join(f"{name:>8} {m:8.3f} ({low:.3f}-{high:.3f})" for name, (low, m, high) in found.items())
+        record["milliseconds"][what] = {**result, "loop / fused": round(ratio, 2)}
+        text = "".join(f"{name:>8} {m:8.3f} ({low:.3f}-{high:.3f})" for name, (low, m, high) in result.items())
         print(f"{what:>20}{text}   loop / fused {ratio:5.1f}", flush=True)
     command = [sys.executable, __file__, "--core", options.core, "--shape", *map(str, shape), "--peak-of"]
     memory = {name: int(subprocess.check_output([*command, name], text=True)) for name in CONTENDERS}

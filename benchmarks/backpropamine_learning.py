@@ -1,10 +1,10 @@
-"""What the modulated network learns, and the plain one beside it: the quick settings, the published maze, CartPole.
+"""Learning curves of the modulated and the plain network: quick settings, published maze, CartPole.
 
     python benchmarks/backpropamine_learning.py [GROUP ...]      groups: quick cue simplemaze long cartpole
 
-Every row is `python main.py train --config configs/...json` with a seed, then `eval` on 200 episodes of other seeds,
-for a modulated network also with its trace or its modulator held at zero. Resumable: experiments/bench-*, two rows at
-a time; results in benchmarks/results/backpropamine_learning.json, curves beside it. One thread a run.
+Every row is `python main.py train --config configs/...json` with a seed, then `eval` on 200 episodes of other seeds. A
+modulated network is also evaluated with its trace or its modulator held at zero. Resumable: experiments/bench-*, two
+rows at a time; results in benchmarks/results/backpropamine_learning.json, curves beside it. One thread per run.
 """
 
 from __future__ import annotations
@@ -59,31 +59,31 @@ def folder(group: str, contender: str, seed: int) -> str:
 
 
 def row(group: str, contender: str, options: list[str], seed: int, root: str) -> dict[str, Any]:
-    """Train if it is not done, evaluate, and sum it up."""
+    """Train if necessary, evaluate, and return the summary."""
     name = folder(group, contender, seed)
     here = ["--experiment-name", name, "--experiments-dir", root]
     if not Path(root, name, "checkpoints", "final_model.pt").is_file():
         _main("train", *here, *options, "--seed", str(seed), "--resume", "auto", "--no-plot-training")
     lines = Path(root, name, "metrics.jsonl").read_text().splitlines()
-    told = [json.loads(line) for line in lines]
-    episodes = [each for each in told if each["kind"] == "episode"]
-    found: dict[str, Any] = {"contender": contender, "seed": seed, "steps": told[-1]["step"]}
+    logged = [json.loads(line) for line in lines]
+    episodes = [each for each in logged if each["kind"] == "episode"]
+    record: dict[str, Any] = {"contender": contender, "seed": seed, "steps": logged[-1]["step"]}
     if group == "cartpole":
-        found["eval"] = _eval(here, "100", [])
-        return found
+        record["eval"] = _eval(here, "100", [])
+        return record
     rewards = np.array([each["reward"] for each in episodes])  # one row each iteration of 30 episodes
     windows = len(rewards) // 50
-    found |= {
+    record |= {
         "iterations": len(rewards),
         "reward_by_50_iterations": rewards[: 50 * windows].reshape(windows, 50).mean(1).round(3).tolist(),
         "last_50": float(rewards[-50:].mean()),
         "eval": _eval(here, "200", []),
     }
     if contender == "modulated" and group in PANELS:
-        found["lesions"] = {
+        record["lesions"] = {
             part: _eval(here, "200", ["--lesion", part])["return_mean"] for part in ("trace", "modulator")
         }
-    return found
+    return record
 
 
 def _eval(here: list[str], episodes: str, more: list[str]) -> dict[str, Any]:
@@ -101,23 +101,23 @@ def _main(*words: str) -> str:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over the seeds of a contender: the last 50 iterations and the evaluation, with t intervals of the mean."""
+    """Means over the seeds of a contender, with t intervals: the last 50 iterations, and the evaluation."""
     from scipy import stats
 
-    told: dict[str, Any] = {}
+    table: dict[str, Any] = {}
     for contender in dict.fromkeys(each["contender"] for each in rows):
         mine = [each for each in rows if each["contender"] == contender]
         scores = {"eval": [each["eval"]["return_mean"] for each in mine]}
         if "last_50" in mine[0]:
             scores["last_50"] = [each["last_50"] for each in mine]
             scores["growth_hits"] = [each["eval"].get("growth_hits", np.nan) for each in mine]
-        told[contender] = {"seeds": len(mine)}
+        table[contender] = {"seeds": len(mine)}
         for name, values in scores.items():
             mean, error = float(np.mean(values)), stats.sem(values) if len(values) > 1 else np.nan
             half = float(error * stats.t.ppf(0.975, len(values) - 1)) if len(values) > 1 else None
-            told[contender][name] = {"mean": mean, "ci95": None if half is None else [mean - half, mean + half],
+            table[contender][name] = {"mean": mean, "ci95": None if half is None else [mean - half, mean + half],
                                      "least": float(min(values))}  # fmt: skip
-    return told
+    return table
 
 
 def draw(results: dict[str, Any]) -> None:

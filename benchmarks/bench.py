@@ -1,10 +1,10 @@
-"""How fast is everything around the scan: updates, acting, environments, whole runs, start-up.
+"""Times of everything except the scan: updates, acting, environments, whole runs, start-up.
 
     python benchmarks/bench.py [SECTION ...]        sections: update acting shares run accuracy checkpoint sweep startup
 
-Contenders take turns in one process, so that noise hits all alike; figures are medians, with the quartiles beside
-them, and what is asked of them. "The loop" is the same work through the plain PyTorch scan under autograd (--kernel
-reference). One thread. Results are kept by section in benchmarks/results/bench.json.
+The contenders take turns in one process, so that noise affects all of them. Results are medians with quartiles, beside
+their targets. "The loop" does the same work with the plain PyTorch scan under autograd (--kernel reference). One
+thread. Results are kept by section in benchmarks/results/bench.json.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def take_turns(contenders: dict[str, Callable[[], Any]], rounds: int = 15, calls
         call()
     for _ in range(rounds):
         for name, call in contenders.items():
-            begun = time.perf_counter()
+            started = time.perf_counter()
             for _ in range(calls):
                 call()
-            times[name].append((time.perf_counter() - begun) / calls * 1e6)
+            times[name].append((time.perf_counter() - started) / calls * 1e6)
     return {name: quartiles(values) for name, values in times.items()}
 
 
@@ -53,7 +53,7 @@ def quartiles(values: list[float]) -> list[float]:
 
 @contextmanager
 def a_run(**flags: Any) -> Iterator[Any]:
-    """A training run of train-neurogym, in a folder that goes when it is left."""
+    """A training run of train-neurogym in a temporary folder."""
     from model_utils import Experiment
     from mpn_rl import config as cfg
     from mpn_rl.training import Run
@@ -86,14 +86,14 @@ def bench_update() -> dict[str, Any]:
 
 
 def bench_acting() -> dict[str, Any]:
-    """One acting step of all lanes, per lane, and the environment's own step."""
+    """One acting step of all environments, per environment, and the environment's own step."""
     import torch
 
     from mpn_rl import config as cfg
     from mpn_rl import registry
 
     torch.set_num_threads(1)
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     env = registry.make_env(cfg.make_config("train-neurogym", {}).env)
     for lanes in (1, 16, 128):
         calls: dict[str, Callable[[], Any]] = {}
@@ -106,20 +106,20 @@ def bench_acting() -> dict[str, Any]:
                 network.select_action(obs, state, 0.1, generator)
 
             calls[name] = act
-        found[f"{lanes} lanes"] = {name: [q / lanes for q in qs] for name, qs in take_turns(calls, calls=50).items()}
+        record[f"{lanes} lanes"] = {name: [q / lanes for q in qs] for name, qs in take_turns(calls, calls=50).items()}
     env.reset(seed=0)
 
     def step() -> None:
         if env.step(0)[3]:
             env.reset()
 
-    found["environment"] = take_turns({"environment": step}, calls=2_000)["environment"]
-    return {"microseconds_per_lane": found}
+    record["environment"] = take_turns({"environment": step}, calls=2_000)["environment"]
+    return {"microseconds_per_lane": record}
 
 
 def bench_shares() -> dict[str, Any]:
-    """Where a training run's time goes, and policy + learner against the same work through the loop."""
-    found: dict[str, Any] = {}
+    """Shares of a training run's time, and policy + learner compared with the same work through the loop."""
+    record: dict[str, Any] = {}
     contexts = {name: a_run(kernel=kernel) for name, kernel in (("fused", "auto"), ("loop", "reference"))}
     runs = {name: warmed(context.__enter__(), 1_500) for name, context in contexts.items()}
     spent = {name: timed(run) for name, run in runs.items()}
@@ -127,35 +127,35 @@ def bench_shares() -> dict[str, Any]:
     own: dict[str, list[float]] = {name: [] for name in runs}  # policy + learner, a figure a turn
     for _ in range(12):  # in turns: 12 x 1,000 steps fused, 12 x 200 through the loop
         for name, run in runs.items():
-            before, begun, first = dict(spent[name]), time.perf_counter(), run.step
+            before, started, first = dict(spent[name]), time.perf_counter(), run.step
             warmed(run, first + (1_000 if name == "fused" else 200))
-            total[name] += time.perf_counter() - begun
+            total[name] += time.perf_counter() - started
             steps[name] += run.step - first
             taken = sum(spent[name][part] - before[part] for part in ("acting", "learning"))
             own[name].append(taken / (run.step - first) * 1e6)
     for name, seconds in spent.items():
         rest = total[name] - sum(seconds.values())
-        found[name] = {part: value / steps[name] * 1e6 for part, value in {**seconds, "rest": rest}.items()}
+        record[name] = {part: value / steps[name] * 1e6 for part, value in {**seconds, "rest": rest}.items()}
         contexts[name].__exit__(None, None, None)
     spread = {name: quartiles(values) for name, values in own.items()}
     return {
-        "microseconds_per_step": found,
+        "microseconds_per_step": record,
         "policy_and_learner": spread,
         "policy_and_learner_loop_over_fused": spread["loop"][1] / spread["fused"][1],
     }
 
 
 def timed(run: Any) -> dict[str, float]:
-    """Seconds spent in the parts of a run, from now on."""
+    """Start to measure the seconds spent in the parts of a run."""
     seconds = {"acting": 0.0, "environment": 0.0, "replay": 0.0, "learning": 0.0}
 
     def wrap(owner: Any, name: str, part: str) -> None:
         method = getattr(owner, name)
 
         def measured(*args: Any, **kwargs: Any) -> Any:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             result = method(*args, **kwargs)
-            seconds[part] += time.perf_counter() - begun
+            seconds[part] += time.perf_counter() - started
             return result
 
         setattr(owner, name, measured)
@@ -175,7 +175,7 @@ def train_process(folder: str, *options: str) -> subprocess.Popen:
 
 
 def wait_for(process: subprocess.Popen) -> None:
-    """Let a run end. Raises: RuntimeError if it failed: a crash is not a slow run."""
+    """Wait for the end of a run. Raises: RuntimeError if it failed."""
     if process.wait() != 0:
         raise RuntimeError(f"{' '.join(map(str, process.args))} exited {process.returncode}")  # type: ignore[arg-type]
 
@@ -185,21 +185,21 @@ def bench_run() -> dict[str, Any]:
     seconds = []
     for _ in range(3):
         with tempfile.TemporaryDirectory() as folder:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             wait_for(train_process(folder, "--total-steps", "20000"))
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - started)
     return {"seconds": quartiles(seconds)}
 
 
 def bench_accuracy(threshold: float = 0.90) -> dict[str, Any]:
-    """Wall clock of the whole process until the greedy evaluation first reaches 0.90, defaults, seeds 0-4."""
+    """Wall time of the whole process until the greedy evaluation first reaches 0.90, defaults, seeds 0-4."""
     rows = [seconds_to(threshold, seed) for seed in range(5)]
     return {"seeds": rows, "median_seconds": float(np.median([row["seconds"] for row in rows]))}
 
 
 def seconds_to(threshold: float, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         process = train_process(folder, "--seed", str(seed))
         metrics = Path(folder, "bench", "metrics.jsonl")
         while True:
@@ -207,7 +207,7 @@ def seconds_to(threshold: float, seed: int) -> dict[str, Any]:
             for line in metrics.read_text().splitlines(keepends=True) if metrics.exists() else []:
                 row = json.loads(line) if line.endswith("\n") else {"kind": ""}
                 if row["kind"] == "eval" and row["accuracy"] >= threshold:
-                    seconds = time.perf_counter() - begun
+                    seconds = time.perf_counter() - started
                     process.send_signal(signal.SIGKILL)
                     process.wait()
                     return {"seed": seed, "seconds": seconds, "steps": row["step"], "accuracy": row["accuracy"]}
@@ -218,15 +218,15 @@ def seconds_to(threshold: float, seed: int) -> dict[str, Any]:
 
 
 def bench_checkpoint() -> dict[str, Any]:
-    """What a checkpoint costs at the default interval: last.pt with a full memory, and the training curves' picture."""
+    """Time of a checkpoint at the default interval: last.pt with a full replay buffer, and the picture of curves."""
     from mpn_rl import config as cfg
     from mpn_rl.reporting import draw_training_curves
 
     interval = cfg.RunConfig().checkpoint_freq
     with a_run() as run:
-        first, begun = warmed(run, 2_000).step, time.perf_counter()
+        first, started = warmed(run, 2_000).step, time.perf_counter()
         warmed(run, 12_000)
-        per_step = (time.perf_counter() - begun) / (run.step - first)
+        per_step = (time.perf_counter() - started) / (run.step - first)
         run._learn = lambda: None  # the memory fills up as fast without
         warmed(run, run.config.learner.buffer_size + run.replay.ring)
         calls = {"last.pt": run.save, "picture": lambda: draw_training_curves(run.experiment, run.config)}
@@ -254,12 +254,12 @@ eta = [1.0]
 
 
 def bench_sweep() -> dict[str, Any]:
-    """Eight runs of 10,000 steps by `sweep run --workers 2`, against one after the other; `sweep check` of 500 rows."""
+    """Eight runs of 10,000 steps by `sweep run --workers 2`, and one after the other; `sweep check` of 500 rows."""
 
     def main(*argv: str) -> float:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         subprocess.run([sys.executable, "main.py", *argv], cwd=ROOT, env=ENVIRONMENT, capture_output=True, check=True)
-        return time.perf_counter() - begun
+        return time.perf_counter() - started
 
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder, "s.toml")
@@ -284,16 +284,16 @@ def bench_sweep() -> dict[str, Any]:
 
 def bench_startup() -> dict[str, Any]:
     """`python main.py COMMAND --help`, the whole process."""
-    found = {}
+    record = {}
     for command in ("", "train", "train-neurogym", "eval", "render", "analyze"):
         call = [sys.executable, "main.py", *([command] if command else []), "--help"]
         seconds = []
         for _ in range(7):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             subprocess.run(call, cwd=ROOT, capture_output=True, check=True)
-            seconds.append(time.perf_counter() - begun)
-        found[f"{command} --help".strip()] = quartiles(seconds)
-    return {"seconds": found}
+            seconds.append(time.perf_counter() - started)
+        record[f"{command} --help".strip()] = quartiles(seconds)
+    return {"seconds": record}
 
 
 SECTIONS = {
@@ -351,7 +351,7 @@ def show(section: str, result: dict[str, Any]) -> None:
 
 
 def asked(section: str, name: str, median: float, figures: dict[str, list[float]]) -> str:
-    """The target of a figure, and whether it is missed; nothing where there is none."""
+    """The target of a figure, and whether it is missed; empty if there is no target."""
     for (owner, ending), (sign, bound) in TARGETS.items():
         if owner == section and name.endswith(ending):
             limit = figures[bound][1] if isinstance(bound, str) else bound
@@ -361,7 +361,7 @@ def asked(section: str, name: str, median: float, figures: dict[str, list[float]
 
 
 def figures_of(result: Any, path: str = "") -> Iterator[tuple[str, list[float]]]:
-    """(name, quartiles) of every figure in nested results; a single number is its own quartiles."""
+    """(name, quartiles) of every figure in nested results; a single number stands for its quartiles."""
     if isinstance(result, dict):
         for key, inner in result.items():
             yield from figures_of(inner, f"{path} {key}".strip())

@@ -1,4 +1,4 @@
-"""How fast is the fused scan? Forward and backward against the loop, torch's GRU and LSTM, and a roofline.
+"""Time of the fused scan, forward and backward: the loop, torch's GRU and LSTM, and a roofline.
 
     python benchmarks/bench_scan.py [--threads 1 2] [--seconds 20]
 

@@ -3,11 +3,12 @@
     make condor-pool-test      or      python benchmarks/condor_pool.py [--steps 30000] [--keep]
 
 A whole pool of HTCondor's own daemons runs on this machine, on loopback, as an ordinary user, from a folder
-(tests/condor_tools.py fetches it). Two sweeps are submitted with the templates of condor/, shortened: train.job, with
-a shared disk, and train_transfer.job, whose jobs see nothing but their own empty folder and what HTCondor brings there.
-Each row is vacated twice with SIGTERM and once with SIGKILL, at different points of its training; rows of the second
-sweep also exit by themselves with status 85. At the end, the weights, last.pt and metrics.jsonl of each row must equal
-those of the run without eviction, bit for bit. The results go to benchmarks/results/condor_pool.json.
+(tests/condor_tools.py fetches it). One sweep is submitted with `sweep submit` (benchmarks/submitted_sweep.py). Two are
+submitted with the templates of condor/, shortened: train.job, with a shared disk, and train_transfer.job, whose jobs
+see nothing but their own empty folder and what HTCondor brings there. Each of their rows is vacated twice with SIGTERM
+and once with SIGKILL, at different points of its training; rows of the last sweep also exit by themselves with status
+85. At the end, the weights, last.pt and metrics.jsonl of each row must equal those of the run without eviction, bit for
+bit. The results go to benchmarks/results/condor_pool.json.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests"), str(PROJECT / "benchmarks")]
 
 import condor_tools  # noqa: E402
+import submitted_sweep  # noqa: E402
 
 from mpn_rl.sweep.submit_file import SubmitFile  # noqa: E402
 
@@ -43,6 +43,7 @@ ROWS = ("one, 1, 1.0, 0.85, 32", "two, 2, 0.5, 0.9, 48", "three, 3, 0.1, 0.95, 6
 # has one row less, since each of its starts unpacks 1.3 GB.
 SWEEPS = {"train.job": (3, []), "train_transfer.job": (2, ["--checkpoint-exit-every", "0.5"])}
 EVICTIONS = ((0.25, False), (0.5, False), (0.75, True))  # (share of the run, whether at once)
+SUBMITTED = "submitted"  # the part that submitted_sweep.py describes
 IDLE, RUNNING, COMPLETED, HELD = 1, 2, 4, 5
 NOBODY = 65534
 # Root cannot submit: in a user namespace of its own the pool is an ordinary user, and its files stay ours.
@@ -96,7 +97,7 @@ ENABLE_URL_TRANSFERS = False
 
 
 class Pool:
-    """A personal pool in a folder, alive within `with`; afterwards none of its processes is."""
+    """A personal pool in a folder, which runs within `with`; all its processes end with it."""
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.root, self.folder = root, folder
@@ -128,7 +129,7 @@ class Pool:
         self.killed = _kill_descendants()
 
     def command(self, program: str, *arguments: str, cwd: Path | None = None, check: bool = True) -> str:
-        """What one of HTCondor's commands prints."""
+        """The output of one of HTCondor's commands."""
         environment = {**os.environ, "CONDOR_CONFIG": str(self.configuration)}
         command = [*AS_USER, str(self.root / "bin" / program), *arguments]
         done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=120)
@@ -137,11 +138,29 @@ class Pool:
         return done.stdout
 
     def jobs(self, cluster: str) -> dict[int, tuple[int, int]]:
-        """Row -> (state, starts), of finished jobs too."""
+        """Row -> (state, starts), also of finished jobs."""
         asked = (cluster, "-af", "ProcId", "JobStatus", "NumShadowStarts")
         lines = self.command("condor_history", *asked) + self.command("condor_q", *asked)
         rows = [[int(part) for part in line.replace("undefined", "0").split()] for line in lines.splitlines()]
         return {row[0]: (row[1], row[2]) for row in rows}
+
+
+class Submitted:
+    """The pool as submitted_sweep wants it."""
+
+    scheduler, prefix = "condor", AS_USER
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        path = f"{pool.root / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        self.environment = {**os.environ, "PATH": path, "CONDOR_CONFIG": str(pool.configuration)}
+
+    def tasks(self, number: str) -> dict[int, tuple[str, int]]:
+        names = {IDLE: "waiting", RUNNING: "running", COMPLETED: "done", HELD: "held"}
+        return {row: (names.get(state, str(state)), starts) for row, (state, starts) in self.pool.jobs(number).items()}
+
+    def evict(self, number: str, row: int) -> None:
+        self.pool.command("condor_vacate_job", f"{number}.{row}")
 
 
 def _free_port() -> int:
@@ -154,13 +173,13 @@ def _free_port() -> int:
 
 
 def _adopt_orphans() -> None:
-    """Whatever the daemons start and leave behind becomes a child of this process, so that it can be ended."""
+    """Make orphaned processes of the daemons children of this process, so that it can end them."""
     set_child_subreaper = 36
     ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
 def _kill_descendants() -> int:
-    """End every process that this one started or adopted; returns how many had to be."""
+    """End every process that this one started or adopted; returns their number."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass  # has ended by itself
@@ -184,7 +203,7 @@ def _kill_descendants() -> int:
 
 
 def lay_out(folder: Path) -> Path:
-    """A copy of the project to work in, which leaves this one's experiments/ and condor/ alone."""
+    """A copy of the project to work in, so that experiments/ and condor/ do not change."""
     project = folder / "project"
     project.mkdir()
     for module in PROJECT.glob("*.py"):
@@ -198,7 +217,7 @@ def lay_out(folder: Path) -> Path:
 
 
 def short(steps: int) -> list[str]:
-    """Further options, so that a row takes some tens of seconds and has a checkpoint for -fast to go back to."""
+    """Options that make a row take some tens of seconds, with checkpoints for -fast to return to."""
     often = ["--checkpoint-freq", str(steps // 20), "--eval-freq", str(steps // 8), "--eval-episodes", "10"]
     return ["--total-steps", str(steps), *often, "--no-plot-training", "--device", "cpu"]
 
@@ -211,7 +230,7 @@ def template_words(project: Path, template: str, row: str = "") -> list[str]:
 
 
 def run_alone(project: Path, row: str, steps: int) -> float:
-    """The row with the same wrapper, untouched, in experiments-alone/; returns the seconds it took."""
+    """Run the row with the same wrapper and without eviction, in experiments-alone/; returns the seconds."""
     name = row.split(",")[0]
     command = ["condor/run.sh", *template_words(project, "train.job", row), *short(steps)]
     command += ["--experiments-dir", "experiments-alone"]
@@ -223,17 +242,17 @@ def run_alone(project: Path, row: str, steps: int) -> float:
 
 
 def submit(pool: Pool, project: Path, template: str, steps: int) -> str:
-    """The cluster's number; only the rows and the length of the runs differ from what the template submits."""
+    """Submit a template with other rows and shorter runs; returns the number of the cluster."""
     rows, more = SWEEPS[template]
     (project / "condor" / "train_args.txt").write_text("\n".join(ROWS[:rows]) + "\n")
     further = " ".join([*short(steps), *more])
     arguments = f"arguments = {' '.join(template_words(project, template))} {further}"
-    told = pool.command("condor_submit", "-append", arguments, template, cwd=project / "condor")
-    return re.findall(r"submitted to cluster (\d+)", told)[0]
+    shown = pool.command("condor_submit", "-append", arguments, template, cwd=project / "condor")
+    return re.findall(r"submitted to cluster (\d+)", shown)[0]
 
 
 def step_of(folders: list[Path]) -> int:
-    """The last step that a row has logged, in whichever folder it works."""
+    """The last step that a row has logged, in its current folder."""
     steps = [0]
     for folder in folders:
         with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
@@ -242,7 +261,7 @@ def step_of(folders: list[Path]) -> int:
 
 
 def drive(pool: Pool, project: Path, cluster: str, rows: int, steps: int) -> list[list[int]]:
-    """Evict every row of a cluster as EVICTIONS says and wait for its end; returns the steps at the evictions."""
+    """Evict every row of a cluster as EVICTIONS states and wait for its end; returns the steps at the evictions."""
     names = [row.split(",")[0] for row in ROWS[:rows]]
     evicted: list[list[int]] = [[] for _ in names]
     starts_then = [-1] * len(names)  # no second eviction before the row runs again
@@ -269,9 +288,9 @@ def drive(pool: Pool, project: Path, cluster: str, rows: int, steps: int) -> lis
 
 
 def dummies(pool: Pool, project: Path) -> dict[str, Any]:
-    """The ten jobs that train nothing, submitted from the project's root as the others are from condor/."""
-    told = pool.command("condor_submit", "condor/dummy.job", cwd=project)
-    cluster = re.findall(r"submitted to cluster (\d+)", told)[0]
+    """Ten jobs that train nothing, submitted from the project's root; the others are submitted from condor/."""
+    shown = pool.command("condor_submit", "condor/dummy.job", cwd=project)
+    cluster = re.findall(r"submitted to cluster (\d+)", shown)[0]
     deadline = time.monotonic() + 300
     while any(state != COMPLETED for state, _ in pool.jobs(cluster).values()):
         if time.monotonic() > deadline:
@@ -282,14 +301,14 @@ def dummies(pool: Pool, project: Path) -> dict[str, Any]:
 
 
 def differences(project: Path, name: str) -> list[str]:
-    """The files that the pool left and that are not what the untouched run left: none, if all is well."""
+    """The files of the pool's run that differ from the run without eviction; none if all is well."""
     import torture
 
     return torture.differences(project / "experiments" / name, project / "experiments-alone" / name)
 
 
 def measure(pool: Pool, project: Path, template: str, steps: int) -> dict[str, Any]:
-    """One template's sweep: submitted, evicted, compared."""
+    """The sweep of one template: submit, evict, compare."""
     began = time.monotonic()
     cluster = submit(pool, project, template, steps)
     evicted = drive(pool, project, cluster, SWEEPS[template][0], steps)
@@ -310,19 +329,11 @@ def measure(pool: Pool, project: Path, template: str, steps: int) -> dict[str, A
     return {"template": template, "seconds": round(seconds, 1), "rows": rows}
 
 
-@contextlib.contextmanager
-def workplace(keep: bool) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="mpn-pool-"))
-    try:
-        yield folder
-    finally:
-        print(f"kept: {folder}", file=sys.stderr) if keep else shutil.rmtree(folder, ignore_errors=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=30_000, help="environment steps per row (default: %(default)s)")
-    parser.add_argument("--templates", nargs="+", choices=SWEEPS, default=list(SWEEPS), help="(default: all)")
+    parts = [SUBMITTED, *SWEEPS]
+    parser.add_argument("--templates", nargs="+", choices=parts, default=parts, help="(default: all)")
     parser.add_argument("--keep", action="store_true", help="keep the pool's folder, with its logs")
     args = parser.parse_args()
     try:
@@ -331,33 +342,39 @@ def main() -> int:
         print(f"skipped: {reason}")
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the pool is ended then too
-    with workplace(args.keep) as folder:
+    with submitted_sweep.workplace(args.keep) as folder:
         project = lay_out(folder)
-        with ThreadPoolExecutor(2) as both:
-            alone = list(both.map(lambda row: run_alone(project, row, args.steps), ROWS))
+        alone: list[float] = []
+        if args.templates != [SUBMITTED]:
+            with ThreadPoolExecutor(2) as both:
+                alone = list(both.map(lambda row: run_alone(project, row, args.steps), ROWS))
         print(f"untouched: {', '.join(f'{seconds:.0f} s' for seconds in alone)}", file=sys.stderr)
         sweeps = []
         pool = Pool(root, folder / "pool")
         with pool:
             version = pool.command("condor_version").split()[1]
             dummy = dummies(pool, project)
-            for template in args.templates:
+            submitted = (
+                submitted_sweep.measure(Submitted(pool), folder, args.steps) if SUBMITTED in args.templates else {}
+            )
+            for template in [name for name in args.templates if name in SWEEPS]:
                 if template == "train_transfer.job":
                     subprocess.run([sys.executable, "condor/pack.py"], cwd=project, check=True, stdout=sys.stderr)
                 sweeps.append(measure(pool, project, template, args.steps))
-        found = {
+        result = {
             "htcondor": version, "python": platform.python_version(), "cpus": os.cpu_count(), "steps": args.steps,
             "untouched_seconds": [round(seconds, 1) for seconds in alone], "dummies": dummy, "sweeps": sweeps,
+            SUBMITTED: submitted,
             "processes_killed_at_the_end": pool.killed,
         }  # fmt: skip
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
-    return report(found)
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    return report(result)
 
 
-def report(found: dict[str, Any]) -> int:
-    """The table, and whether all is as it should be."""
-    good = True
-    for sweep in found["sweeps"]:
+def report(result: dict[str, Any]) -> int:
+    """Print the table; returns whether every result is as required."""
+    good = submitted_sweep.report(result[SUBMITTED]) if result[SUBMITTED] else True
+    for sweep in result["sweeps"]:
         for row in sweep["rows"]:
             equal = not row["different_files"] and row["evictions"] >= len(EVICTIONS)
             good = good and equal

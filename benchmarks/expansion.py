@@ -1,10 +1,10 @@
-"""Does growing help? Dense and with --expansion paper: TD3 on Pendulum-v1 and HalfCheetah-v4, the MPN-DQN on NeuroGym.
+"""Dense networks and --expansion paper: TD3 on Pendulum-v1 and HalfCheetah-v4, the MPN-DQN on NeuroGym.
 
     python benchmarks/expansion.py [--jobs 1] [--only Pendulum] [--seeds 0 1 2]
 
-Resumable, as benchmarks/learning.py: a row that is in benchmarks/results/expansion.json is skipped, a run that was
-interrupted goes on from its last checkpoint. Every row is one `python main.py train ...` and one `python main.py eval`
-on other seeds, of final_model.pt or, on NeuroGym, best_model.pt. HalfCheetah-v4 takes an hour or two and the extra
+Resumable like benchmarks/learning.py: rows in benchmarks/results/expansion.json are skipped, and an interrupted run
+continues from its last checkpoint. Every row is one `python main.py train ...` and one `python main.py eval` on other
+seeds, of final_model.pt or, on NeuroGym, best_model.pt. HalfCheetah-v4 takes an hour or two and needs the extra
 "mujoco".
 """
 
@@ -66,7 +66,7 @@ class Row(NamedTuple):
 
 
 def all_rows(seeds: list[int] | None = None) -> list[Row]:
-    """Dense and expanded side by side, so that an interrupted table compares like with like."""
+    """Rows in an order that alternates between dense and expanded, so that an interrupted table is balanced."""
     return [
         Row(task, network, seed)
         for task, how in TASKS.items()
@@ -77,14 +77,14 @@ def all_rows(seeds: list[int] | None = None) -> list[Row]:
 
 
 def run(row: Row) -> dict[str, Any]:
-    """Train and evaluate one row; returns what the table and the curves need."""
+    """Train and evaluate one row; returns the values for the table and the curves."""
     how = TASKS[row.task]
     options = [*how["train"].split(), "--env-name", row.task, "--seed", str(row.seed)]
     options += ["--expansion", NETWORKS[row.network]]
     where = ["--experiment-name", row.name, "--experiments-dir", str(FOLDER)]
-    begun = time.monotonic()
+    start = time.monotonic()
     learning.call([*options, *where, "--resume", "auto", "--no-plot-training", "--checkpoint-freq", "20000"])
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     shown = ["eval", *how["eval"].split(), "--seed", "1000", "--json"]
     scores = json.loads(learning.call([*shown, *where]).strip().splitlines()[-1])
     metrics = [json.loads(line) for line in (FOLDER / row.name / "metrics.jsonl").read_text().splitlines()]
@@ -97,7 +97,7 @@ def run(row: Row) -> dict[str, Any]:
         "evaluated_by": f"python main.py {' '.join(shown)}",
         "train_seconds": round(seconds, 1),
         **{name: scores[name] for name in ("return_mean", "return_ci95", "episodes", "accuracy") if name in scores},
-        "curves": {name: found for name, found in curves.items() if found[0]},
+        "curves": {name: result for name, result in curves.items() if result[0]},
     }
 
 
@@ -127,7 +127,7 @@ def key_of(row: dict[str, Any]) -> Row:
 
 
 def scores_of(rows: list[dict[str, Any]], task: str, network: str) -> list[float]:
-    """Accuracies where the task has them, else returns."""
+    """Accuracies if the task has them, else returns."""
     own = [row for row in rows if (row["task"], row["network"]) == (task, network)]
     return [row["return_mean"] if row.get("accuracy") is None else row["accuracy"] for row in own]
 
@@ -136,14 +136,14 @@ def differences(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Expanded minus dense: the difference of the means over seeds, and Welch's 95 % interval of it."""
     from scipy import stats
 
-    found = {}
+    result = {}
     for task in TASKS:
         dense, expanded = (scores_of(rows, task, network) for network in NETWORKS)
         if min(len(dense), len(expanded)) > 1:
             interval = stats.ttest_ind(expanded, dense, equal_var=False).confidence_interval(0.95)
             ends = [round(float(end), 4) for end in interval]
-            found[task] = {"difference": round(float(np.mean(expanded) - np.mean(dense)), 4), "interval_95": ends}
-    return found
+            result[task] = {"difference": round(float(np.mean(expanded) - np.mean(dense)), 4), "interval_95": ends}
+    return result
 
 
 def last(rows: list[dict[str, Any]], quantity: str) -> str:
@@ -152,7 +152,7 @@ def last(rows: list[dict[str, Any]], quantity: str) -> str:
 
 
 def print_table(rows: list[dict[str, Any]]) -> bool:
-    """The table in the terminal; returns whether every demand that was measured holds."""
+    """Print the table; returns whether every measured target is reached."""
     from rich.console import Console
     from rich.table import Table
 
@@ -172,9 +172,9 @@ def print_table(rows: list[dict[str, Any]]) -> bool:
             table.add_row(task, network, str(len(values)), *shown, demand, *active)
     console = Console(width=120)
     console.print(table)
-    for task, found in differences(rows).items():
-        low, high = found["interval_95"]
-        console.print(f"{task}: expanded minus dense {found['difference']:+,.4g}, 95 % {low:+,.4g} to {high:+,.4g}")
+    for task, result in differences(rows).items():
+        low, high = result["interval_95"]
+        console.print(f"{task}: expanded minus dense {result['difference']:+,.4g}, 95 % {low:+,.4g} to {high:+,.4g}")
     return met
 
 

@@ -1,10 +1,10 @@
-"""The documentation's pictures of agents: trains three of them, films and analyses them, and copies what it shows.
+"""Pictures of agents for the documentation: trains three agents, films and analyses them, and copies the pictures.
 
     make figures      or      python benchmarks/figures.py [AGENT ...]        agents: demo growing maze
 
-Each is a few calls of main.py, printed as they are made, with seed 0 and one thread; the agents stay in
-experiments/figures, and their pictures go into docs/images. The two pictures of learning curves are drawn
-beside their tables, by benchmarks/learning.py and benchmarks/backpropamine_learning.py.
+Each agent takes a few calls of main.py, which are printed, with seed 0 and one thread. The agents stay in
+experiments/figures, and their pictures go into docs/images. benchmarks/learning.py and
+benchmarks/backpropamine_learning.py draw the two pictures of learning curves, beside their tables.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ AGENTS = {
 
 
 def draw(name: str, experiments: Path, images: Path, steps: int | None) -> None:
-    """Train one agent anew and copy its pictures. Raises: SystemExit where a command fails."""
+    """Train one agent from the start and copy its pictures. Raises: SystemExit if a command fails."""
     from main import main
 
     agent, where = AGENTS[name], ["--experiment-name", name, "--experiments-dir", str(experiments)]
@@ -75,9 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="(default: docs/images)")
     args = parser.parse_args(argv)
     for name in args.agents or AGENTS:
-        begun = time.monotonic()
+        start = time.monotonic()
         draw(name, args.experiments_dir, args.images, args.steps)
-        print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
+        print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
     return 0
 
 

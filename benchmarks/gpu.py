@@ -1,9 +1,9 @@
-"""The Triton scan on a CUDA machine against the loop and cuDNN's GRU and LSTM: forward and backward.
+"""The Triton scan on a CUDA machine, the loop, and cuDNN's GRU and LSTM: forward and backward.
 
     python benchmarks/gpu.py
 
-Contenders take turns; times are medians by CUDA events. Asked: 20x the loop, faster than cuDNN's LSTM. Results with the
-device's name in benchmarks/results/gpu.json.
+The contenders take turns; times are medians by CUDA events. Targets: 20 times as fast as the loop, faster than cuDNN's
+LSTM. The results go to benchmarks/results/gpu.json, with the name of the device.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Experiment folders from a stranger, for torture.py: one node of one file is changed, or one file is a special one.
+"""Hostile experiment folders for torture.py: one node of one file is changed, or one file is a special file.
 
 Hypothesis draws the cases. Each case changes a real experiment in one place, then one command reads the experiment in a
 fork. The command must end within LIMIT_S seconds with status 0, 2 or 75, print one line if it refuses, run no code of
@@ -43,22 +43,27 @@ from mpn_rl.analysis.pages import mechanism_pages, probe_pages, standard_pages  
 from mpn_rl.sweep import commands  # noqa: F401
 
 LIMIT_S = 10  # of processor time, as other work may slow this machine down
-REPORT_S = 30  # for a report, which records and plots anew where the recording is gone
+REPORT_S = 30  # for a report, which records and plots again if the recording is missing
 LIMIT_WALL_S = 30  # for a command that computes nothing
 LIMIT_BYTES = 12 * 2**30  # of address space
 BASE = [*["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2"], *torture.COMMON,
         *["--eval-freq", "100", "--eval-episodes", "2", "--checkpoint-freq", "100"]]  # fmt: skip
-DQN = ["--learning-starts", "50", "--buffer-size", "400", "--batch-size", "4", "--kernel", "reference"]
+DQN = ["--learning-starts", "50", "--buffer-size", "400", "--batch-size", "4"]
 SEQUENCES = ["--sequence-length", "8", "--sequence-stride", "8"]
 STEPS = 200
 EXPERIMENTS = {
     "growing": ["train", *BASE, *DQN, *SEQUENCES, "--max-episode-steps", "30", "--prioritized", "--expansion", "paper",
                 "--update-interval", "100"],
-    "trials": ["train-neurogym", *BASE, *DQN, *SEQUENCES, "--replay", "trial", "--buffer-size", "40"],
+    "trials": ["train-neurogym", *BASE, "--learning-starts", "50", "--replay", "trial", "--trial-batch-size", "4",
+               "--buffer-size", "40"],
     "maze": ["train", *BASE, "--algo", "a2c", "--core", "backpropamine", "--env-name", "GridMaze-v0",
              "--max-episode-steps", "20"],
-    "td3": ["train", *BASE, *SEQUENCES, "--algo", "td3", "--env-name", "Pendulum-v1", "--learning-starts", "50",
-            "--buffer-size", "400", "--batch-size", "4", "--max-episode-steps", "30"],
+    "td3": ["train", *BASE, *SEQUENCES, *DQN, "--algo", "td3", "--core", "gru", "--replay", "sequence", "--env-name",
+            "Pendulum-v1", "--max-episode-steps", "30"],
+    "walker": ["train", *BASE, *DQN, "--algo", "td3", "--core", "mlp", "--env-name", "Pendulum-v1", "--eval-average",
+               "--max-episode-steps", "30", "--expansion", "paper", "--prune", "dormant", "--update-interval", "50"],
+    "transitions": ["train", *BASE, *DQN, "--replay", "transition", "--max-episode-steps", "30", "--core", "lstm"],
+    "cues": ["train", *BASE, *DQN, *SEQUENCES, "--env-name", "CueReward-v0", "--max-episode-steps", "30"],
 }  # fmt: skip
 READERS = {
     "eval": ["eval", "--num-eval-episodes", "1"],
@@ -133,6 +138,21 @@ def nested(depth: int) -> list:
     return value
 
 
+def recursive(value: object) -> list:
+    """A list that contains itself."""
+    inner = [value]
+    inner.append(inner)
+    return inner
+
+
+def doubled(times: int) -> list:
+    """A list of a few kilobytes that a program which copies it takes for one of 2**times values."""
+    value: list = []
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
 SCALARS: dict[str, object] = {
     "null": None, "true": True, "false": False, "0": 0, "-1": -1, "1": 1, "3": 3, "2**31": 2**31, "2**63": 2**63,
     "-2**70": -(2**70), "2**70": 2**70, "10**400": 10**400, "0.5": 0.5, "-0.0": -0.0, "1e308": 1e308,
@@ -150,7 +170,7 @@ JSON_VALUES = {**SCALARS, "nested 100,000 deep": DEEP}
 
 
 class Bomb:
-    """Reading this pickle would leave a file behind."""
+    """A pickle that creates a file when it is read."""
 
     def __reduce__(self) -> tuple:
         return (Path.touch, (Path("marker"),))
@@ -200,6 +220,8 @@ PT_VALUES: dict[str, Alter] = {
     **{name: lambda _, value=value: value for name, value in SCALARS.items()}, **TENSORS,
     "a tuple": lambda old: (old, old), "keys that are tuples": lambda old: {(1, 2): old, None: old, 3: old},
     "bytes": lambda _: b"\xff\0", "a complex number": lambda _: 1j, "a bomb": lambda _: Bomb(),
+    "itself": lambda old: recursive(old), "the same list 2**40 times": lambda _: doubled(40),
+    "nested 100,000 deep": lambda _: nested(100_000),
 }  # fmt: skip
 ARRAYS: dict[str, Alter] = {
     "an array of shape (0,)": lambda _: np.zeros(0), "an array of shape (1,)": lambda _: np.ones(1),
@@ -237,7 +259,7 @@ Tree = object  # nested dicts, lists and tuples of scalars, tensors and arrays
 
 
 def decode(path: Path) -> Tree:
-    """What a file holds; None for a file that is changed only as a whole."""
+    """The contents of a file; None for a file that is changed only as a whole."""
     if path.suffix == ".json":
         return json.loads(path.read_text())
     if path.suffix == ".jsonl":
@@ -255,7 +277,7 @@ def _json(tree: Tree) -> str:
 
 
 def _npy(array: object) -> bytes:
-    """The bytes of an array, or of what a stranger may put in its place."""
+    """The bytes of an array, or of the value that replaces it."""
     out = io.BytesIO()
     if isinstance(array, bytes):
         shape = (10**12,) if array == b"8 TB" else (2**27,)
@@ -362,7 +384,7 @@ def argv_of(case: Case) -> list[str]:
 
 
 def lay(case: Case, home: Path) -> None:
-    """Put the changed file into its place, beside modules that nothing may import."""
+    """Write the changed file, beside modules that nothing may import."""
     folder = home / "experiments" / case.experiment
     for module in ("plugin.py", "sitecustomize.py"):
         (folder / module).write_text(f"open({str(home / 'marker')!r}, 'w')\nimport gymnasium\n")
@@ -400,7 +422,7 @@ def lay(case: Case, home: Path) -> None:
 
 def snapshot(home: Path, experiment: str) -> dict[str, tuple]:
     """Everything outside the experiment, except what a command may write: its output and the hidden files of runs."""
-    found = {}
+    result = {}
     for folder, names, files in os.walk(home):
         place = Path(folder).relative_to(home)
         if place == Path("experiments"):
@@ -411,17 +433,17 @@ def snapshot(home: Path, experiment: str) -> dict[str, tuple]:
         for name in [*files, *names]:
             entry = os.lstat(Path(folder, name))
             times = (entry.st_size, entry.st_mtime_ns) if name in files else ()
-            found[str(place / name)] = (entry.st_mode, entry.st_ino, *times)
-    return found
+            result[str(place / name)] = (entry.st_mode, entry.st_ino, *times)
+    return result
 
 
 def compose() -> None:
-    """Let this process compose figures but not draw them, which would take most of its time."""
+    """Replace the drawing of figures, which would take most of the time, by their layout."""
     Figure.savefig = lambda _, file, **__: file.write(b"") if isinstance(file, io.IOBase) else Path(file).touch()
 
 
 def begin(home: Path, drawn: bool, seconds: int) -> None:
-    """What the fork does first: limits of time and memory, and the working folder on the path, as in a clone."""
+    """Prepare the fork: limits of time and memory, and the working folder on the path, as in a clone."""
     if not drawn:
         compose()
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
@@ -432,13 +454,13 @@ def begin(home: Path, drawn: bool, seconds: int) -> None:
 
 
 def processor_time(pid: int) -> float:
-    """The seconds that a running child has computed."""
+    """The processor seconds of a running child."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def answer(case: Case, home: Path, logs: Path) -> str | None:
-    """Run the reader of a changed experiment. Returns: what is wrong with the answer, or None."""
+    """Run the reader of a changed experiment. Returns: the fault of the answer, or None."""
     lay(case, home)
     before = snapshot(home, case.experiment)
     limit = REPORT_S if case.reader == "report" else LIMIT_S
@@ -518,12 +540,12 @@ def contents(home: Path, names: list[str]) -> dict[tuple[str, str], Tree]:
 def hostile_files(
     number: int, random_seed: int, folder: Path, names: list[str], only: str = "", workers: int = 1
 ) -> dict[str, object]:
-    """`number` cases. Returns: how many were tried, and what went wrong.
+    """Run `number` cases. Returns: the number of tried cases, and the faults.
 
     Args:
-        number: how many cases.
-        random_seed: of the cases.
-        folder: where to work; experiments that an earlier call prepared there are used again.
+        number: number of cases.
+        random_seed: seed of the cases.
+        folder: working folder; the experiments of an earlier call are used again.
         names: the experiments, of EXPERIMENTS.
         only: a text in the paths of the files that are changed.
         workers: processes that share the cases.
@@ -545,7 +567,7 @@ def hostile_files(
 def one_round(
     number: int, random_seed: int, folder: Path, names: list[str], only: str
 ) -> tuple[Counter[str], list[str]]:
-    """The cases of one process, in a folder of its own. Returns: the kinds of changed files, and what went wrong."""
+    """The cases of one process, in a folder of its own. Returns: the kinds of changed files, and the faults."""
     home, logs, pristine = folder / f"strange-{random_seed}", folder / f"logs-{random_seed}", folder / "pristine"
     logs.mkdir(exist_ok=True)
     shutil.rmtree(home, ignore_errors=True)
@@ -564,9 +586,9 @@ def one_round(
             return
         seen.add(str(case))
         kinds[kind_of(case.file)] += 1
-        found = answer(case, home, logs)
-        if found is not None:
-            wrong.append(f"{found} <- {case}")
+        result = answer(case, home, logs)
+        if result is not None:
+            wrong.append(f"{result} <- {case}")
             print(f"  {wrong[-1]}", file=sys.stderr, flush=True)
         shutil.rmtree(home)
         shutil.copytree(pristine, home)
@@ -586,12 +608,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mpn-hostile-") as temporary:
         folder = args.home or Path(temporary)
         folder.mkdir(exist_ok=True)
-        found = hostile_files(args.cases, args.seed, folder.resolve(), list(EXPERIMENTS), args.only, args.workers)
-    wrong = found["wrong"]
+        result = hostile_files(args.cases, args.seed, folder.resolve(), list(EXPERIMENTS), args.only, args.workers)
+    wrong = result["wrong"]
     assert isinstance(wrong, list)
     for text, count in Counter(text.split(" <- ")[0] for text in wrong).most_common():
         print(f"{count:4}  {text}")
-    print(f"{len(wrong)} of {found['asked']} wrong")
+    print(f"{len(wrong)} of {result['asked']} wrong")
     return int(bool(wrong))
 
 

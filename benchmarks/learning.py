@@ -1,10 +1,10 @@
-"""Does it learn? Every core on every task of the tables in docs/results.md, over five seeds.
+"""Results of every core on every task of the tables in docs/results.md, over five seeds.
 
     python benchmarks/learning.py [--jobs 2] [--only mpn] [--seeds 0 1 2 3 4]
 
-Resumable: a row that is in benchmarks/results/learning.json is skipped, a run that was interrupted goes on from
-its last checkpoint. Every row is one `python main.py train...` with the defaults of its command, and one
-`python main.py eval` of its best_model.pt on other seeds.
+Resumable: rows in benchmarks/results/learning.json are skipped, and an interrupted run continues from its last
+checkpoint. Every row is one `python main.py train...` with the defaults of its command, and one `python main.py eval`
+of its best_model.pt on other seeds.
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ def eval_command(row: Row) -> list[str]:
 
 
 def run(row: Row) -> dict[str, Any]:
-    """Train and evaluate one row; returns what the table and the curves need."""
+    """Train and evaluate one row; returns the values for the table and the curves."""
     where = ["--experiment-name", row.name, "--experiments-dir", str(FOLDER)]
     options = train_command(row)
-    begun = time.monotonic()
+    start = time.monotonic()
     call([*options, *where, "--resume", "auto", "--no-plot-training"])
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     shown = eval_command(row)
     scores = json.loads(call([*shown, *where]).strip().splitlines()[-1])
     kept = ("accuracy", "accuracy_ci95", "trials", "normalised_score", "return_mean", "return_ci95", "episodes")
@@ -132,7 +132,7 @@ def load_results() -> list[dict[str, Any]]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on besides the code."""
+    """The machine and the versions that the figures depend on."""
     from model_utils import versions
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -149,7 +149,7 @@ def store_results(rows: list[dict[str, Any]]) -> None:
 
 
 def print_table(rows: list[dict[str, Any]]) -> bool:
-    """The table in the terminal; returns whether every demand that was measured holds."""
+    """Print the table; returns whether every measured target is reached."""
     from rich.console import Console
     from rich.table import Table
 
@@ -202,7 +202,7 @@ def run_missing(
     store: Callable[[list[dict[str, Any]]], None],
     jobs: int,
 ) -> int:
-    """Runs the rows that are not done, `jobs` at a time, and stores each result at once. Returns how many failed."""
+    """Run the missing rows, `jobs` at a time, and store each result at once. Returns the number of failures."""
     missing, failed = [row for row in wanted if row not in done], 0
     print(f"{len(wanted) - len(missing)} rows are there, {len(missing)} to go", flush=True)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:

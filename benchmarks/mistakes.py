@@ -1,7 +1,7 @@
-"""Bad inputs by the hundred, from a fixed seed, for torture.py: each one is wrong, as a person or a disk may be.
+"""Hundreds of bad inputs from a fixed seed, for torture.py: mistakes of users, and damaged files.
 
-Each case is a command line and the files that are bad in it. The answer must be one line on stderr and exit status 2,
-and not one file may have appeared, gone or changed.
+Each case is a command line and its bad files. The answer must be one line on stderr and exit status 2, and no file may
+be created, deleted or changed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _fields() -> list[tuple[Any, Any]]:
 
 
 def bad_value(random: Random, field: Any, kind: Any) -> str:
-    """A text that the field cannot take: not its type, or out of its range."""
+    """A text that the field does not accept: of another type, or out of range."""
     kind, optional = unwrap_optional(kind)
     low, high, above = (field.metadata[name] for name in ("low", "high", "above"))
     word = "".join(random.choices(string.ascii_lowercase, k=random.randint(1, 8))) + "!"
@@ -64,17 +64,17 @@ def bad_value(random: Random, field: Any, kind: Any) -> str:
         return random.choice([word, f"={word}", f"{word}=1"])
     if kind not in (int, float):
         return word
-    found = [word, "", "1,5", "0x10", "--", "1 2"] + ([] if optional else ["none"])
+    result = [word, "", "1,5", "0x10", "--", "1 2"] + ([] if optional else ["none"])
     if kind is int:
-        found += ["1.5", "1e3", "nan", str(10**16), "1" * 400]
-        found += [] if low is None else [str(low - random.randint(1, 1000))]
-        found += [] if high is None else [str(int(high) + random.randint(1, 1000))]
+        result += ["1.5", "1e3", "nan", str(10**16), "1" * 400]
+        result += [] if low is None else [str(low - random.randint(1, 1000))]
+        result += [] if high is None else [str(int(high) + random.randint(1, 1000))]
     else:
-        found += ["nan", "inf", "-inf", "1e999"]
-        found += [] if low is None else [str(low - random.random() - 1e-9)]
-        found += [] if above is None else [str(above), str(above - random.random())]
-        found += [] if high is None else [str(high + random.random() + 1e-9)]
-    return random.choice(found)
+        result += ["nan", "inf", "-inf", "1e999"]
+        result += [] if low is None else [str(low - random.random() - 1e-9)]
+        result += [] if above is None else [str(above), str(above - random.random())]
+        result += [] if high is None else [str(high + random.random() + 1e-9)]
+    return random.choice(result)
 
 
 def bad_flag_value(random: Random, _: Path) -> tuple[list[str], dict[str, bytes]]:
@@ -96,7 +96,7 @@ def misspelt_flag(random: Random, _: Path) -> tuple[list[str], dict[str, bytes]]
 
 
 def idle_flag(random: Random, _: Path) -> tuple[list[str], dict[str, bytes]]:
-    """An option of a core or a learner that was not chosen."""
+    """An option of a core or a learner that is not in use."""
     part = random.choice(["core", "learner"])
     choices = cfg.choices(part)
     chosen, other = random.sample(sorted(choices), 2)
@@ -166,7 +166,7 @@ WRONG_TYPES: dict[type, list[Any]] = {
 
 
 def bad_json(random: Random, nested: dict[str, Any], stored: bool) -> bytes:
-    """config.json as it must not be; `stored`: as an experiment's own, where a missing section is a mistake too."""
+    """An invalid config.json; `stored`: of an experiment, where a missing section is a mistake too."""
     nested = json.loads(json.dumps(nested))
     part = random.choice([part for part in cfg.PARTS if part not in cfg.ADDED])
     section, text = nested[part], json.dumps(nested, indent=1)
@@ -297,7 +297,7 @@ def truncated(random: Random, home: Path) -> tuple[list[str], dict[str, bytes]]:
 
 
 def bit_flipped(random: Random, home: Path) -> tuple[list[str], dict[str, bytes]]:
-    """One bit of what the file holds; a bit of the padding between its entries would change nothing."""
+    """One changed bit of a file's contents; a bit of the padding between entries would change nothing."""
 
     def flip(random: Random, whole: bytes) -> bytes:
         with zipfile.ZipFile(io.BytesIO(whole)) as archive:
@@ -313,7 +313,7 @@ def bit_flipped(random: Random, home: Path) -> tuple[list[str], dict[str, bytes]
 
 
 def foreign(random: Random, home: Path) -> tuple[list[str], dict[str, bytes]]:
-    """Another file altogether: random bytes, nothing, text, or a checkpoint of another network."""
+    """Another file: random bytes, an empty file, text, or a checkpoint of another network."""
 
     def replace(random: Random, whole: bytes) -> bytes:
         other = (home / "experiments" / "other" / "checkpoints" / "best_model.pt").read_bytes()
@@ -342,19 +342,19 @@ KINDS: dict[str, tuple[int, Maker]] = {
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every path below, with size and time of change; but error.txt is where `sweep status` reads why a row failed."""
-    found = {}
+    """Every path below a folder, with size and time of change, except error.txt, which a failed row writes."""
+    result = {}
     for path in sorted(folder.rglob("*")):
         if path.name == "error.txt":
             continue
         stat = path.lstat()
-        found[str(path.relative_to(folder))] = (stat.st_size, stat.st_mtime_ns) if path.is_file() else (0, 0)
-    return found
+        result[str(path.relative_to(folder))] = (stat.st_size, stat.st_mtime_ns) if path.is_file() else (0, 0)
+    return result
 
 
 @contextlib.contextmanager
 def laid(case: Case, home: Path) -> Iterator[None]:
-    """The case's bad files in place; afterwards everything is as before."""
+    """The bad files of the case within `with`; afterwards, the files are as before."""
     before = {path: (home / path).read_bytes() if (home / path).exists() else None for path in case.files}
     for path, content in case.files.items():
         (home / path).write_bytes(content)
@@ -366,7 +366,7 @@ def laid(case: Case, home: Path) -> Iterator[None]:
 
 
 def fault(status: object, err: str, before: dict, after: dict) -> str | None:
-    """What is wrong with an answer, or None."""
+    """The fault of an answer, or None."""
     lines = err.strip().splitlines()
     if "Traceback" in err:
         return f"traceback: {lines[-1]}"
@@ -386,7 +386,7 @@ def _too_long(*_: object) -> None:
 
 
 def answer(case: Case, home: Path) -> str | None:
-    """Run a case in this process, in `home`, which is the working folder; returns what is wrong with the answer."""
+    """Run a case in this process, in the working folder `home`; returns the fault of the answer."""
     out, err = io.StringIO(), io.StringIO()
     with laid(case, home):
         before = snapshot(home)
@@ -405,5 +405,5 @@ def answer(case: Case, home: Path) -> str | None:
 
 
 def options_known() -> int:
-    """How many options the mistakes are made with."""
+    """The number of options that the mistakes use."""
     return len({flag_of(field) for field, _ in _fields()})

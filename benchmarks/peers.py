@@ -1,12 +1,12 @@
-"""Against what a user would pick instead: sb3-contrib's RecurrentPPO on NeuroGym, Stable-Baselines3's DQN on CartPole.
+"""Comparison with other programs: sb3-contrib's RecurrentPPO on NeuroGym, Stable-Baselines3's DQN on CartPole.
 
     python benchmarks/peers.py [--seeds 0 1 2] [--only Context]
 
-Makes benchmarks/.venv-peers for them. Ours and theirs take turns, each a whole process on one thread, from its start
-until a greedy evaluation first reaches the threshold; both evaluate every 7,500 steps (CartPole: 5,000) on 100 episodes
-(50) of the same task in the same wrapper, all lanes at once. RecurrentPPO has its better settings (LSTM of 128, 16
-lanes, n_steps 64, batch 256, learning rate 1e-3, entropy 0.01; gamma 0.99 gets there sooner than our 0.9), DQN those of
-the RL Zoo. Resumable: benchmarks/results/peers.json.
+Makes benchmarks/.venv-peers for them. The toolkit and the peers take turns. Each turn is a whole process on one thread,
+from its start until a greedy evaluation first reaches the threshold. All evaluate every 7,500 steps (CartPole: 5,000)
+on 100 episodes (50) of the same task in the same wrapper, in all environments at once. RecurrentPPO has its better
+settings (LSTM of 128, 16 environments, n_steps 64, batch 256, learning rate 1e-3, entropy 0.01; gamma 0.99, which is
+faster than our 0.9), DQN those of the RL Zoo. Resumable: benchmarks/results/peers.json.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def learn(model: Any, score: Callable[[], float], every: int) -> None:
 
 
 def ours(task: str, seed: int) -> Iterator[dict[str, Any]]:
-    """Evaluations of `python main.py train...` with its defaults, as they are logged."""
+    """Evaluations of `python main.py train...` with its defaults, from its log."""
     command = "train" if task == "CartPole-v1" else "train-neurogym"
     with tempfile.TemporaryDirectory() as folder:
         where = ["--experiments-dir", folder, "--experiment-name", "peer"]
@@ -177,16 +177,16 @@ def theirs(task: str, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def refuse_crash(process: subprocess.Popen) -> None:
-    """Raises: RuntimeError for a process that failed; it is not one that never got there."""
+    """Raises: RuntimeError for a process that failed; a failure is not a run that never reached the threshold."""
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, process.args))} exited {process.returncode}")  # type: ignore[arg-type]
 
 
 def race(side: Callable[[str, int], Iterator[dict[str, Any]]], task: str, seed: int) -> dict[str, Any]:
-    """Wall clock of the whole process until the threshold, and the environment steps that it took."""
-    begun, best, seconds, step = time.perf_counter(), -1e9, 0.0, 0
+    """Wall time of the whole process until the threshold, and the environment steps of it."""
+    start, best, seconds, step = time.perf_counter(), -1e9, 0.0, 0
     for row in side(task, seed):
-        seconds, step = time.perf_counter() - begun, row["step"]
+        seconds, step = time.perf_counter() - start, row["step"]
         best = max(best, row["score"])
         if row["score"] >= THRESHOLDS[task]:
             return {"seconds": seconds, "steps": step, "score": row["score"], "steps_per_second": step / seconds}
@@ -225,7 +225,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def verdict(task: str, medians: dict[str, float]) -> tuple[str, str]:
-    """theirs / ours once both are known, and whether that is what was asked for."""
+    """theirs / ours if both are known, and whether the target is reached."""
     if "theirs" not in medians or medians["ours"] == math.inf:
         return "", ""
     ratio = medians["theirs"] / medians["ours"]

@@ -1,11 +1,11 @@
-"""What grows with what: trial length, lanes, and runs side by side.
+"""Costs as a function of the length of trials, the number of environments, and the number of runs at once.
 
     python benchmarks/scale.py [SECTION ...]        sections: length lanes beside
 
 length  one DQN update on whole trials of T steps, full and truncated BPTT: milliseconds per step of a trial, and peak
         memory above idle, each in a process of its own.
-lanes   `train-neurogym` as a process with more and more lanes: microseconds per environment step, and peak memory.
-beside  the same process alone and with as many others as there are cores: how much longer each takes.
+lanes   `train-neurogym` as a process with more and more environments: microseconds per environment step, peak memory.
+beside  the same process alone, and with as many others as there are cores: the factor of its time.
 
 One thread per process. Results are kept by section in benchmarks/results/scale.json.
 """
@@ -69,50 +69,50 @@ def update_at(steps: int, chunk: int | None) -> dict[str, float]:
     peak = memory_line("VmHWM") - idle
     seconds = []
     for _ in range(9):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         learner.update(batch)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     return {"microseconds_per_step": quartiles(seconds)[1] / steps * 1e6, "peak_mib": peak / 2**20}
 
 
 def bench_length() -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, chunk in (("full BPTT", None), ("chunks of 50", 50)):
         for steps in LENGTHS:
             code = f"import scale, json; print(json.dumps(scale.update_at({steps}, {chunk})))"
             out = subprocess.check_output(
                 [sys.executable, "-c", code], cwd=ROOT / "benchmarks", env=ENVIRONMENT, text=True
             )
-            found[f"{name}, T = {steps}"] = json.loads(out)
-    return found
+            result[f"{name}, T = {steps}"] = json.loads(out)
+    return result
 
 
 def bench_lanes(steps: int = 61_440) -> dict[str, Any]:
-    found = {}
+    result = {}
     for lanes in LANES:
         rows = [run_once(steps, "--num-envs", str(lanes), "--buffer-size", str(steps)) for _ in range(3)]
-        found[f"{lanes} lanes"] = {
+        result[f"{lanes} lanes"] = {
             "microseconds_per_step": [q / steps * 1e6 for q in quartiles([row["seconds"] for row in rows])],
             "peak_mib": max(row["peak_mib"] for row in rows),
         }
-    return found
+    return result
 
 
 def run_once(steps: int, *options: str) -> dict[str, float]:
     """One training process without evaluations: its seconds and its peak memory."""
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         process = train_process(
             folder, "--total-steps", str(steps), "--eval-freq", "0", "--eval-episodes", "1", *options
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         wait_for(process)
-        return {"seconds": time.perf_counter() - begun, "peak_mib": usage.ru_maxrss / 2**10}
+        return {"seconds": time.perf_counter() - start, "peak_mib": usage.ru_maxrss / 2**10}
 
 
 def bench_beside(steps: int = 30_000, rounds: int = 3) -> dict[str, Any]:
-    """Alone and side by side in turns; the mean of the processes that run together."""
+    """Alone and together in turns; the mean of the processes that run together."""
     cores = os.cpu_count() or 1
     alone, together = [], []
     for _ in range(rounds):
@@ -124,13 +124,13 @@ def bench_beside(steps: int = 30_000, rounds: int = 3) -> dict[str, Any]:
 
 
 def timed_group(count: int, steps: int) -> float:
-    """Wall clock of `count` training processes at once."""
+    """Wall time of `count` training processes at once."""
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         options = ("--total-steps", str(steps), "--eval-freq", "0", "--eval-episodes", "1")
         for process in [train_process(f"{folder}/{place}", *options) for place in range(count)]:
             wait_for(process)
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
 
 SECTIONS = {"length": bench_length, "lanes": bench_lanes, "beside": bench_beside}

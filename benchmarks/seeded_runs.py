@@ -83,7 +83,7 @@ def runs() -> dict[str, str]:
 
 
 def command(line: str, *more: str) -> str:
-    """Run one command line of the toolkit; returns what it printed. Raises: SystemExit where it fails."""
+    """Run one command line of the toolkit; returns its output. Raises: SystemExit if it fails."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         status = main.main([*line.split(), *more])
@@ -93,7 +93,7 @@ def command(line: str, *more: str) -> str:
 
 
 def digest(line: str, folder: Path) -> dict[str, str]:
-    """Run a command line in `folder` and hash what is left of it."""
+    """Run a command line in `folder` and hash its files."""
     import torch
 
     where = ("--experiment-name", "run", "--experiments-dir", str(folder))

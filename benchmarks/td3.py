@@ -1,12 +1,12 @@
-"""How fast is TD3: whole training steps on HalfCheetah-v4 against a plain PyTorch TD3.
+"""Speed of TD3: whole training steps on HalfCheetah-v4, compared with a plain PyTorch TD3.
 
     python benchmarks/td3.py [--turns 20] [--steps 300]
 
-Batch 256, hidden 256, one update per environment step, one thread. "plain" is the algorithm as one writes it from the
-paper, with nothing of this toolkit: torch.nn, Adam with its defaults, a loop over the parameters for the targets. It,
-the dense learner and the ones that grow, with their metrics, take turns in one process, so that noise hits all alike;
-what counts is processor time, so that a busy machine does not. At the default turns every contender passes a
-measurement of its plasticity, which is due every 5,000 steps. Results are kept in benchmarks/results/td3.json.
+Batch 256, hidden 256, one update per environment step, one thread. "plain" implements the paper directly, without this
+toolkit: torch.nn, Adam with its defaults, a loop over the parameters for the targets. It, the dense learner and the
+growing ones with their metrics take turns in one process, so that noise affects all of them. Only processor time
+counts, so a busy machine changes little. With the default turns, every contender measures its plasticity once, which
+is due every 5,000 steps. Results are kept in benchmarks/results/td3.json.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def plain_network(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class PlainTD3:
-    """Fujimoto et al. 2018, on its own environment and memory."""
+    """Fujimoto et al. 2018, with its own environment and replay buffer."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -114,7 +114,7 @@ class PlainTD3:
 
 
 def a_run(folder: str, **flags: Any) -> Any:
-    """A training run in a folder of its own, as `python main.py train --algo td3` drives it."""
+    """A training run in a temporary folder, as `python main.py train --algo td3` drives it."""
     from model_utils import Experiment
     from mpn_rl import config as cfg
     from mpn_rl.training import Run
@@ -140,7 +140,7 @@ def contenders(folder: str) -> dict[str, Callable[[], Any]]:
 
 
 def measure(turns: int, steps: int) -> dict[str, list[float]]:
-    """Seconds of every contender, turn by turn."""
+    """Seconds of every contender per turn."""
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         stepping = contenders(folder)
@@ -149,10 +149,10 @@ def measure(turns: int, steps: int) -> dict[str, list[float]]:
                 step()
         for _ in range(turns):
             for name, step in stepping.items():
-                begun = time.process_time()
+                started = time.process_time()
                 for _ in range(steps):
                     step()
-                seconds.setdefault(name, []).append(time.process_time() - begun)
+                seconds.setdefault(name, []).append(time.process_time() - started)
     return seconds
 
 
@@ -164,9 +164,9 @@ def main() -> None:
     torch.set_num_threads(1)
     seconds = measure(args.turns, args.steps)
     plain, rows = np.array(seconds["plain"]), {}
-    for name, found in seconds.items():
-        rate, times = args.turns * args.steps / sum(found), float(plain.sum() / sum(found))
-        quartiles = [round(float(q), 3) for q in np.quantile(plain / np.array(found), (0.25, 0.5, 0.75))]
+    for name, result in seconds.items():
+        rate, times = args.turns * args.steps / sum(result), float(plain.sum() / sum(result))
+        quartiles = [round(float(q), 3) for q in np.quantile(plain / np.array(result), (0.25, 0.5, 0.75))]
         rows[name] = {"steps_per_second": round(rate, 1), "times_plain": round(times, 3), "quartiles": quartiles}
         asked = f", at least {DEMANDS[name]:.1f} is asked" if name in DEMANDS else ""
         print(f"{name:10} {rate:7.1f} steps/s  {times:.2f} x plain{asked}")

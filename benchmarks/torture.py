@@ -65,7 +65,7 @@ VICTIMS = {
 
 
 def fork(argv: list[str], folder: Path, prepare: Callable[[], object] = lambda: None, logs: Path | None = None) -> int:
-    """`main.py ARGV` in a fork that works in `folder`; it prints into out.txt and err.txt there, or in `logs`."""
+    """Run `main.py ARGV` in a fork in `folder`; its output goes to out.txt and err.txt there, or in `logs`."""
     child = os.fork()
     if child:
         return child
@@ -135,41 +135,41 @@ def same(a: Any, b: Any) -> bool:
 
 def differences(one: Path, other: Path) -> list[str]:
     """The files of two experiments that are not equal: checkpoints by value, metrics by byte."""
-    found = [
+    result = [
         name for name in ("metrics.jsonl", "training_history.json")
         if (one / name).read_bytes() != (other / name).read_bytes()
     ]  # fmt: skip
     for name in ("best_model.pt", "final_model.pt", "last.pt"):
         if not same(load_checkpoint(one / "checkpoints" / name), load_checkpoint(other / "checkpoints" / name)):
-            found.append(name)
-    return found
+            result.append(name)
+    return result
 
 
 def unreadable(experiment: Experiment) -> list[str]:
-    """The files of an experiment that a reader would stumble over."""
+    """The files of an experiment that cannot be read."""
     readers: list[tuple[Path, Callable[[], object]]] = [
         (experiment.config_path, experiment.read_config),
         (experiment.history_path, lambda: read_json(experiment.history_path)),
         (experiment.metrics_path, experiment.read_metrics),
         *((path, lambda path=path: load_checkpoint(path)) for path in experiment.path.glob("checkpoints/[!.]*")),
     ]
-    found = []
+    result = []
     for path, read in readers:
         try:
             if path.exists():
                 read()
         except ConfigError as error:
-            found.append(f"{path.name}: {error}")
+            result.append(f"{path.name}: {error}")
     if experiment.exists() and not experiment.config_path.exists():
-        found.append("config.json is missing")
-    return found
+        result.append("config.json is missing")
+    return result
 
 
 # --- the parts ----------------------------------------------------------------------------------------------
 
 
 def kills(number: int, random: Random, steps: int, home: Path) -> dict[str, Any]:
-    """Runs killed at random moments and resumed each time, until `number` kills were survived; then to the end."""
+    """Kill runs at random moments and resume them, until `number` kills; then finish them."""
     names = list(VICTIMS)
     done, survived = 0, 0
     runs: list[dict[str, Any]] = []
@@ -204,7 +204,7 @@ def kills(number: int, random: Random, steps: int, home: Path) -> dict[str, Any]
 
 
 def real_kills(number: int, random: Random, steps: int, home: Path) -> dict[str, Any]:
-    """The same with whole processes, from the start of the interpreter on."""
+    """The same with whole processes, from the start of the interpreter."""
     argv = train("dqn, sequences", "real", 0, steps)
     experiment = Experiment("real", home / "experiments")
     wrong: list[str] = []
@@ -226,7 +226,7 @@ def real_kills(number: int, random: Random, steps: int, home: Path) -> dict[str,
 
 
 def bad_inputs(number: int, seed: int, home: Path, sample: int) -> dict[str, Any]:
-    """`number` mistakes, answered in this process, and some of them by a whole one too."""
+    """`number` mistakes, answered in this process, and some of them also by a whole process."""
     base = ["train", *TINY, *COMMON]
     for name, more in (("whole", ["--num-episodes", "2"]), ("other", ["--num-episodes", "2", "--hidden-dim", "5"])):
         to_the_end([*base, "--experiment-name", name, *more], home)
@@ -241,29 +241,29 @@ def bad_inputs(number: int, seed: int, home: Path, sample: int) -> dict[str, Any
     os.chdir(home)
     for place, case in enumerate(chosen):
         asked[case.kind] += 1
-        found = mistakes.answer(case, home)
-        if found is None and place in again:
+        result = mistakes.answer(case, home)
+        if result is None and place in again:
             with mistakes.laid(case, home):
                 before = mistakes.snapshot(home)
                 done = real(case.argv, home)
-                found = mistakes.fault(done.returncode, done.stderr, before, mistakes.snapshot(home))
-        if found is not None:
+                result = mistakes.fault(done.returncode, done.stderr, before, mistakes.snapshot(home))
+        if result is not None:
             shown = " ".join(repr(word) if len(word) < 60 else word[:57] + "..." for word in case.argv)
-            wrong.append({"kind": case.kind, "argv": shown, "found": found, "place": place})
-            print(f"  {case.kind}: {shown}\n      {found}", file=sys.stderr)
+            wrong.append({"kind": case.kind, "argv": shown, "found": result, "place": place})
+            print(f"  {case.kind}: {shown}\n      {result}", file=sys.stderr)
     return {"asked": len(chosen), "answered": len(chosen) - len(wrong), "as_processes": len(again),
             "kinds": dict(asked), "options": mistakes.options_known(), "wrong": wrong}  # fmt: skip
 
 
 class Bomb:
-    """Reading this pickle would leave a file behind."""
+    """A pickle that creates a file when it is read."""
 
     def __reduce__(self) -> tuple:
         return (Path.touch, (Path("exploded"),))
 
 
 def hostile_checkpoint(home: Path) -> dict[str, Any]:
-    """A checkpoint that carries code, as a plain pickle and as an archive, in every place that reads one."""
+    """A checkpoint with code in it, as a plain pickle and as an archive, in every place where one is read."""
     payload, wrong = pickle.dumps({"format": 1, "network": Bomb(), "learner": Bomb()}), []
     whole = home / "experiments" / "half" / "checkpoints" / "last.pt"
     with zipfile.ZipFile(whole) as real_one, zipfile.ZipFile(home / "bomb.zip", "w") as archive:
@@ -277,14 +277,14 @@ def hostile_checkpoint(home: Path) -> dict[str, Any]:
         for argv in readers:
             name, file = ("half", "last.pt") if argv[0] == "train" else ("whole", "best_model.pt")
             case = mistakes.Case(form, argv, {f"experiments/{name}/checkpoints/{file}": content})
-            found = mistakes.answer(case, home)
-            wrong += [f"{form}, {argv[0]}: {found}"] if found else []
+            result = mistakes.answer(case, home)
+            wrong += [f"{form}, {argv[0]}: {result}"] if result else []
     wrong += ["the code ran"] if (home / "exploded").exists() else []
     return {"asked": len(forms) * len(readers), "wrong": wrong}
 
 
 def full_disk(steps: int, home: Path) -> dict[str, Any]:
-    """The disk fills up while a run writes: one line, status 75, the last checkpoint intact; then it goes on."""
+    """The disk becomes full while a run writes: one line, status 75, an intact checkpoint. Then the run continues."""
     disk = home / "disk"
     disk.mkdir()
     mounted = (
@@ -302,9 +302,11 @@ def full_disk(steps: int, home: Path) -> dict[str, Any]:
             while filler.write(b"x" * 4096):
                 pass
         status = wait(child)
-        said = (home / "err.txt").read_text().strip()
-        told = said.splitlines()[-1].startswith("main.py train: cannot write") and "No space left" in said
-        wrong += [] if status == 75 and told and "Traceback" not in said else [f"status {status}: {said[-300:]}"]
+        message = (home / "err.txt").read_text().strip()
+        reported = message.splitlines()[-1].startswith("main.py train: cannot write") and "No space left" in message
+        wrong += (
+            [] if status == 75 and reported and "Traceback" not in message else [f"status {status}: {message[-300:]}"]
+        )
         wrong += unreadable(Experiment("full", disk / "experiments"))
         (disk / "filler").unlink()
         to_the_end(argv, disk)
@@ -318,34 +320,34 @@ def full_disk(steps: int, home: Path) -> dict[str, Any]:
         one_line = status == 75 and err.count("\n") == 1 and "No space left" in err
         wrong += [] if one_line else [f"a new run: status {status}: {err[-300:]}"]
         wrong += ["a new run left a folder"] if (disk / "experiments" / "new").exists() else []
-        return {"said": said.splitlines()[-1], "wrong": wrong}
+        return {"said": message.splitlines()[-1], "wrong": wrong}
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
 
 
 def two_processes(home: Path) -> dict[str, Any]:
-    """The second process on one experiment is told who holds it, and changes nothing."""
+    """A second process on one experiment prints which process holds it, and changes nothing."""
     argv = train("dqn, sequences", "shared", 4, 10**7)
     child = fork(argv, home)
     folder = home / "experiments" / "shared"
     while not (folder / "checkpoints" / "last.pt").exists():
         time.sleep(0.02)
-    config, wrong, said = (folder / "config.json").read_bytes(), [], ""
+    config, wrong, message = (folder / "config.json").read_bytes(), [], ""
     other = home / "second"
     other.mkdir()
     for more in (["--resume", "auto"], ["--overwrite"]):
-        status, said = answered([*argv[: argv.index("--resume")], *more], home, other)
-        told = status == 75 and "in use by" in said and str(child) in said and said.count("\n") == 1
-        wrong += [] if told else [f"{more}: status {status}: {said[-300:]}"]
+        status, message = answered([*argv[: argv.index("--resume")], *more], home, other)
+        reported = status == 75 and "in use by" in message and str(child) in message and message.count("\n") == 1
+        wrong += [] if reported else [f"{more}: status {status}: {message[-300:]}"]
     os.kill(child, signal.SIGTERM)
-    wrong += [] if wait(child) == 143 else ["the first process did not go on"]
+    wrong += [] if wait(child) == 143 else ["the first process did not continue"]
     wrong += [] if (folder / "config.json").read_bytes() == config else ["config.json changed"]
     wrong += unreadable(Experiment("shared", home / "experiments"))
-    return {"said": re.sub(r"\(.*?\)", "(PID on HOST since TIME)", said.strip()), "wrong": wrong}
+    return {"said": re.sub(r"\(.*?\)", "(PID on HOST since TIME)", message.strip()), "wrong": wrong}
 
 
 def lock_race(number: int, home: Path) -> dict[str, Any]:
-    """Triples of processes that start one experiment at once, half of them with --overwrite: one run's files result.
+    """Three processes start one experiment at once, half of the triples with --overwrite: one run's files result.
 
     Each process ends with 0, or with 75 where another one has the experiment. The files equal those of a run alone.
     """
@@ -373,7 +375,7 @@ def lock_race(number: int, home: Path) -> dict[str, Any]:
 
 
 def clock_jumps(steps: int, home: Path) -> dict[str, Any]:
-    """A clock that jumps by up to ten years at every look, and files dated 1980 or 2100: the same run."""
+    """A clock that jumps by up to ten years at every call, and files dated 1980 or 2100: the run does not change."""
     random, now = Random(5), time.time
 
     def jump() -> None:
@@ -394,7 +396,7 @@ def clock_jumps(steps: int, home: Path) -> dict[str, Any]:
 
 
 def hostile_experiments(number: int, seed: int, home: Path) -> dict[str, Any]:
-    """Experiments from a stranger (hostile_files.py); a short round changes only one kind of them."""
+    """Hostile experiments (hostile_files.py); a short round changes only one kind of them."""
     if not number:
         return {"skipped": "none were asked for"}
     import hostile_files
@@ -418,7 +420,7 @@ def surroundings(asked: bool, home: Path) -> dict[str, Any]:
 
 
 def read_only(number: int, home: Path) -> dict[str, Any]:
-    """Folders that may not be written: one line, status 2, nothing changed. As an ordinary user, since root may."""
+    """Read-only folders: one line, status 2, nothing changed. As an ordinary user, since root may write everywhere."""
     user = [] if os.geteuid() else ["unshare", "--user", "--map-user=65534", "--map-group=65534"]
     if user and subprocess.run([*user, "true"], capture_output=True).returncode:
         return {"skipped": "root may write everywhere, and no user namespace may be made here"}
@@ -442,8 +444,8 @@ def read_only(number: int, home: Path) -> dict[str, Any]:
         for name, argv in list(cases.items())[:number]:
             before = mistakes.snapshot(locked)
             done = real(argv, locked, user)
-            found = mistakes.fault(done.returncode, done.stderr, before, mistakes.snapshot(locked))
-            wrong += [f"{name}: {found}"] if found else []
+            result = mistakes.fault(done.returncode, done.stderr, before, mistakes.snapshot(locked))
+            wrong += [f"{name}: {result}"] if result else []
     finally:
         for folder in folders:
             folder.chmod(0o755)
@@ -476,24 +478,24 @@ def main() -> int:
         "machines and shells": lambda home: surroundings(args.kills >= 20, home),
         "read-only folders": lambda home: read_only(2 if args.kills < 20 else 5, home),
     }
-    found: dict[str, Any] = {"python": platform.python_version(), "cpus": os.cpu_count(), "seed": args.seed}
+    result: dict[str, Any] = {"python": platform.python_version(), "cpus": os.cpu_count(), "seed": args.seed}
     try:
         for name, part in parts.items():
             if args.only not in (None, name):
                 continue
             began = time.monotonic()
-            found[name] = part(folder)
-            found[name]["seconds"] = round(time.monotonic() - began, 1)
-            wrong = found[name].get("wrong", [])
-            state = f"skipped: {found[name]['skipped']}" if "skipped" in found[name] else f"{len(wrong)} wrong"
-            print(f"{name:26} {state} ({found[name]['seconds']:.0f} s)", flush=True)
+            result[name] = part(folder)
+            result[name]["seconds"] = round(time.monotonic() - began, 1)
+            wrong = result[name].get("wrong", [])
+            state = f"skipped: {result[name]['skipped']}" if "skipped" in result[name] else f"{len(wrong)} wrong"
+            print(f"{name:26} {state} ({result[name]['seconds']:.0f} s)", flush=True)
             for fault in wrong[:20]:
                 print(f"    {fault}")
     finally:
         os.chdir(ROOT)
         shutil.rmtree(folder, ignore_errors=True)
-    results.write_text(json.dumps(found, indent=2) + "\n")
-    return int(any(found[name].get("wrong") for name in parts if name in found))
+    results.write_text(json.dumps(result, indent=2) + "\n")
+    return int(any(result[name].get("wrong") for name in parts if name in result))
 
 
 if __name__ == "__main__":

@@ -19,18 +19,8 @@ from mpn_rl.options import Choice, ConfigError, fields_of, flag_of, nearest, sho
 
 DESCRIPTION = "Train, evaluate and analyse networks that change themselves, such as the MPN-DQN."
 # Options of the section "run" that a resumed run may change, because they do not affect the learning so far.
-RESUMABLE = {
-    "num_episodes",
-    "total_steps",
-    "print_freq",
-    "checkpoint_freq",
-    "plot_training",
-    "tensorboard",
-    "wandb",
-    "wandb_project",
-    "device",
-    "threads",
-}
+RESUMABLE = {"num_episodes", "total_steps", "print_freq", "checkpoint_freq", "plot_training", "tensorboard", "wandb",
+             "wandb_project", "device", "threads"}  # fmt: skip
 SELECTED = ("core", "learner", "expansion")  # parts that a flag selects
 SHELLS = ("bash", "zsh", "tcsh")
 TITLES = {
@@ -41,37 +31,11 @@ TITLES = {
     "expansion": "growing and pruning the topology",
     "run": "run",
 }
-
-
 # The options that people change, which `train --help` shows; --help-all shows every one.
-COMMON = {
-    "help",
-    "help_all",
-    "experiment_name",
-    "config",
-    "resume",
-    "overwrite",
-    "list_envs",
-    "env_name",
-    "env_args",
-    "mask_velocity",
-    "core",
-    "hidden_dim",
-    "eta",
-    "lambda_decay",
-    "embed_dim",
-    "learner",
-    "learning_rate",
-    "gamma",
-    "replay",
-    "expansion",
-    "num_episodes",
-    "total_steps",
-    "num_envs",
-    "seed",
-    "tensorboard",
-    "device",
-}
+COMMON = {"help", "help_all", "experiment_name", "config", "resume", "overwrite", "list_envs", "env_name", "env_args",
+          "mask_velocity", "core", "hidden_dim", "eta", "lambda_decay", "embed_dim", "learner", "learning_rate",
+          "gamma", "replay", "expansion", "num_episodes", "total_steps", "num_envs", "seed", "tensorboard",
+          "device"}  # fmt: skip
 
 
 class _Lines(argparse.HelpFormatter):
@@ -97,7 +61,10 @@ class Parser(argparse.ArgumentParser):
         for group in self._action_groups:
             formatter.start_section(group.title)
             if self.short_help and not everything:
-                formatter.add_arguments([_first_line(a) for a in group._group_actions if a.dest in COMMON])
+                shown = [copy.copy(action) for action in group._group_actions if action.dest in COMMON]
+                for action in shown:
+                    action.help = (action.help or "").partition("\n")[0]
+                formatter.add_arguments(shown)
             else:
                 formatter.add_text(group.description)
                 formatter.add_arguments(group._group_actions)
@@ -109,30 +76,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def _first_line(action: argparse.Action) -> argparse.Action:
-    """The action with the first line of its help text."""
-    short = copy.copy(action)
-    short.help = (action.help or "").partition("\n")[0]
-    return short
-
-
 def make_parser(prog: str = "main.py") -> Parser:
     """The parser of all subcommands; `prog` is the program's name in messages."""
     parser = Parser(prog=prog, description=DESCRIPTION)
-    parser.add_argument(
-        "--print-completion",
-        action=_PrintCompletion,
-        choices=SHELLS,
-        metavar="SHELL",
-        help=f"print mpn-rl's completion script for that shell: {', '.join(SHELLS)}",
-    )
+    text = f"print mpn-rl's completion script for that shell: {', '.join(SHELLS)}"
+    parser.add_argument("--print-completion", action=_PrintCompletion, choices=SHELLS, metavar="SHELL", help=text)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     _add_training(commands.add_parser("train", help="train on a Gymnasium task"), "train")
     _add_training(commands.add_parser("train-neurogym", help="train on a NeuroGym task"), "train-neurogym")
     _add_eval(commands.add_parser("eval", help="measure the score of a trained agent"))
     _add_render(commands.add_parser("render", help="film a trained agent"))
     _add_analyze(commands.add_parser("analyze", help="record the activity of a trained agent and plot it"))
-    _add_sweep(commands.add_parser("sweep", help="many runs from one table: expand, check, run, status, summary"))
+    _add_sweep(
+        commands.add_parser("sweep", help="many runs from one table: check, run, submit, search, status, summary")
+    )
     return parser
 
 
@@ -172,31 +129,18 @@ def _add_training(parser: Parser, command: str) -> None:
     run.add_argument("--config", metavar="FILE", help=text)
     run.add_argument("--experiments-dir", metavar="DIR", default="experiments", help="(default: %(default)s)")
     _add_trust(run)
-    run.add_argument(
-        "--resume",
-        nargs="?",
-        const="yes",
-        choices=("yes", "auto"),
-        help="continue from last.pt; auto: continue if there is one, else start",
-    )
+    text = "continue from last.pt; auto: continue if there is one, else start"
+    run.add_argument("--resume", nargs="?", const="yes", choices=("yes", "auto"), help=text)
     text = "with --resume: start new episodes in place of the unfinished ones, for tasks that cannot repeat an episode"
     run.add_argument("--fresh-episodes", action="store_true", help=text)
     run.add_argument("--overwrite", action="store_true", help="replace an experiment of the same name")
     text = "start with the weights of this experiment's best_model.pt, of the same network"
     run.add_argument("--init-from", metavar="NAME", help=text)
-    run.add_argument(
-        "--checkpoint-exit-code",
-        metavar="CODE",
-        type=_whole(3, 125),
-        help="exit status after a SIGTERM or --checkpoint-exit-every, when all is saved: 85 for HTCondor "
-        "(default: 143, as SIGTERM gives)",
-    )
-    run.add_argument(
-        "--checkpoint-exit-every",
-        metavar="MINUTES",
-        type=_positive,
-        help="after this time save and exit with --checkpoint-exit-code (default: never)",
-    )
+    text = "exit status after a SIGTERM or --checkpoint-exit-every, when all is saved: 85 for HTCondor "
+    text += "(default: 143, as SIGTERM gives)"
+    run.add_argument("--checkpoint-exit-code", metavar="CODE", type=_whole(3, 125), help=text)
+    text = "after this time save and exit with --checkpoint-exit-code (default: never)"
+    run.add_argument("--checkpoint-exit-every", metavar="MINUTES", type=_positive, help=text)
     if command == "train-neurogym":
         run.add_argument("--list-envs", action="store_true", help="list all NeuroGym tasks and exit")
     for part, title in TITLES.items():
@@ -255,7 +199,7 @@ def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: o
 
 
 def _range(field: dataclasses.Field) -> str:
-    """', 0 to 1' for a field with two bounds; that a size is positive goes without saying."""
+    """', 0 to 1' for a field with two bounds."""
     low, high = field.metadata["low"], field.metadata["high"]
     low = field.metadata["above"] if low is None else low
     return f", {low:g} to {high:g}" if isinstance(high, float) and low is not None else ""
@@ -265,7 +209,7 @@ def _effect(field: dataclasses.Field) -> str:
     """'(needs ...; does nothing with ...)' on a line of its own, for an option whose effect depends on others."""
     needs, idle = field.metadata["needs"], field.metadata["idle"]
     text = [f"needs {cfg.shown_condition(needs)}"] if needs else []
-    text += [f"does nothing with {', nor with '.join(map(cfg.shown_condition, idle))}"] if idle else []
+    text += [f"does nothing with {', or with '.join(map(cfg.shown_condition, idle))}"] if idle else []
     return f"\n({'; '.join(text)})".replace("%", "%%") if text else ""
 
 
@@ -308,9 +252,8 @@ def read_value(text: str) -> object:
         if isinstance(error, ConfigError):
             raise
         if text.strip()[:1] in tuple("[{("):
-            raise ConfigError(
-                f'{shortened(text)} is not a complete list or dict; quote the texts in it, as in \'["a", "b"]\''
-            ) from None
+            way_out = 'quote the texts in it, as in \'["a", "b"]\''
+            raise ConfigError(f"{shortened(text)} is not a complete list or dict; {way_out}") from None
         return text
 
 
@@ -401,20 +344,13 @@ def _add_existing(parser: Parser, several: bool = False) -> None:
     nargs = "+" if several else None
     parser.add_argument("--experiment-name", metavar="NAME", required=True, nargs=nargs, type=_name, help=text)
     parser.add_argument("--experiments-dir", metavar="DIR", default="experiments", help="(default: %(default)s)")
-    parser.add_argument(
-        "--checkpoint", metavar="best|final|last|PATH", default="best", help="weights to load (default: %(default)s)"
-    )
+    text = "weights to load (default: %(default)s)"
+    parser.add_argument("--checkpoint", metavar="best|final|last|PATH", default="best", help=text)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
-    parser.add_argument(
-        "--policy",
-        choices=("greedy", "sample"),
-        help="actions of an a2c agent: most probable or drawn (default: --eval-policy)",
-    )
-    parser.add_argument(
-        "--lesion",
-        metavar="PART",
-        help="keep a part of the core's state at zero: trace, eligibility or modulator of backpropamine",
-    )
+    text = "actions of an a2c agent: most probable or drawn (default: --eval-policy)"
+    parser.add_argument("--policy", choices=("greedy", "sample"), help=text)
+    text = "keep a part of the core's state at zero: trace, eligibility or modulator of backpropamine"
+    parser.add_argument("--lesion", metavar="PART", help=text)
     _add_number(parser, "--seed", 0, 2**31 - 1, 0, "seed of the episodes")
     _add_number(parser, "--threads", 1, 256, 1, "CPU threads")
     _add_trust(parser)
@@ -425,9 +361,7 @@ def _add_trust(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--trust-env-module", metavar="MODULE", action="append", default=[], help=text)
 
 
-def _add_number(
-    parser: argparse._ActionsContainer, flag: str, low: int, high: int, default: int | None, text: str
-) -> None:
+def _add_number(parser: argparse._ActionsContainer, flag: str, low: int, high: int, default: int | None, text: str):
     shown = text if default is None else f"{text} (default: {default})"
     parser.add_argument(flag, metavar="N", type=_whole(low, high), default=default, help=shown)
 
@@ -435,9 +369,8 @@ def _add_number(
 def _add_eval(parser: Parser) -> None:
     _add_existing(parser)
     _add_number(parser, "--num-eval-episodes", 1, 100_000, None, "episodes (default: 10)")
-    _add_number(
-        parser, "--num-eval-trials", 1, 10_000_000, None, "NeuroGym trials to reach at least, instead of episodes"
-    )
+    text = "NeuroGym trials to reach at least, instead of episodes"
+    _add_number(parser, "--num-eval-trials", 1, 10_000_000, None, text)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line, and no table")
 
 
@@ -456,8 +389,6 @@ STAGES = {
     "compare": "compare groups of runs",
     "report": "write all results into one HTML page",
 }
-
-
 # The stages that use an option of analyze; an option that is not listed belongs to all stages.
 LOADING = ("collect", "probe", "compare", "report")
 STAGES_OF = {
@@ -479,51 +410,29 @@ def _add_analyze(parser: Parser) -> None:
     record = parser.add_argument_group("collect")
     _add_number(record, "--num-episodes", 1, 100_000, 100, "episodes to record")
     _add_number(record, "--max-megabytes", 1, 10**6, 500, "maximum size of the recording before compression")
-    record.add_argument(
-        "--states", nargs="+", metavar="NAME", help="parts of the state to keep: M, c, H (default: all)"
-    )
-    record.add_argument(
-        "--precision", choices=("float16", "float32"), default="float16", help="of M in the file (default: %(default)s)"
-    )
-    record.add_argument(
-        "--epsilon",
-        metavar="P",
-        type=_probability,
-        default=0.0,
-        help="probability of a random action while recording (default: 0)",
-    )
+    text = "parts of the state to keep: M, c, H (default: all)"
+    record.add_argument("--states", nargs="+", metavar="NAME", help=text)
+    text = "of M in the file (default: %(default)s)"
+    record.add_argument("--precision", choices=("float16", "float32"), default="float16", help=text)
+    text = "probability of a random action while recording (default: 0)"
+    record.add_argument("--epsilon", metavar="P", type=_probability, default=0.0, help=text)
     drawn = parser.add_argument_group("plot")
-    drawn.add_argument(
-        "--color-by",
-        metavar="NAME",
-        help="condition, choice, ground_truth, time, trial or obs_<i> (default: automatic)",
-    )
+    text = "condition, choice, ground_truth, time, trial or obs_<i> (default: automatic)"
+    drawn.add_argument("--color-by", metavar="NAME", help=text)
     probing = parser.add_argument_group("probe")
     _add_number(probing, "--num-trials", 1, 1_000_000, 400, "NeuroGym trials per point of a curve, at least")
-    probing.add_argument(
-        "--delays",
-        nargs="+",
-        metavar="MS",
-        type=_positive,
-        help="delays to test (default: 0.5 to 8 times the trained delay)",
-    )
+    text = "delays to test (default: 0.5 to 8 times the trained delay)"
+    probing.add_argument("--delays", nargs="+", metavar="MS", type=_positive, help=text)
     several = parser.add_argument_group("compare")
     several.add_argument("--group-by", nargs="+", metavar="OPTION", help="core, algo, hidden_dim, ... (default: core)")
     several.add_argument("--output", metavar="DIR", help="output folder (default: experiments/compare-<groups>)")
     several.add_argument("--overwrite", action="store_true", help="replace the files of a comparison in --output")
     _add_number(several, "--num-eval-episodes", 1, 100_000, 100, "episodes per run for the comparison")
-    _add_number(
-        several,
-        "--num-eval-trials",
-        1,
-        10_000_000,
-        None,
-        "NeuroGym trials per run to reach at least, instead of episodes",
-    )
+    text = "NeuroGym trials per run to reach at least, instead of episodes"
+    _add_number(several, "--num-eval-trials", 1, 10_000_000, None, text)
     bound = parser.add_argument_group("report")
-    bound.add_argument(
-        "--probes", action=argparse.BooleanOptionalAction, default=True, help="run the probes if they are missing"
-    )
+    text = "run the probes if they are missing"
+    bound.add_argument("--probes", action=argparse.BooleanOptionalAction, default=True, help=text)
     options = [action for action in parser._actions if action.dest in STAGES_OF]
     parser.set_defaults(stage_defaults={action.dest: action.default for action in options})
     for action in options:  # `stage_options` sees which ones are given
@@ -557,7 +466,11 @@ def _add_sweep(parser: Parser) -> None:
 
     def add(name: str, text: str) -> Parser:
         action: Parser = actions.add_parser(name, help=text, description=text)
-        kind = "the sweep's TOML file" if name == "expand" else "TOML file, HTCondor submit file, or args file"
+        kind = (
+            "the sweep's TOML file"
+            if name == "expand"
+            else "TOML file, HTCondor submit file, Slurm script, or args file"
+        )
         action.add_argument("file", metavar="FILE", help=kind)
         folder = "folder of the runs (default: as in their command line)"
         action.add_argument("--experiments-dir", metavar="DIR", help=folder)
@@ -566,15 +479,28 @@ def _add_sweep(parser: Parser) -> None:
     expand = add("expand", "write a grid or a random search as an args file, with one row per run")
     expand.add_argument("--overwrite", action="store_true", help="replace an existing args file")
     check = add("check", "check the command line of every row; start nothing")
-    check.add_argument(
-        "--resume", action="store_true", help="accept rows whose experiment has already started with the same options"
-    )
+    text = "accept rows whose experiment has already started with the same options"
+    check.add_argument("--resume", action="store_true", help=text)
     _add_trust(check)
     run = add("run", "run the rows on this machine: skip complete rows, start or continue the others")
     _add_trust(run)
     _add_number(run, "--workers", 1, 1000, None, "rows that run at the same time (default: the number of cores)")
     _add_number(run, "--retries", 0, 100, 1, "further attempts for a row that fails")
     _add_number(run, "--limit", 1, 10**6, None, "number of incomplete rows to run (default: all)")
+    submit = add("submit", "freeze the code, and submit the rows that are not complete to HTCondor or Slurm")
+    _add_trust(submit)
+    submit.add_argument("--scheduler", metavar="NAME", help="condor or slurm (default: the one that is here)")
+    text = "submit N jobs that each run `sweep search`, instead of the rows"
+    _add_number(submit, "--search-workers", 1, 1000, None, text)
+    submit.add_argument("--dry-run", action="store_true", help="show what would be submitted; write nothing")
+    submit.add_argument("--yes", action="store_true", help="submit without asking")
+    search = add("search", "let Optuna choose the settings of [search], prune weak ones, show the results")
+    _add_trust(search)
+    _add_number(search, "--workers", 1, 1000, 1, "trials that run at the same time")
+    search.add_argument("--show", action="store_true", help="show the results so far; start nothing")
+    text = "run as a job of a cluster: exit with status 85 when stopped, write no tables"
+    search.add_argument("--worker", action="store_true", help=text)
+    search.add_argument("--output", metavar="DIR", help="folder of the CSV and PNG files (default: that of FILE)")
     add("status", "show whether each row is done, running, interrupted, failed or missing")
     summary = add("summary", "summarise the rows over seeds: table, curves, heat map")
     text = "evaluation to use: the last one, or that of best_model.pt (default: %(default)s)"

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from mpn_rl import arguments
-from mpn_rl.options import PROGRAM, ConfigError, TemporaryError
+from mpn_rl.options import PROGRAM, ConfigError, TemporaryError, is_out_of_memory
 from mpn_rl.storage.regular_files import PASSING
 from mpn_rl.tasks import trusted_modules
 
@@ -118,16 +118,13 @@ def _run(args: argparse.Namespace) -> int:
             return commands.COMMANDS[args.command](args)
     except ConfigError as error:
         return _refuse(args, str(error), error.status)
-    except MemoryError as error:
-        return _refuse(args, _out_of_memory(str(error)), TemporaryError.status)
     except OSError as error:
         status = TemporaryError.status if error.errno in PASSING else ConfigError.status
         return _refuse(args, f"{error.filename or 'system'}: {error.strerror or error}", status)
-    except RuntimeError as error:  # PyTorch's error of a full memory is one of many
-        reason = str(error).strip().partition("\n")[0]
-        if "out of memory" not in reason and "can't allocate memory" not in reason:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        return _refuse(args, _out_of_memory(reason), TemporaryError.status)
+        return _refuse(args, _out_of_memory(str(error).strip().partition("\n")[0]), TemporaryError.status)
     except KeyboardInterrupt as error:
         # Only `commands.Stopped` has a text: the name of the signal, which counts as SIGTERM.
         return _refuse(args, f"stopped by {error}", 143) if str(error) else _refuse(args, "interrupted", 130)

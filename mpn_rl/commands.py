@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import math
 import os
@@ -18,7 +17,7 @@ from types import FrameType
 
 import numpy as np
 
-from model_utils import Experiment, versions, write_json
+from model_utils import Experiment, snapshot, versions, write_json
 from mpn_dqn import epsilon_at
 from mpn_rl import arguments, event_logs, registry
 from mpn_rl import config as cfg
@@ -42,7 +41,16 @@ def train(args: argparse.Namespace) -> int:
     if "list_envs" in args and args.list_envs:
         print_tasks()
         return 0
-    _check_exit_options(args)
+    if args.checkpoint_exit_every is not None and args.checkpoint_exit_code is None:
+        raise ConfigError(
+            "--checkpoint-exit-every needs --checkpoint-exit-code, the exit status that asks for a restart "
+            "(checkpoint_exit_code = 85 in a submit file)"
+        )
+    if args.checkpoint_exit_code is not None and args.resume != "auto":
+        stderr.print(
+            "note: --checkpoint-exit-code asks for a restart with the same command line, which continues the run only "
+            "with --resume auto"
+        )
     if args.fresh_episodes and args.resume is None:
         raise ConfigError("--fresh-episodes does nothing without --resume; leave it out")
     directory, resume = args.experiments_dir, args.resume is not None
@@ -96,7 +104,7 @@ def _continue(experiment: Experiment, args: argparse.Namespace) -> int:
     stored = stored_config(experiment)
     config = arguments.resumed_config(args, experiment.name, stored)
     known = experiment.read_config().get("versions")
-    if not (isinstance(known, dict) and known.items() >= _source(args).items()):
+    if args.init_from is not None and not (isinstance(known, dict) and known.get("init_from") == args.init_from):
         raise ConfigError(f"--resume continues '{experiment.name}', which did not start with --init-from; leave it out")
     event_logs.check(config)
     with experiment.noting_failure():
@@ -108,10 +116,22 @@ def _continue(experiment: Experiment, args: argparse.Namespace) -> int:
             )
             return 0
         _remember_consent(experiment, config)
+        _remember_snapshot(experiment)
         if config != stored:  # the next --resume continues with the new options
             write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
             _print_schedules(run, stored)
         return _drive(run, args)
+
+
+def _remember_snapshot(experiment: Experiment) -> None:
+    """Add the snapshot that this program runs from to those in config.json."""
+    here, config = snapshot().get("snapshot", ""), experiment.read_config()
+    known = config["versions"].get("snapshot", "")
+    if here and here not in known.split("; "):
+        write_json(
+            experiment.config_path,
+            {**config, "versions": {**config["versions"], "snapshot": f"{known}; {here}".lstrip("; ")}},
+        )
 
 
 def _source(args: argparse.Namespace) -> dict[str, str]:
@@ -122,18 +142,15 @@ def _source(args: argparse.Namespace) -> dict[str, str]:
 def _print_schedules(run: Run, stored: cfg.Config) -> None:
     """Print how another length or learning rate changes the schedules, which follow the share of the run that is done.
 
-    Args:
-        run: the resumed run.
-        stored: the configuration up to now.
+    Args: run, the resumed run; stored, the configuration up to now.
     """
-    before = stored.learner, run.progress_towards(stored.run)
-    after = run.config.learner, run.progress
-    changes = {"the learning rate": (learning_rate_at(before[1], before[0]), learning_rate_at(after[1], after[0]))}
-    if isinstance(before[0], cfg.DQNConfig) and isinstance(after[0], cfg.DQNConfig):
-        changes["epsilon"] = (epsilon_at(before[1], before[0]), epsilon_at(after[1], after[0]))
-    texts = [f"{name} goes from {old:.3g} to {new:.3g}" for name, (old, new) in changes.items() if old != new]
+    old, new, before, after = stored.learner, run.config.learner, run.progress_towards(stored.run), run.progress
+    changes = {"the learning rate": (learning_rate_at(before, old), learning_rate_at(after, new))}
+    if isinstance(old, cfg.DQNConfig) and isinstance(new, cfg.DQNConfig):
+        changes["epsilon"] = (epsilon_at(before, old), epsilon_at(after, new))
+    texts = [f"{name} goes from {first:.3g} to {then:.3g}" for name, (first, then) in changes.items() if first != then]
     if texts:
-        stdout.print(f"{before[1]:.0%} of the run was done, {after[1]:.0%} is done now: {' and '.join(texts)}")
+        stdout.print(f"{before:.0%} of the run was done, {after:.0%} is done now: {' and '.join(texts)}")
 
 
 def _has_run(experiment: Experiment) -> bool:
@@ -158,19 +175,6 @@ def _remember_consent(experiment: Experiment, config: cfg.Config) -> None:
         stderr.print(f"note: {why_not}")
 
 
-def _check_exit_options(args: argparse.Namespace) -> None:
-    if args.checkpoint_exit_every is not None and args.checkpoint_exit_code is None:
-        raise ConfigError(
-            "--checkpoint-exit-every needs --checkpoint-exit-code, the exit status that asks for a restart "
-            "(checkpoint_exit_code = 85 in a submit file)"
-        )
-    if args.checkpoint_exit_code is not None and args.resume != "auto":
-        stderr.print(
-            "note: --checkpoint-exit-code asks for a restart with the same command line, which continues the run only "
-            "with --resume auto"
-        )
-
-
 def _drive(run: Run, args: argparse.Namespace) -> int:
     """Train to the end of the run, or until a signal or --checkpoint-exit-every stops it.
 
@@ -181,13 +185,19 @@ def _drive(run: Run, args: argparse.Namespace) -> int:
     stop_at = time.monotonic() + 60.0 * (args.checkpoint_exit_every or math.inf)
     received: list[int] = []
 
+    def save_first(number: int, _frame: FrameType | None) -> None:
+        received.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, b"\nfinishing the step and saving; press Ctrl-C again to stop without saving\n")  # signal-safe
+
     def check() -> None:
         if received:
             raise StoppedError
 
     reporter.opening()
     status = 0
-    with stop_signals(functools.partial(_save_first, received)):
+    with stop_signals(save_first):
         with reporter:
             try:
                 try:
@@ -236,14 +246,6 @@ def stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[N
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
-
-
-def _save_first(received: list[int], number: int, _frame: FrameType | None) -> None:
-    """A handler that notes the signal, so that the run can finish its step and save."""
-    received.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
-    with contextlib.suppress(OSError):  # the terminal may be gone
-        os.write(2, b"\nfinishing the step and saving; press Ctrl-C again to stop without saving\n")  # signal-safe
 
 
 class Stopped(KeyboardInterrupt):
@@ -295,12 +297,8 @@ def render(args: argparse.Namespace) -> int:
     neurogym = isinstance(env, NeuroGymWrapper)
     drawn = not neurogym and _can_draw(config)
     seed = EpisodeSeeds("eval", args.seed)()
-    options = {
-        "frames": drawn,
-        "max_steps": args.max_steps,
-        "reset_state_on_trial": config.run.reset_state_on_trial,
-    }
-    episode = next(record_episodes(network, env, [seed], **options))
+    options = {"max_steps": args.max_steps, "reset_state_on_trial": config.run.reset_state_on_trial}
+    episode = next(record_episodes(network, env, [seed], frames=drawn, **options))
     if not drawn:
         if not neurogym:
             stderr.print("note: the task draws no pictures; the film shows observations, actions and rewards")

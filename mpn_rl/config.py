@@ -39,6 +39,10 @@ Nested = Mapping[str, Options]  # the same by section, in the shape of config.js
 # --- when an option does nothing ------------------------------------------------------------------------
 
 FROZEN: Condition = {"freeze_plasticity": (True,)}
+SEQUENCES: Condition = {"replay": ("sequence",)}
+PRIORITIZED: Condition = {"prioritized": (True,)}
+REVIEW: Condition = {"experience_review": (True,)}
+DYNAMIC: Condition = {"dynamic_buffer": (True,)}
 MEMORYLESS: tuple[Condition, ...] = ({"core": ("mlp",)}, FROZEN)
 # A loss on one step, from a state without gradient, has no gradient in what changes that state.
 ONE_STEP: tuple[Condition, ...] = (
@@ -47,6 +51,7 @@ ONE_STEP: tuple[Condition, ...] = (
     {"rollout_steps": (1,)},
     {"bptt_chunk_size": (1,)},
 )
+UNTRAINED: tuple[Condition, ...] = (FROZEN, *ONE_STEP)
 
 # --- environments ---------------------------------------------------------------------------------------
 
@@ -109,22 +114,22 @@ class MPNConfig(CoreConfig, name="mpn"):
         above=0.0,
         high=1.0,
         needs={"train_lambda": (True,)},
-        idle=[FROZEN, *ONE_STEP],
+        idle=UNTRAINED,
     )
     eta_shape: Granularity = option(
         "scalar",
         "one eta, one per input (pre), per hidden unit (post), or per synapse",
         needs={"train_eta": (True,)},
-        idle=[FROZEN, *ONE_STEP],
+        idle=UNTRAINED,
     )
     lambda_shape: Granularity = option(
         "scalar",
         "one lambda, one per input (pre), per hidden unit (post), or per synapse",
         needs={"train_lambda": (True,)},
-        idle=[FROZEN, *ONE_STEP],
+        idle=UNTRAINED,
     )
-    train_eta: bool = option(True, "learn eta by backpropagation", idle=[FROZEN, *ONE_STEP])
-    train_lambda: bool = option(True, "learn lambda by backpropagation", idle=[FROZEN, *ONE_STEP])
+    train_eta: bool = option(True, "learn eta by backpropagation", idle=UNTRAINED)
+    train_lambda: bool = option(True, "learn lambda by backpropagation", idle=UNTRAINED)
     train_m0: bool = option(
         False,
         "learn the initial modulation M(0); else it is 0",
@@ -276,10 +281,8 @@ class ReplayConfig(Section):
         needs={"replay": ("sequence",), "replay_state": ("burn-in",)},
         idle=MEMORYLESS,
     )
-    sequence_length: int = option(40, "learning steps per sequence", low=1, needs={"replay": ("sequence",)})
-    sequence_stride: int = option(
-        20, "steps from one sequence's start to the next one's", low=1, needs={"replay": ("sequence",)}
-    )
+    sequence_length: int = option(40, "learning steps per sequence", low=1, needs=SEQUENCES)
+    sequence_stride: int = option(20, "steps from one sequence's start to the next one's", low=1, needs=SEQUENCES)
     bptt_chunk_size: int | None = option(
         None,
         "truncated BPTT: steps until gradients stop; none: full BPTT",
@@ -288,15 +291,13 @@ class ReplayConfig(Section):
         idle=[*MEMORYLESS, {"bptt_chunk_size": (AtLeast("sequence_length"),), "replay": ("sequence",)}],
     )
     prioritized: bool = option(False, "sample by TD error")
-    priority_exponent: float = option(
-        0.6, "priority = |TD error| to this power", low=0.0, high=1.0, needs={"prioritized": (True,)}
-    )
+    priority_exponent: float = option(0.6, "priority = |TD error| to this power", low=0.0, high=1.0, needs=PRIORITIZED)
     importance_exponent: float = option(
         0.4,
         "exponent of the importance-sampling weights",
         low=0.0,
         high=1.0,
-        needs={"prioritized": (True,)},
+        needs=PRIORITIZED,
         idle=[{"priority_exponent": (0.0,)}],
     )
     learning_starts: int = option(1_000, "environment steps before the first update", low=0)
@@ -328,11 +329,7 @@ class DQNConfig(ReplayConfig, LearnerConfig, name="dqn"):
     grad_clip: float = option(10.0, "largest gradient norm", above=0.0)
     target_update: Literal["soft", "periodic"] = option("soft", "how the target network follows the online network")
     target_tau: float = option(
-        0.02,
-        "fraction of the online weights taken per update",
-        above=0.0,
-        high=1.0,
-        needs={"target_update": ("soft",)},
+        0.02, "fraction of the online weights taken per update", above=0.0, high=1.0, needs={"target_update": ("soft",)}
     )
     target_update_freq: int = option(200, "updates between copies", low=1, needs={"target_update": ("periodic",)})
     epsilon_start: float = option(0.5, "exploration at the start", low=0.0, high=1.0)
@@ -429,38 +426,25 @@ class TD3Config(ReplayConfig, LearnerConfig, name="td3"):
         "fraction of active hidden units in the critics below which the review starts",
         above=0.0,
         high=1.0,
-        needs={"experience_review": (True,)},
+        needs=REVIEW,
     )
     review_chance: float = option(
-        0.5,
-        "fraction of batches that review when no unit is active",
-        low=0.0,
-        high=1.0,
-        needs={"experience_review": (True,)},
+        0.5, "fraction of batches that review when no unit is active", low=0.0, high=1.0, needs=REVIEW
     )
     review_share: float = option(
-        0.3,
-        "oldest fraction of the memory, from which a review draws",
-        above=0.0,
-        high=1.0,
-        needs={"experience_review": (True,)},
+        0.3, "oldest fraction of the memory, from which a review draws", above=0.0, high=1.0, needs=REVIEW
     )
     dynamic_buffer: bool = option(False, "drop the oldest tenth of the memory when the policy has moved away from it")
     buffer_min_size: int | None = option(
-        None,
-        "smallest size of the memory; none: a tenth of --buffer-size",
-        low=1,
-        needs={"dynamic_buffer": (True,)},
+        None, "smallest size of the memory; none: a tenth of --buffer-size", low=1, needs=DYNAMIC
     )
     buffer_threshold: float = option(
         0.2,
         "drop above this distance: half the mean square of action differences, in halves of the range",
         low=0.0,
-        needs={"dynamic_buffer": (True,)},
+        needs=DYNAMIC,
     )
-    buffer_adjustment_interval: int = option(
-        10_000, "environment steps between two such checks", low=1, needs={"dynamic_buffer": (True,)}
-    )
+    buffer_adjustment_interval: int = option(10_000, "environment steps between two such checks", low=1, needs=DYNAMIC)
 
     @property
     def smallest_buffer(self) -> int:
@@ -506,6 +490,7 @@ NOTHING_GROWS: tuple[Condition, ...] = (
     *UNCHANGING,
 )
 NO_EVENTS: tuple[Condition, ...] = tuple({**condition, "recycle": (False,)} for condition in NOTHING_GROWS[:4])
+NEVER: tuple[Condition, ...] = (*NO_EVENTS, *UNCHANGING)  # no event of any network
 
 
 @dataclass(frozen=True)
@@ -545,12 +530,7 @@ class PaperExpansionConfig(ExpansionConfig, name="paper"):
         idle=NOTHING_GROWS[1:],
     )
     grad_accumulation_n: int = option(
-        1,
-        "number of gradients in the mean",
-        low=1,
-        high=1000,
-        needs={"grow": ("accumulated",)},
-        idle=NOTHING_GROWS[1:],
+        1, "number of gradients in the mean", low=1, high=1000, needs={"grow": ("accumulated",)}, idle=NOTHING_GROWS[1:]
     )
     prune: Literal["magnitude", "dormant", "none"] = option(
         "dormant",
@@ -611,21 +591,12 @@ class PaperExpansionConfig(ExpansionConfig, name="paper"):
         "random", "which weights are present at the start", idle=NO_MASKS
     )
     exempt: str = option(
-        "first,last",
-        "layers that stay dense: first, last, or patterns of their names; empty: none",
-        idle=NO_MASKS,
+        "first,last", "layers that stay dense: first, last, or patterns of their names; empty: none", idle=NO_MASKS
     )
-    update_interval: int = option(
-        1_000, "environment steps between events (delta)", low=1, idle=[*NO_EVENTS, *UNCHANGING]
-    )
-    expansion_start: int = option(
-        0, "environment step from which the interval counts", low=0, idle=[*NO_EVENTS, *UNCHANGING]
-    )
+    update_interval: int = option(1_000, "environment steps between events (delta)", low=1, idle=NEVER)
+    expansion_start: int = option(0, "environment step from which the interval counts", low=0, idle=NEVER)
     expansion_end: int | None = option(
-        None,
-        "environment step of the last event; none: the end of the run",
-        low=1,
-        idle=[*NO_EVENTS, *UNCHANGING],
+        None, "environment step of the last event; none: the end of the run", low=1, idle=NEVER
     )
     expand_actor: bool = option(True, "expand TD3's actor; else it stays dense", needs=TD3)
     expand_critic: bool = option(True, "expand TD3's critics; else they stay dense", needs=TD3)
@@ -648,13 +619,10 @@ class PaperExpansionConfig(ExpansionConfig, name="paper"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < 1.0:
                 raise ConfigError(f"--{name.replace('_', '-')} must lie in [0, 1), got {value}")
-        self._check_growth()
         if self.expansion_end is not None and self.expansion_end <= self.expansion_start:
             raise ConfigError(
                 f"--expansion-end must lie after --expansion-start = {self.expansion_start}, got {self.expansion_end}"
             )
-
-    def _check_growth(self) -> None:
         finals = (self.sparsity, self.actor_sparsity or 0.0, self.critic_sparsity or 0.0)
         if self.initial_sparsity is not None and self.initial_sparsity < max(finals):
             raise ConfigError(
@@ -865,10 +833,8 @@ CORE_DEFAULTS: dict[tuple[str, str], Options] = {
         "batch_size": 256,
         "update_every": 1,
         "learning_rate": 1e-3,  # the paper's; the 3e-4 of its authors' later code learns HalfCheetah-v4 more slowly
-    },
+    }
 }
-
-
 # Defaults that the kind of replay changes, after the above.
 REPLAY_DEFAULTS: dict[str, Options] = {
     "trial": {"buffer_size": 500},  # in trials; tens of thousands of whole trials would take gigabytes
@@ -906,8 +872,11 @@ def make_config(command: str, flags: Options, file: Nested | None = None) -> Con
     file = file or {}
     unknown = [key for key in file if key not in (*PARTS, "versions")]
     if unknown:
-        raise ConfigError(f"unknown section {unknown[0]!r} in the configuration{nearest(unknown[0], PARTS)}")
-    _refuse_other_command(command, file.get("env"))
+        raise ConfigError(f"unknown section {shortened(unknown[0])} in the configuration{nearest(unknown[0], PARTS)}")
+    for other, preset in COMMAND_DEFAULTS.items():  # its tasks would silently replace this command's
+        if other != command and file.get("env", {}).get("name") == preset["env"]:
+            message = f"env.name is {preset['env']!r} in the configuration: take the command {other}, not {command}"
+            raise ConfigError(message)
     length = {"num_episodes", "total_steps"}
     if length & flags.keys():  # replaces the length that the file states
         file = {**file, "run": {name: value for name, value in file.get("run", {}).items() if name not in length}}
@@ -931,15 +900,6 @@ def make_config(command: str, flags: Options, file: Nested | None = None) -> Con
             if reason and config.values()[field.name] != default:
                 raise ConfigError(reason)
     return config
-
-
-def _refuse_other_command(command: str, env: object) -> None:
-    """Refuse a configuration of the other training command's tasks, which would silently replace this one's."""
-    for other, defaults in COMMAND_DEFAULTS.items():
-        if other != command and isinstance(env, Mapping) and env.get("name") == defaults["env"]:
-            raise ConfigError(
-                f"env.name is {env['name']!r} in the configuration: take the command {other}, not {command}"
-            )
 
 
 def config_from_dict(nested: Nested) -> Config:
@@ -1081,7 +1041,8 @@ def shown_condition(condition: Condition) -> str:
     for name, accepted in condition.items():
         first, *others = [_flags()[str(one)] if isinstance(one, Same | AtLeast) else one for one in accepted]
         text = " or ".join([shown_option(name, first), *("none" if one is None else str(one) for one in others)])
-        how = "other than " if isinstance(accepted, Not) else "at least " if isinstance(accepted[0], AtLeast) else ""
+        relations: dict[type, str] = {AtLeast: "at least ", Same: "equal to "}
+        how = "other than " if isinstance(accepted, Not) else relations.get(type(accepted[0]), "")
         words.append(text.replace(" ", f" {how}", 1))
     return " and ".join(words)
 
@@ -1092,6 +1053,6 @@ def _build_section(part: str, choice: Choice, defaults: Options, flags: Options,
     known = fields | ({"name"} if part in KINDS else set())
     for key in given:
         if key not in known:
-            raise ConfigError(f"unknown key {key!r} in section {part!r}{nearest(key, known)}")
+            raise ConfigError(f"unknown key {shortened(key)} in section {part!r}{nearest(key, known)}")
     values = {**defaults, **given, **flags}
     return choice.build(**{name: values[name] for name in fields if name in values})

@@ -37,16 +37,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with every tensor on `device`."""
-        return self._replace(
-            obs=self.obs.to(device),
-            reset=self.reset.to(device),
-            action=self.action.to(device),
-            reward=self.reward.to(device),
-            terminated=self.terminated.to(device),
-            mask=self.mask.to(device),
-            state0=map_state(lambda part: part.to(device), self.state0),
-            weight=self.weight.to(device),
-        )
+        parts = ("obs", "reset", "action", "reward", "terminated", "mask", "weight")
+        moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in parts}
+        return self._replace(state0=map_state(lambda part: part.to(device), self.state0), **moved)
 
 
 class Core(Protocol):
@@ -129,6 +122,15 @@ class Network(Protocol):
     def state_dict(self) -> StateDict: ...
 
 
+class Played(NamedTuple):
+    """What the lanes of a saved run have done, as far as a memory of their steps has to agree with it."""
+
+    steps: int  # of every lane
+    episode_steps: np.ndarray  # (N,) of each lane's current episode
+    low: float  # bounds of the actions
+    high: float
+
+
 class Memory(Protocol):
     """Storage of the steps that a learner learns from, as the training loop uses it."""
 
@@ -139,6 +141,7 @@ class Memory(Protocol):
     def end_episodes(self) -> None: ...  # the next step of every lane starts an episode, as after a time limit
     def state_dict(self) -> StateDict: ...
     def load_state_dict(self, saved: StateDict) -> None: ...
+    def check_played(self, played: Played) -> None: ...  # StateError where the loaded steps are not those of the run
 
 
 class Replay(Memory, Protocol):
@@ -254,19 +257,14 @@ class Task(Protocol):
 
     @property
     def observation_space(self) -> object: ...  # gymnasium.spaces.Box of shape (D,)
-
     @property
     def action_space(self) -> object: ...  # gymnasium.spaces.Discrete from 0, or a bounded Box of shape (A,)
-
     @property
     def dt_ms(self) -> float: ...  # duration of a step in ms; 0 where the task has no clock
-
     @property
     def trial_steps(self) -> int: ...  # full length of the current trial in steps; 0 where the task has no trials
-
     @property
     def conditions(self) -> Conditions: ...  # of the current trial; empty where the task has none
-
     @property
     def scripted(self) -> Mapping[str, Callable[..., Action]]: ...  # reference policies (env, rng) -> action, by name
 
@@ -279,7 +277,6 @@ class Task(Protocol):
         ...
 
     def render(self) -> object: ...  # (height, width, 3) uint8, or something else where the task has no pictures
-
     def close(self) -> None: ...
 
 
@@ -300,7 +297,7 @@ class VectorEnv(Protocol):
         ...
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Everything that the rows need to go on."""
+        """Everything that the rows need to continue."""
         ...
 
     def load_state_dict(self, saved: dict[str, np.ndarray]) -> None: ...

@@ -11,16 +11,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from model_utils import Experiment, jsonable, load_checkpoint, write_json
 from mpn_rl import config as cfg
 from mpn_rl import registry
 from mpn_rl.config import Config
 from mpn_rl.contracts import Lesionable
-from mpn_rl.networks.encoder import AgentNetwork
+from mpn_rl.networks.encoder import AgentNetwork, check_weights
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import Evaluation, evaluate, run_batched, run_scripted
-from mpn_rl.statistics import bootstrap
+from mpn_rl.statistics import mean_interval, normalised_interval, score_interval
+from mpn_rl.storage.state_trees import StateError
 from mpn_rl.tasks import trusted_modules
 from mpn_rl.tasks.lanes import EpisodeSeeds
 from neurogym_wrapper import REFERENCE_POLICIES, normalised_score, reference_scores
@@ -73,16 +75,16 @@ def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation
         config: of the experiment.
         result: the agent's evaluation.
         scripted: those of the reference policies, by name.
-    Returns: means, 95 % bootstrap intervals and counts by name; None where a number is not defined.
+    Returns: means, 95 % intervals and counts by name; None where a number is not defined. Means over episodes have
+        Student's intervals, shares of trials Wilson's, the normalised score Fieller's.
     """
-    low, high = bootstrap_interval(result.returns)
     scores: Scores = {
         "return_mean": float(result.returns.mean()),
         "return_std": float(result.returns.std()),
-        "return_ci95": [low, high],
+        "return_ci95": _ends(mean_interval(result.returns)),
         "length_mean": float(result.lengths.mean()),
         "length_std": float(result.lengths.std()),
-        "length_ci95": list(bootstrap_interval(result.lengths)),
+        "length_ci95": _ends(mean_interval(result.lengths)),
         "episodes": len(result.returns),
     }
     for name, other in scripted.items():
@@ -92,18 +94,20 @@ def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation
     if not isinstance(config.env, cfg.NeuroGymConfig):
         return scores
     per_trial = {name: _mean(other.trial_returns) for name, other in scripted.items()}
-    score = np.nan
+    score, ends = np.nan, (np.nan, np.nan)
     best = next((name for name in ("best", "ground_truth") if name in scripted), None)
     if best is not None:
         score = normalised_score(_mean(result.trial_returns), per_trial["random"], per_trial[best])
+        ends = normalised_interval(result.trial_returns, scripted["random"].trial_returns, scripted[best].trial_returns)
     scores |= {
         "trials": len(result.performance),
         "accuracy": _json_number(_mean(result.performance)),
-        "accuracy_ci95": list(bootstrap_interval(result.performance)),
+        "accuracy_ci95": _ends(score_interval(result.performance)),
         "decision_accuracy": _json_number(_mean(result.decision_correct)),
         "aborts": int(result.aborted.sum()),
         "trial_return_mean": _json_number(_mean(result.trial_returns)),
         "normalised_score": _json_number(score),
+        "normalised_score_ci95": _ends(ends),
     }
     for name in {**REFERENCE_POLICIES, **scripted}:  # null where the task has no ground truth
         policy = scripted.get(name)
@@ -120,14 +124,14 @@ def _quarters(result: Evaluation, scripted: dict[str, Evaluation]) -> Scores:
     growth = result.quarters[:, 3] - result.quarters[:, 0]
     scores: Scores = {
         "quarter_hits": result.quarters.mean(axis=0).tolist(),
-        "quarter_hits_ci95": [list(bootstrap_interval(column)) for column in result.quarters.T],
+        "quarter_hits_ci95": [_ends(mean_interval(column)) for column in result.quarters.T],
         "growth_hits": float(growth.mean()),
-        "growth_hits_ci95": list(bootstrap_interval(growth)),
+        "growth_hits_ci95": _ends(mean_interval(growth)),
     }
     if len(result.performance):
-        scores |= {"accuracy": _mean(result.performance), "accuracy_ci95": list(bootstrap_interval(result.performance))}
+        scores |= {"accuracy": _mean(result.performance), "accuracy_ci95": _ends(score_interval(result.performance))}
     for name, other in scripted.items():
-        scores[f"{name}_return_ci95"] = list(bootstrap_interval(other.returns))
+        scores[f"{name}_return_ci95"] = _ends(mean_interval(other.returns))
         scores[f"{name}_quarter_hits"] = other.quarters.mean(axis=0).tolist()
     return scores
 
@@ -140,17 +144,9 @@ def _json_number(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def bootstrap_interval(values: np.ndarray) -> tuple[float | None, float | None]:
-    """95 % bootstrap interval of the mean of values (n,); the mean twice where all are equal.
-
-    Returns: None twice where n = 0, or where a value is not finite.
-    """
-    if len(values) == 0 or not np.isfinite(values).all():
-        return None, None
-    if len(values) < 2 or np.ptp(values.astype(float)) == 0.0:
-        return float(values.mean()), float(values.mean())
-    low, high = bootstrap(values.astype(float))
-    return float(low), float(high)
+def _ends(interval: tuple[ArrayLike, ArrayLike]) -> list[float | None]:
+    """The ends of an interval for JSON; None where it is unknown, as for one value or equal values."""
+    return [float(end) if np.isfinite(end) else None for end in map(np.asarray, interval)]
 
 
 def stored_config(experiment: Experiment) -> Config:
@@ -180,17 +176,19 @@ def load_policy(args: argparse.Namespace, name: str | None = None) -> tuple[Expe
     torch.set_num_threads(args.threads)
     device = registry.make_device(args.device)
     path = experiment.checkpoint(args.checkpoint)
-    saved = load_checkpoint(path, device)
+    follow = path.parent.parent != experiment.path  # a file that the user names may be a link
+    saved = load_checkpoint(path, device, follow)
     env = registry.make_env(config.env)
     network: AgentNetwork = registry.make_network(config, registry.spaces(env)).to(device)
     env.close()
     try:
-        network.load_state_dict(saved["network"])
-    except (RuntimeError, KeyError, TypeError) as error:
+        check_weights(saved.get("network"), network)
+    except StateError as error:
         raise ConfigError(
-            f"--checkpoint {path} does not fit the {config.core.name} network of {experiment.config_path}; "
+            f"--checkpoint {path} does not fit the {config.core.name} network of {experiment.config_path} ({error}); "
             "use a checkpoint of this experiment"
         ) from error
+    network.load_state_dict(saved["network"])
     if args.policy is not None:
         if network.sample_policy is None:
             raise ConfigError(

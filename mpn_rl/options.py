@@ -32,9 +32,17 @@ class TemporaryError(ConfigError):
     status = 75  # EX_TEMPFAIL of sysexits.h: HTCondor, Slurm and `sweep run` try again
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is full. PyTorch's is a RuntimeError, one of many."""
+    if not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    words = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory", "ALLOC_FAILED")
+    return any(word in str(error) for word in words)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """'; did you mean ...?' with the names most similar to `name`, or an empty text."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name[:100], list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 
 
@@ -141,7 +149,7 @@ def check_value(field: dataclasses.Field, kind: object, value: object) -> object
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
-            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {shortened(value)}")
         return value
     if typing.get_origin(kind) is dict:
         kind = dict
@@ -178,7 +186,10 @@ _TYPE_NAMES: dict[object, str] = {
 
 def shortened(value: object) -> str:
     """The value's repr, cut to 60 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} in itself or too deep"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -69,6 +69,13 @@ class Spaces(NamedTuple):
     low: np.ndarray | None = None  # bounds of continuous actions, (action_dim,)
     high: np.ndarray | None = None
 
+    @property
+    def action_bounds(self) -> tuple[float, float]:
+        """The smallest and the largest number in an action."""
+        if self.low is None or self.high is None:
+            return 0, self.action_dim - 1
+        return float(self.low.min()), float(self.high.max())
+
 
 def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> Task:
     """An environment with a flat float32 observation, and discrete actions or a vector of bounded ones.
@@ -76,8 +83,12 @@ def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> Task:
     Raises: ConfigError for a task whose actions no learner can give.
     """
     name: str = env.env_name
-    if isinstance(env, cfg.GymnasiumConfig):
-        _refuse_neurogym(name)
+    # Gymnasium knows NeuroGym's names too, once neurogym is imported.
+    known = str(gymnasium.registry[name].entry_point) if name in gymnasium.registry else "neurogym"
+    foreign = isinstance(env, cfg.GymnasiumConfig) and known.startswith("neurogym") and ":" not in name
+    if foreign and name in task_names():
+        command = f"python main.py train-neurogym --env-name {shlex.quote(name)}"
+        raise ConfigError(f"--env-name {name} is a NeuroGym task: use {command}")
     with np.errstate(all="ignore"):  # a constructor with impossible arguments warns before it fails
         task = ENVS[type(env)](env, render_mode)
     space, rule = task.action_space, None
@@ -100,21 +111,17 @@ def check_trials(config: cfg.Config) -> None:
     values = config.values()
     flag = "--reset-state-on-trial" if config.run.reset_state_on_trial else None
     if (values.get("replay"), values.get("replay_state")) == ("trial", "zero"):
-        flag = (
-            "--replay trial --replay-state zero"  # a task without trials replays episodes, whose first state is fixed
-        )
+        flag = "--replay trial --replay-state zero"  # without trials, episodes are replayed: their first state is fixed
     if flag is None:
         return
     env = make_env(config.env)
     env.reset(seed=config.run.seed)
-    has_trials = (
-        env.trial_steps > 0 or "new_trial" in env.step(env.scripted["random"](env, np.random.default_rng(0)))[-1]
-    )
+    action = env.scripted["random"](env, np.random.default_rng(0))
+    has_trials = env.trial_steps > 0 or "new_trial" in env.step(action)[-1]
     env.close()
     if not has_trials:
-        raise ConfigError(
-            f"{flag} does nothing with --env-name {config.env.env_name}, which has no trials; leave it out"
-        )
+        name = config.env.env_name
+        raise ConfigError(f"{flag} does nothing with --env-name {name}, which has no trials; leave it out")
 
 
 def resumes_exactly(env: cfg.EnvConfig) -> bool:
@@ -141,7 +148,14 @@ def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> 
     Raises: ConfigError if the learner's actions do not fit the task.
     """
     first = make_env(config.env)
-    _check_actions(config, first)
+    name, algo, space = config.env.env_name, config.learner.name, first.action_space
+    continuous = isinstance(space, gymnasium.spaces.Box)
+    if continuous != LEARNERS[type(config.learner)][0].continuous:
+        first.close()
+        kind, needs = ("continuous actions", "one choice, Discrete") if continuous else ("choices", "a vector, Box")
+        fitting = fitting_learners(continuous)
+        hint = f"; take --algo {' or '.join(fitting)}" if fitting else ""
+        raise ConfigError(f"--env-name {name} has {kind}, {space}; {algo} needs {needs}{hint}")
     batched = make_vector_env(count, **options(config.env)) if isinstance(config.env, cfg.GymnasiumConfig) else None
     if batched is not None:
         first.close()
@@ -149,31 +163,9 @@ def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> 
     return Lanes([first, *(make_env(config.env) for _ in range(count - 1))], next_seed)
 
 
-def _check_actions(config: cfg.Config, env: Task) -> None:
-    name, algo, space = config.env.env_name, config.learner.name, env.action_space
-    continuous = isinstance(space, gymnasium.spaces.Box)
-    if continuous == LEARNERS[type(config.learner)][0].continuous:
-        return
-    env.close()
-    fitting = fitting_learners(continuous)
-    kind, needs = ("continuous actions", "a single choice, Discrete") if continuous else ("choices", "a vector, Box")
-    hint = f"; take --algo {' or '.join(fitting)}" if fitting else ""
-    raise ConfigError(f"--env-name {name} has {kind}, {space}; {algo} needs {needs}{hint}")
-
-
 def fitting_learners(continuous: bool) -> list[str]:
     """Names of the learners (`--algo`) whose actions are vectors, or choices where `continuous` is false."""
     return [cls.name for cls, (learner, _) in LEARNERS.items() if learner.continuous == continuous]
-
-
-def _refuse_neurogym(name: str) -> None:
-    """Refuse a NeuroGym task under `train`. Gymnasium knows such names too, once neurogym is imported."""
-    if name in gymnasium.registry and not str(gymnasium.registry[name].entry_point).startswith("neurogym"):
-        return
-    if ":" not in name and name in task_names():
-        raise ConfigError(
-            f"--env-name {name} is a NeuroGym task: use python main.py train-neurogym --env-name {shlex.quote(name)}"
-        )
 
 
 def spaces(env: Task) -> Spaces:
@@ -233,7 +225,17 @@ def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Net
         max_episode_steps=step_limit(config.env),
         total_steps=total_steps(config),
     )
-    return _allocate(lambda: LEARNERS[type(config.learner)][0].make_replay(config.learner, sizes))
+    way_out = "lower --buffer-size, --hidden-dim or the sequences' length"
+    try:
+        buffer = LEARNERS[type(config.learner)][0].make_replay(config.learner, sizes)
+    except ConfigError:
+        raise
+    except (MemoryError, OverflowError, ValueError) as error:
+        raise ConfigError(f"the replay buffer does not fit this machine ({error}); {way_out}") from error
+    if buffer.nbytes > _machine_bytes():
+        text = f"{buffer.nbytes / 2**30:,.1f} GiB, the machine has {_machine_bytes() / 2**30:,.1f} GiB"
+        raise ConfigError(f"the replay buffer takes {text}; {way_out}")
+    return buffer
 
 
 def step_limit(env: cfg.EnvConfig) -> int | None:
@@ -250,22 +252,6 @@ def _machine_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
 
 
-def _allocate(make: Callable[[], Memory]) -> Memory:
-    way_out = "lower --buffer-size, --hidden-dim or the sequences' length"
-    try:
-        buffer = make()
-    except ConfigError:
-        raise
-    except (MemoryError, OverflowError, ValueError) as error:
-        raise ConfigError(f"the replay buffer does not fit this machine ({error}); {way_out}") from error
-    if buffer.nbytes > _machine_bytes():
-        have = f"{_machine_bytes() / 2**30:,.1f} GiB"
-        raise ConfigError(
-            f"the replay buffer takes {buffer.nbytes / 2**30:,.1f} GiB, the machine has {have}; {way_out}"
-        )
-    return buffer
-
-
 def _check_network_fits(config: cfg.Config, spaces: Spaces) -> None:
     """Raise ConfigError if weights, target, Adam's two moments and one batch's states and outputs do not fit memory."""
     batch, steps = LEARNERS[type(config.learner)][0].batch_shape(config.learner, config.run.num_envs)
@@ -278,17 +264,13 @@ def _check_network_fits(config: cfg.Config, spaces: Spaces) -> None:
         raise ConfigError("the network does not fit any machine; lower --hidden-dim or --embed-dim") from error
     needed = 4 * (4 * weights + batch * (state + steps * (spaces.obs_dim + 2 * network.hidden_dim)))
     if needed > _machine_bytes():
-        have = f"{_machine_bytes() / 2**30:,.1f} GiB"
-        raise ConfigError(
-            f"the network and a batch take at least {needed / 2**30:,.1f} GiB, the machine has {have}; "
-            "lower --hidden-dim, --embed-dim or the batch size"
-        )
+        text = f"{needed / 2**30:,.1f} GiB, the machine has {_machine_bytes() / 2**30:,.1f} GiB"
+        way_out = "lower --hidden-dim, --embed-dim or the batch size"
+        raise ConfigError(f"the network and a batch take at least {text}; {way_out}")
 
 
 def make_device(name: str) -> torch.device:
     """The device for "auto", "cpu" or "cuda". Raises: ConfigError for "cuda" if there is no GPU."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "--device cuda needs an NVIDIA GPU and PyTorch's CUDA build; there is none: take --device cpu"
-        )
+        raise ConfigError("--device cuda needs an NVIDIA GPU and PyTorch's CUDA build; there is none: use --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -85,8 +85,7 @@ class Reporter:
         """Print what is trained, where, and how much memory it takes."""
         run, config = self.run, self.config
         weights = sum(part.numel() for part in run.network.parameters() if part.requires_grad)
-        env = config.env.env_name
-        core = config.core.name
+        env, core = config.env.env_name, config.core.name
         where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
         given = ", ".join(f"{name}={value!r}" for name, value in config.env.env_args.items())
         task = f"{env}({given})" if given else env
@@ -119,7 +118,9 @@ class Reporter:
                 self.bar.update(self.task, note=f"{self.run.learner.evaluated_as} {name} {shown:.3f}")
             elif row.get("kind") == "checkpoint" and self.config.run.plot_training:
                 draw_training_curves(self.experiment, self.config)
-            self._events(row)
+            values = {key: value for key, value in row.items() if key not in ("kind", "step") and value is not None}
+            for log in self.logs if values else ():
+                log.write({f"{row['kind']}/{key}": float(value) for key, value in values.items()}, row["step"])
         self.bar.update(self.task, completed=self._completed())
 
     def _line(self, row: MetricsRow) -> str:
@@ -146,21 +147,14 @@ class Reporter:
     def _speed(self) -> float:
         return (self.run.step - self.first_step) / max(time.monotonic() - self.started, 1e-9)
 
-    def _events(self, row: MetricsRow) -> None:
-        values = {key: value for key, value in row.items() if key not in ("kind", "step") and value is not None}
-        for log in self.logs if values else ():
-            log.write({f"{row['kind']}/{key}": float(value) for key, value in values.items()}, row["step"])
-
     def closing(self) -> None:
         """Print how long the run took, its best evaluation, and the command to evaluate it."""
         run = self.run
-        spent = time.monotonic() - self.started
-        stdout.print(
-            f"done: {run.step:,} steps, {run.episodes:,} episodes in {spent:.0f} s ({self._speed():,.0f} steps/s)"
-        )
+        spent = f"{time.monotonic() - self.started:.0f} s ({self._speed():,.0f} steps/s)"
+        stdout.print(f"done: {run.step:,} steps, {run.episodes:,} episodes in {spent}")
         if not run.learner.updates:
-            hint = run.learner.first_update
-            stdout.print(f"note: nothing was learned, the run ended before its first update: {hint}")
+            note = "note: nothing was learned, the run ended before its first update"
+            stdout.print(f"{note}: {run.learner.first_update}")
         evaluations = [row for row in self.experiment.read_metrics() if row.get("kind") == "eval"]
         best = next(row for row in reversed(evaluations) if row["best"])
         accuracy = "" if best["accuracy"] is None else f", accuracy {best['accuracy']:.3f}"
@@ -175,9 +169,20 @@ def draw_training_curves(experiment: Experiment, config: Config) -> Path:
     Returns: the path of training_curves.png.
     """
     import visualize
+    from mpn_rl.expansion import growth_figures
 
     rows = experiment.read_metrics()
-    _draw_plasticity(experiment, config, [row for row in rows if row.get("kind") == "plasticity"])
+    title = f"{config.env.env_name}, {config.core.name}"
+    curves = growth_figures.curves_of([row for row in rows if row.get("kind") == "plasticity"])
+    runs = {network: {name: [curve] for name, curve in run.items()} for network, run in curves.items() if run}
+    if runs:
+        figure = growth_figures.expansion_figure(runs, title=title)
+        visualize.save_figure(figure, experiment.plots_dir / "plasticity.png")
+    masks = experiment.read_masks()
+    name = growth_figures.largest(masks)
+    if name is not None:
+        figure = growth_figures.mask_figure(masks[name], masks["step"], title=f"{title}: {name}")
+        visualize.save_figure(figure, experiment.plots_dir / "masks.png")
     evaluations = [row for row in rows if row.get("kind") == "eval"]
     columns = history(rows)
     keys = {"step": "steps", "reward": "episode_rewards", "length": "episode_lengths", "loss": "losses"}
@@ -186,26 +191,9 @@ def draw_training_curves(experiment: Experiment, config: Config) -> Path:
         {name: columns[key] for name, key in keys.items() if key in columns},
         evaluations,
         references=reference_scores(config.env.env_name, config.env.env_args),
-        title=f"{config.env.env_name}, {config.core.name}",
+        title=title,
     )
     return visualize.save_figure(figure, experiment.plots_dir / "training_curves.png")
-
-
-def _draw_plasticity(experiment: Experiment, config: Config, rows: list[MetricsRow]) -> None:
-    import visualize
-    from mpn_rl.expansion import growth_figures
-
-    title = f"{config.env.env_name}, {config.core.name}"
-    curves = {network: run for network, run in growth_figures.curves_of(rows).items() if run}
-    if curves:
-        runs = {network: {name: [curve] for name, curve in run.items()} for network, run in curves.items()}
-        figure = growth_figures.expansion_figure(runs, title=title)
-        visualize.save_figure(figure, experiment.plots_dir / "plasticity.png")
-    masks = experiment.read_masks()
-    name = growth_figures.largest(masks)
-    if name is not None:
-        figure = growth_figures.mask_figure(masks[name], masks["step"], title=f"{title}: {name}")
-        visualize.save_figure(figure, experiment.plots_dir / "masks.png")
 
 
 def print_tasks() -> None:
@@ -229,14 +217,16 @@ def print_scores(config: Config, scores: dict[str, Any], how: str = "greedy") ->
     Args:
         config: of the experiment.
         scores: the numbers of `evaluation.summarise`.
-        how: how the agent chose its actions, in words.
+        how: how the agent chose its actions.
     """
 
     def text(value: float | None, digits: int = 3) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
     def interval(ends: Sequence[float | None] | None, digits: int = 3) -> str:
-        return "" if ends is None or ends[0] is None else f"[{text(ends[0], digits)}, {text(ends[1], digits)}]"
+        return (
+            "" if ends is None else "none" if ends[0] is None else f"[{text(ends[0], digits)}, {text(ends[1], digits)}]"
+        )
 
     neurogym = "trials" in scores
     title = f"{config.env.env_name}, {config.core.name}, {how}"
@@ -277,7 +267,8 @@ def print_scores(config: Config, scores: dict[str, Any], how: str = "greedy") ->
             f"right at decision steps {text(scores['decision_accuracy'])}"
         )
         top = "best script" if "best_return_mean" in scores else "ground truth"
-        lines.append(f"normalised score {text(scores['normalised_score'])} (random 0, {top} 1)")
+        ends = interval(scores.get("normalised_score_ci95"))
+        lines.append(f"normalised score {text(scores['normalised_score'])} {ends} (random 0, {top} 1)")
         if (scores["normalised_score"] or 0.0) > 1.0:
             lines.append(f"above 1: the {top} is not the best policy on these trials")
     stdout.print("\n".join(lines))

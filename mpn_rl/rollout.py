@@ -323,14 +323,16 @@ class _Log:
         """Add the step's place in its trial, the trial's score once it has ended, and the numbers of the info."""
         self.infos.append({k: v for k, v in info.items() if k not in NAMED and np.isscalar(v) and k == k.lower()})
         if "new_trial" not in info:
-            self.add(trial=0, new_trial=False, ground_truth=-1, period="", correct=np.nan)
+            self.add(trial=0, new_trial=False, ground_truth=-1, period="", correct=np.nan, aborted=False)
             return
         self.add(trial=info.get("trial_number", self.trials), new_trial=bool(info["new_trial"]))
         self.add(ground_truth=_right_action(info), period=str(info.get("period", "")), correct=np.nan)
+        self.add(aborted=False)
         self.conditions.append(conditions)
         if info["new_trial"]:
             for score in trial_score(info):
                 self.columns["correct"][self.trial_start :] = [score] * (len(self) - self.trial_start)
+            self.columns["aborted"][self.trial_start :] = [bool(info.get("aborted"))] * (len(self) - self.trial_start)
             self.trial_start = len(self)
             self.trials += 1
 

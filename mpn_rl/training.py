@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,13 +15,33 @@ import torch
 from model_utils import Experiment, atomic_file, load_checkpoint, save_checkpoint, write_json
 from mpn_rl import registry
 from mpn_rl.config import Config, RunConfig
-from mpn_rl.contracts import Learner, MetricsRow, State, StateDict, map_state, to_tensor
+from mpn_rl.contracts import Learner, MetricsRow, Played, State, StateDict, map_state, to_tensor
 from mpn_rl.expansion.plasticity_metrics import measure
+from mpn_rl.networks.encoder import check_weights
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import evaluate, reset_rows
+from mpn_rl.storage.state_trees import (
+    FLOAT_MAX,
+    Anything,
+    Many,
+    Named,
+    Real,
+    Schema,
+    StateError,
+    Truth,
+    Values,
+    Whole,
+    check,
+    check_bit_generator,
+    check_numpy_random,
+    check_python_random,
+    check_torch_random,
+    like,
+)
 from mpn_rl.tasks.lanes import EpisodeEnd, EpisodeSeeds
 
 MAX_EVAL_LANES = 64
+ROW_NAMES = ("kind", "step", "episode", "reward", "length", "accuracy", "trials")  # of a row for episodes
 SAVE_EVERY_S = 60.0  # last.pt is written at least so often, whatever --checkpoint-freq,
 SAVE_SHARE = 0.05  # unless more than this share of the time would go into it
 
@@ -59,7 +80,7 @@ class Run:
             seed(run.seed)
         self.seeds = EpisodeSeeds("train", run.seed)
         self.lanes = registry.make_lanes(config, lanes, self.seeds)
-        spaces = registry.spaces(registry.make_env(config.env))
+        self.spaces = spaces = registry.spaces(registry.make_env(config.env))
         self.learner: Learner[Any] = registry.make_learner(config, spaces, self.device)
         self.network = self.learner.online
         self.replay = registry.make_replay(config, lanes, spaces, self.network)
@@ -271,15 +292,10 @@ class Run:
         if self.learner.topology is not None:
             raise ConfigError("--init-from needs --expansion none: other topologies start with masks of their own")
         try:
-            self.learner.start_from(load_checkpoint(path, self.device)["network"])
-            self._check_weights()
-        except DivergedError as error:
-            raise ConfigError(f"--init-from: {path} holds weights that are not finite") from error
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
+            self.learner.start_from(load_checkpoint(path, self.device).get("network", {}))
+        except StateError as error:
             raise ConfigError(
-                f"--init-from: {path} does not fit this task and --core {self.config.core.name}; "
+                f"--init-from: {path} does not fit this task and --core {self.config.core.name} ({error}); "
                 "start with the options of its config.json"
             ) from error
 
@@ -304,17 +320,16 @@ class Run:
         if "learner" not in saved:
             raise ConfigError(f"--resume: {path} holds a model, not a run")
         try:
-            run = cls(config, len(saved["lanes"]["seeds"]))
+            run = cls(config, _saved_lanes(saved, config.run.num_envs))
             run._load(saved, fresh_episodes)
-            size = int(saved["metrics_size"])
-            run._check_end()
-        except ConfigError:
-            raise
-        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"--resume: {path} does not fit {experiment.config_path} ({reason})") from error
-        _check_rows(experiment, size)
-        experiment.truncate_metrics(size)
+        except StateError as error:
+            raise ConfigError(
+                f"--resume: {path} does not fit {experiment.config_path} ({error}); restore both files, or start again "
+                "with --overwrite"
+            ) from error
+        run._check_end()
+        _check_rows(experiment, saved["metrics_size"])
+        experiment.truncate_metrics(saved["metrics_size"])
         run.experiment = experiment
         return run
 
@@ -371,9 +386,14 @@ class Run:
             "metrics_size": self.experiment.metrics_size(),
         }
 
-    def _load(self, saved: StateDict, fresh_episodes: bool) -> None:
+    def _load(self, saved: StateDict, fresh_episodes: bool = False) -> None:
+        """Load a state, once all of it is checked. Raises: StateError."""
+        self._check_parts(saved)
+        steps = saved["counters"]["step"] // self.num_lanes
+        lengths = self.lanes.check_state(saved["lanes"], steps)
         self.learner.load_state_dict(saved["learner"])
         self.replay.load_state_dict(saved["replay"])
+        self.replay.check_played(Played(steps, lengths, *self.spaces.action_bounds))
         if not fresh_episodes:
             self.lanes.load_state_dict(saved["lanes"])
         self.state = map_state(lambda part: part.to(self.device), saved["state"])
@@ -391,6 +411,40 @@ class Run:
             self.replay.end_episodes()
             with torch.no_grad():
                 self.state = self.network.init_state(self.num_lanes)
+
+    def _check_parts(self, saved: StateDict) -> None:
+        """Check all but the states of the learner, its memory and the lanes. Raises: StateError."""
+        parts = ("format", "network", "learner", "replay", "lanes", "state", "updates", "ended", "counters", "rng")
+        check(saved, {name: Anything() for name in (*parts, "metrics_size")})
+        counters: dict[str, Schema] = {name: Whole() for name in ("step", "episodes", "trials")}
+        counters |= {"updates_due": Real(0.0, 1.0), "best_score": Real(null=True), "evaluated_at": Whole(-1)}
+        check(saved["counters"], counters | {"finished": Truth()}, "counters")
+        step, episodes = saved["counters"]["step"], saved["counters"]["episodes"]
+        if (
+            step % self.num_lanes
+            or max(episodes, saved["counters"]["trials"], saved["counters"]["evaluated_at"]) > step
+        ):
+            raise StateError(f"counters do not fit each other and {self.num_lanes} lanes")
+        check_weights(saved["network"], cast(torch.nn.Module, self.learner.policy))
+        check(saved["state"], like(self.state), "state")
+        self.updates.check_state(saved["updates"], step)
+        end = (Real(), Whole(0, step), Whole(0, step), Real(null=True))
+        check(saved["ended"], Many(end, min(self.config.run.log_freq, episodes)), "ended")
+        check(saved["metrics_size"], Whole(), "metrics_size")
+        check(saved["rng"], {name: Anything() for name in ("episodes", "replay", "python", "numpy", "torch")}, "rng")
+        for name in ("episodes", "replay"):
+            check_bit_generator(saved["rng"][name], f"rng.{name}")
+        check_python_random(saved["rng"]["python"], "rng.python")
+        check_numpy_random(saved["rng"]["numpy"], "rng.numpy")
+        check_torch_random(saved["rng"]["torch"], "rng.torch")
+
+
+def _saved_lanes(saved: StateDict, most: int) -> int:
+    """The number of lanes of a saved run, from 1 to `most`. Raises: StateError."""
+    seeds = saved["lanes"].get("seeds") if isinstance(saved.get("lanes"), dict) else None
+    count = len(seeds) if isinstance(seeds, list) or (isinstance(seeds, np.ndarray) and seeds.ndim) else 0
+    check(count, Whole(1, most), "the number of lanes")
+    return count
 
 
 def _global_generators() -> StateDict:
@@ -434,6 +488,20 @@ class UpdateLog:
         """Everything that a resumed run needs."""
         stacked = {name: torch.stack(values) for name, values in self.values.items()}
         return {"values": stacked, "steps": list(self.steps), "last": dict(self.last)}
+
+    def check_state(self, saved: object, step: int) -> None:
+        """Raise a StateError where `saved` is not a state after so many environment steps."""
+        names = rf"(?!({'|'.join(ROW_NAMES)})$)[a-z]\w{{0,60}}"
+        last = Named(Real(-math.inf, math.inf, null=True), names, 100)
+        check(saved, {"values": Named(Anything(), names, 100), "steps": Many(Whole(0, step)), "last": last}, "updates")
+        assert isinstance(saved, dict)
+        values, steps = saved["values"], saved["steps"]
+        for name, part in values.items():
+            dtype = part.dtype if isinstance(part, torch.Tensor) and part.is_floating_point() else torch.float32
+            check(part, Values(dtype, (None,), -FLOAT_MAX, FLOAT_MAX), f"updates.values.{name}")
+        lengths = [len(part) for part in values.values()]
+        if len(values.get("loss", ())) != len(steps) or any(not 0 < length <= len(steps) for length in lengths):
+            raise StateError("updates.values do not have one loss per update")
 
     def load_state_dict(self, saved: StateDict) -> None:
         """Restore what `state_dict` returned."""

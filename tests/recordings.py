@@ -1,4 +1,4 @@
-"""A recording made by hand for the analysis tests: an observer that sums noisy evidence, a state that holds the sum."""
+"""A constructed recording for the analysis tests: an observer that sums noisy evidence, a state that holds the sum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/extending.md, followed to the letter: its blocks go into a copy of the tree, and its commands run there."""
+"""Follow docs/extending.md exactly: its blocks go into a copy of the project, and its commands run there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lint_imports import lint_imports
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-# Each command of the page is run with these behind it; of two equal options the last one counts.
+# Each command of the page runs with these options appended; the last of two equal options counts.
 SHORT = {
     "train": "--total-steps 500 --hidden-dim 6 --embed-dim 4 --num-envs 4 --eval-episodes 4 --no-plot-training",
     "--resume": "--total-steps 700 --no-plot-training",
@@ -58,7 +58,7 @@ def commands(page: str) -> list[list[str]]:
 
 
 def put(block: Block, tree: Path) -> None:
-    """Do what the block's first line says. Raises: AssertionError where the tree has no such place, or several."""
+    """Put the block where its first line states. Raises: AssertionError if there is not exactly one such place."""
     path = tree / block.file
     if block.place == "a new file":
         assert not path.exists(), f"{block.file} is there already"

@@ -729,6 +729,19 @@ def test_a_missing_truncated_or_foreign_checkpoint_is_named_in_one_line(tmp_path
         load_checkpoint(path)
 
 
+def test_a_checkpoint_with_one_changed_byte_of_data_is_refused(tmp_path: Path) -> None:
+    """torch.load itself reads it without a word."""
+    path = tmp_path / "best_model.pt"
+    save_checkpoint(path, {"w": torch.full((1000,), 1.5)})
+    content = bytearray(path.read_bytes())
+    place = content.index(torch.full((10,), 1.5).numpy().tobytes())
+    content[place + 3] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path)["w"], torch.full((1000,), 1.5))
+    with pytest.raises(ConfigError, match=r"best_model.pt is foreign or damaged"):
+        load_checkpoint(path)
+
+
 class Attack:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("touch pwned",)
@@ -764,8 +777,13 @@ def test_resume_cuts_metrics_to_the_checkpoint_so_no_line_is_lost_or_doubled(exp
     experiment.truncate_metrics(size)
     experiment.append_metrics({"step": 2})
     assert experiment.read_metrics() == [{"step": 1}, {"step": 2}]
-    with pytest.raises(ConfigError, match=r"has 24 bytes, but had 1000 when the checkpoint was written"):
-        experiment.truncate_metrics(1000)
+    for size in (25, 1000):
+        with pytest.raises(ConfigError, match=rf"has 24 bytes, but had {size} when the checkpoint was written"):
+            experiment.truncate_metrics(size)
+    experiment.truncate_metrics(24)
+    with pytest.raises(ConfigError, match=r"has no line that ends at byte 15, .*--overwrite"):
+        experiment.truncate_metrics(15)
+    assert experiment.read_metrics() == [{"step": 1}, {"step": 2}]
 
 
 def test_garbage_in_the_middle_of_metrics_is_named_by_its_line(experiment: Experiment) -> None:

@@ -27,6 +27,15 @@ def exact(input_dim: int, hidden_dim: int, **options) -> MPN:
     return MPN(input_dim, hidden_dim, kernel="reference", **options).double()
 
 
+def test_initial_weights_are_uniform_between_minus_and_plus_one_over_the_root_of_the_inputs() -> None:
+    torch.manual_seed(0)
+    mpn = MPN(400, 100)
+    weight, bias = mpn.layers[0].weight.detach(), mpn.layers[0].bias.detach()
+    for values, least in ((weight, 0.0499), (bias, 0.045)):
+        assert least < values.abs().max() <= 0.05 and abs(values.mean()) < 4 * 0.05 / math.sqrt(3 * len(bias))
+    assert weight.std() == pytest.approx(0.05 / math.sqrt(3), rel=0.02)
+
+
 def set_(parameter: torch.Tensor, values) -> None:
     with torch.no_grad():
         parameter.copy_(torch.tensor(values, dtype=parameter.dtype))

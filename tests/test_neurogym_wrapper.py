@@ -415,8 +415,8 @@ def test_a_key_of_timing_or_rewards_that_the_task_never_reads_is_refused(args, m
     assert ng.make_neurogym("DelayMatchSample-v0", known).unwrapped.timing["delay"] == 100
 
 
-def test_an_argument_that_the_task_refuses_is_told_in_one_line():
-    assert "PerceptualDecisionMaking-v0" in refusal("PerceptualDecisionMaking-v0", {"timing": 3})
+def test_an_argument_that_the_task_refuses_gives_one_line():
+    assert "--env-arg timing must be a dict" in refusal("PerceptualDecisionMaking-v0", {"timing": 3})
     assert "--max-episode-steps" in refusal("GoNogo-v0", {}, 0)
 
 
@@ -426,7 +426,7 @@ def test_annubes_has_a_default_session_that_arguments_override():
 
 
 @pytest.mark.filterwarnings("ignore:.*render_modes")  # gymnasium.make complains about NeuroGym
-def test_an_environment_made_by_gymnasium_can_be_wrapped_too():
+def test_an_environment_built_by_gymnasium_can_be_wrapped_too():
     ng.task_names()  # registers the tasks
     env = ng.NeuroGymWrapper(gymnasium.make("GoNogo-v0", disable_env_checker=True, max_episode_steps=5), 30)
     env.reset(seed=0)
@@ -445,7 +445,7 @@ def test_observations_of_box_discrete_and_dict_are_flattened():
         ng.observation_flattener(sequence)
 
 
-def test_neurogym_is_imported_only_when_a_task_is_made():
+def test_neurogym_is_imported_only_when_a_task_is_built():
     script = "import sys, neurogym_wrapper; sys.exit('neurogym' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": "."}, check=True)
 
@@ -595,7 +595,7 @@ def test_td3_trains_a_continuous_task_and_a_dqn_is_sent_to_it(tmp_path, capsys, 
         assert scores["normalised_score"] is not None and scores["ground_truth_accuracy"] == 1.0
 
 
-def test_the_list_says_which_learners_fit_each_task(capsys):
+def test_the_list_names_the_learners_that_fit_each_task(capsys):
     assert main.main(["train-neurogym", "--list-envs"]) == 0
     lines = capsys.readouterr().out.splitlines()
     learners = {line.split()[0]: line.rpartition("  ")[2] for line in lines if "-v0 " in line}
@@ -711,7 +711,7 @@ def my_task(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("my_task")
-def test_an_own_task_is_found_as_a_class_an_id_and_a_function():
+def test_an_own_task_can_be_a_class_an_id_or_a_function():
     assert ng.make_neurogym("my_task:MyTask").dt_ms == 100
     assert ng.make_neurogym("my_task:MyTask-v0").dt_ms == 50
     assert ng.make_neurogym("my_task:wrapped", {"dt": 20}).obs_dim == 5  # previous action and reward

@@ -49,16 +49,55 @@ def test_pca_of_three_points_worked_by_hand():
     np.testing.assert_allclose(
         fit.projected[:, 0] * np.sign(fit.components[0, 0]), [-2 * half, 2 * half, 0], atol=1e-12
     )
-    assert fit.participation_ratio == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])
 def test_participation_ratio_of_equal_variance_in_k_dimensions_is_k(k):
-    # +e_i and -e_i for i < k: the covariance is a multiple of the identity on k dimensions.
+    """+e_i and -e_i for i < k: the covariance is a multiple of the identity on k dimensions."""
     points = np.zeros((2 * k, 10))
     points[:k, :k], points[k:, :k] = np.eye(k), -np.eye(k)
-    assert pca_analysis.participation_ratio(points) == pytest.approx(k, rel=1e-12)
-    assert pca_analysis.participation_ratio(np.tile(points, (20, 1)) + 3) == pytest.approx(k, rel=1e-12)
+    many = np.tile(points, (500, 1)) + 3
+    assert pca_analysis.participation_ratio(many, np.zeros(len(many))) == pytest.approx(k, rel=1e-12)
+    assert pca_analysis.participation_ratio(many, np.repeat(np.arange(500), 2 * k)) == pytest.approx(k, rel=1e-12)
+    assert pca_analysis.participation_ratio(many) == pytest.approx(k, rel=0.01)
+
+
+@pytest.mark.parametrize(("shape", "grouped"), [((30, 7), False), ((30, 7), True), ((12, 40), True), ((12, 40), False)])
+def test_the_participation_ratio_is_a_mean_over_pairs_of_rows_of_different_groups(shape, grouped):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape) * rng.uniform(0.1, 3, shape[1])
+    groups = rng.integers(0, 4, shape[0]) if grouped else np.arange(shape[0])
+    y, sizes, crossed, squares = x - x.mean(axis=0), [], [], []
+    for i in range(shape[0]):
+        for j in range(shape[0]):
+            if groups[i] != groups[j]:
+                sizes.append((y[i] @ y[i]) * (y[j] @ y[j]))
+                crossed.append(y[i] @ y[j])
+                squares.append((y[i] @ y[j]) ** 2)
+    expected = np.mean(sizes) / (np.mean(squares) - np.mean(crossed) ** 2)
+    assert pca_analysis.participation_ratio(x, groups if grouped else None) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rows", [32, 256, 2048])
+def test_the_participation_ratio_does_not_grow_with_the_number_of_rows(rows):
+    rng = np.random.default_rng(0)
+    ratios = [pca_analysis.participation_ratio(rng.standard_normal((rows, 256))) for _ in range(2048 // rows + 2)]
+    assert np.mean(ratios) == pytest.approx(256, rel=0.03)  # the covariance of 32 rows alone would give 28
+
+
+def test_slow_episodes_do_not_lower_the_participation_ratio():
+    """20 dimensions with a correlation of 0.95 from step to step: 10 episodes of 40 steps hold few independent rows."""
+    rng, ratios = np.random.default_rng(0), []
+    for _ in range(20):
+        z, steps = rng.standard_normal((10, 20)), []
+        for _ in range(40):
+            z = 0.95 * z + np.sqrt(1 - 0.95**2) * rng.standard_normal(z.shape)
+            steps.append(z)
+        x = np.stack(steps, axis=1).reshape(400, 20)
+        ratios.append((pca_analysis.participation_ratio(x, np.repeat(np.arange(10), 40)),
+                       pca_analysis.participation_ratio(x)))  # fmt: skip
+    grouped, single = np.mean(ratios, axis=0)
+    assert grouped == pytest.approx(20, rel=0.08) and single < 14
 
 
 @pytest.mark.parametrize("shape", [(40, 7), (7, 40), (60, 1100), (1100, 60)])
@@ -68,7 +107,8 @@ def test_spectrum_and_participation_ratio_agree_with_the_full_eigendecomposition
     eigenvalues = np.linalg.eigvalsh(np.cov(x.T))[::-1]
     fit = pca_analysis.fit_pca(x, n_components=5)
     np.testing.assert_allclose(fit.explained_variance_ratio, eigenvalues[:5] / eigenvalues.sum(), rtol=1e-6)
-    assert fit.participation_ratio == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum(), rel=1e-10)
+    one_group = pca_analysis.fit_pca(x, 5, np.zeros(len(x)))
+    assert one_group.participation_ratio == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum(), rel=1e-10)
     np.testing.assert_allclose(fit.projected.var(axis=0, ddof=1), eigenvalues[:5], rtol=1e-6)
 
 
@@ -86,7 +126,7 @@ def test_flattened_modulation_wider_than_the_recording_repeats():
     x = (rng.standard_normal((800, 5)) @ rng.standard_normal((5, 128 * 33))).astype(np.float16).reshape(800, 128, 33)
     fit, again = pca_analysis.fit_pca(x, 10), pca_analysis.fit_pca(x, 10)
     np.testing.assert_array_equal(fit.projected, again.projected)
-    assert 3 < fit.participation_ratio < 5.01
+    assert 3 < fit.participation_ratio < 5.1
     assert pca_analysis.dimensions_for(fit.explained_variance_ratio, 0.999) == 5
 
 
@@ -273,7 +313,7 @@ def test_activity_is_read_back_as_it_was_saved(tmp_path):
 
 
 def broken_files(folder):
-    """(name, what the message says) of files that are no activity."""
+    """(name, part of the message) of files that are not an activity."""
     activity = make_activity()
     path = folder / "activity.npz"
     np.savez_compressed(path, **activity)

@@ -63,7 +63,7 @@ class Lane:
 
 
 class World:
-    """Lanes that step together; `step` feeds the buffer and gives the records to whoever wants them."""
+    """Lanes that step together; `step` feeds the buffer and passes the records on."""
 
     def __init__(self, lanes: int, longest: int, longest_trial: int = 8, seed: int = 0) -> None:
         self.lanes = [Lane(n, random.Random(f"{seed}-{n}"), longest, longest_trial) for n in range(lanes)]
@@ -536,6 +536,41 @@ def test_importance_weights_by_hand() -> None:
         assert [weights[place] for place in range(4)] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
+@pytest.mark.parametrize("exponent", [0.5, 2.0])
+def test_importance_weights_count_the_exponent_of_the_priorities(exponent: float) -> None:
+    """With b = 1 they undo the sampling: weight x P is the same for all segments, and the largest weight is 1."""
+    batch = prioritised(exponent, 1.0).sample(4_000, np.random.default_rng(0))
+    weights = dict(zip(batch.places.tolist(), batch.weight.tolist(), strict=True))
+    share = np.arange(1, 5) ** exponent
+    assert [weights[place] for place in range(4)] == pytest.approx((share[0] / share).tolist(), rel=1e-5)
+    mean = (batch.weight.numpy()[:, None] * (batch.places[:, None] == np.arange(4))).mean(axis=0)
+    np.testing.assert_allclose(mean / mean.sum(), 0.25, atol=0.03)
+
+
+def test_a_segment_of_priority_zero_stays_possible_and_its_weight_finite() -> None:
+    buffer = prioritised(1.0, 1.0)
+    buffer.update_priorities(np.arange(4), np.zeros(4))
+    batch = buffer.sample(2_000, np.random.default_rng(0))
+    assert set(batch.places.tolist()) == {0, 1, 2, 3} and torch.isfinite(batch.weight).all()
+    assert batch.weight.tolist() == pytest.approx([1.0] * 2_000)
+
+
+def test_the_largest_priority_is_kept_when_later_ones_are_smaller() -> None:
+    """Priorities 1 to 4, then all 1: a new segment still gets 4, and is drawn in 4 of 7 cases."""
+    buffer = prioritised(1.0, 0.4)
+    buffer.update_priorities(np.arange(4), np.ones(4))
+    play(buffer, [1])
+    counts = np.bincount(buffer.sample(40_000, np.random.default_rng(0)).places, minlength=4)
+    assert np.abs(counts - 40_000 * np.array([4, 1, 1, 1]) / 7).max() < 4 * np.sqrt(40_000 * 0.25)
+
+
+def test_priorities_are_set_at_their_own_places() -> None:
+    buffer = prioritised(1.0, 1.0)
+    buffer.update_priorities(np.array([2, 0]), np.array([9.0, 0.0]))
+    counts = np.bincount(buffer.sample(40_000, np.random.default_rng(0)).places, minlength=4)
+    assert np.abs(counts - 40_000 * np.array([0, 2, 9, 4]) / 15).max() < 4 * np.sqrt(40_000 * 0.25)
+
+
 def test_new_segments_get_the_largest_priority_so_far() -> None:
     """Priorities 1, 2, 3, 4; a fifth transition replaces the first, so two of four have priority 4."""
     buffer = prioritised(1.0, 0.4)
@@ -608,7 +643,7 @@ def test_a_checkpoint_of_another_size_is_refused() -> None:
         world.step(buffer)
     saved = copy.deepcopy(buffer.state_dict())
     saved["arrays"]["reward"] = saved["arrays"]["reward"][:, :1]  # which NumPy would spread over all steps
-    with pytest.raises(ValueError, match="replay array reward"):
+    with pytest.raises(ValueError, match="replay.arrays.reward"):
         SequenceReplayBuffer(3, 3, capacity=180, length=4, stride=2, state_shapes=SHAPES).load_state_dict(saved)
 
 

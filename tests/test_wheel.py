@@ -1,4 +1,4 @@
-"""The sdist holds the repository, and the wheel made from it trains in an empty folder."""
+"""The sdist holds the repository, and the wheel built from it trains in an empty folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = ("LICENSE", "Makefile", ".gitignore")
 FOLDERS = (".ci", "benchmarks", "condor", "configs", "docs", "mpn_rl", "tests")
-# What is made in a working copy and belongs to no release.
+# Files of a working copy that belong to no release.
 LEFTOVERS = shutil.ignore_patterns("__pycache__", ".venv*", "*.nb[ic]", "*.py[cod]", ".*.tmp", "python.tar.gz", "*.swp")
 TINY = ["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2", "--max-episode-steps", "30", "--eval-episodes", "2",
         "--learning-starts", "50", "--sequence-length", "8", "--sequence-stride", "8", "--batch-size", "4",
@@ -24,7 +24,7 @@ TINY = ["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2", "--max-episo
 
 
 def run(*command: str | Path, cwd: Path, **options) -> str:
-    """What a command prints; where it fails, what it said."""
+    """The output of a command; its messages if it fails."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, timeout=200, **options
@@ -130,7 +130,7 @@ def test_the_modules_that_run_are_the_installed_ones(scripts: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["published_cartpole", "configs/published_cartpole.json"])
-def test_a_configuration_of_the_toolkit_is_found_by_name(name: str, scripts: Path, tmp_path: Path) -> None:
+def test_a_configuration_of_the_toolkit_is_selected_by_name(name: str, scripts: Path, tmp_path: Path) -> None:
     script = "import sys; from mpn_rl import config; print(config.read_config_file(sys.argv[1])['core']['eta'])"
     assert run(scripts / "python", "-c", script, name, cwd=tmp_path) == "0.05\n"
 

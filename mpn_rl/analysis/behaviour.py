@@ -58,12 +58,14 @@ class ByCondition(NamedTuple):
 class Rates(NamedTuple):
     """Shares of trials, and of steps by period.
 
-    decided: trials that reached the deciding period. withheld: of the decided trials whose right action is not 0, those
-    that ended with action 0. reaction: mean time in the unit of `trial_table`; None where no trial was decided.
+    decided: trials that were not aborted. aborted: trials that ended before their decision. withheld: of the decided
+    trials whose right action is not 0, those that ended with action 0. reaction: mean time in the unit of
+    `trial_table`; None where no trial was decided.
     acting: {period: share of steps with an action other than 0}.
     """
 
     decided: Estimate
+    aborted: Estimate
     withheld: Estimate
     reaction: Estimate[float] | None
     acting: dict[str, Estimate]
@@ -303,6 +305,8 @@ def accuracy_by_condition(table: Table, most: int = 8) -> list[ByCondition]:
 def rates(activity: Activity, trials: Sequence[np.ndarray], table: Table) -> Rates:
     """Shares of decided trials, withheld decisions and steps with an action in each period; mean reaction time.
 
+    The unit of inference is the trial, for the steps too.
+
     Args:
         activity: a recording.
         trials: the steps of each trial.
@@ -315,12 +319,13 @@ def rates(activity: Activity, trials: Sequence[np.ndarray], table: Table) -> Rat
     period = activity["period"][steps] if "period" in activity else np.full(len(steps), "")
     names = list(dict.fromkeys(str(name) for name in period if name))
     acted = activity["actions"][steps] != 0
+    of_trial = np.repeat(np.arange(len(trials)), [len(trial) for trial in trials])
     acting = {
-        name: confidence_intervals.proportion(acted[period == name].sum(), int(np.sum(period == name)))
-        for name in names
+        name: confidence_intervals.grouped_proportion(acted[period == name], of_trial[period == name]) for name in names
     }
     return Rates(
         confidence_intervals.proportion(decided.sum(), len(decided)),
+        confidence_intervals.proportion(table["aborted"].sum(), len(decided)),
         confidence_intervals.proportion(withheld.sum(), int(asked.sum())),
         confidence_intervals.mean(table["reaction"]) if decided.any() else None,
         acting,
@@ -328,16 +333,16 @@ def rates(activity: Activity, trials: Sequence[np.ndarray], table: Table) -> Rat
 
 
 def confusion(table: Table) -> Confusion:
-    """Trials by right and chosen action.
+    """Decided trials by right and chosen action.
 
     Raises: MissingDataError where the task has no right action.
     """
     truth = table["ground_truth"]
-    labelled = known(truth)
+    labelled = known(truth) & known(table["choice"])
     if not labelled.any():
         raise MissingDataError("the task names no right action at the decision")
     truths, row = np.unique(truth[labelled].astype(int), return_inverse=True)
-    choices, column = np.unique(table["choice"][labelled], return_inverse=True)
+    choices, column = np.unique(table["choice"][labelled].astype(int), return_inverse=True)
     if max(len(truths), len(choices)) > MOST_ACTIONS:
         raise MissingDataError(f"the task has more than {MOST_ACTIONS} actions")
     counts = np.zeros((len(truths), len(choices)), int)

@@ -217,7 +217,7 @@ def _check_output(args: argparse.Namespace) -> None:
 
 def print_comparison(rows: list[GroupScore], pairs: list[Improvement]) -> None:
     """Print a table of interquartile means and probabilities of improvement."""
-    table = Table(title="interquartile mean over seeds, 95 % bootstrap", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="interquartile mean over seeds, 95 % intervals", title_justify="left", box=None, pad_edge=False)
     table.add_column("measure", overflow="fold")
     table.add_column("group", overflow="fold")
     for column in ("value", "interval", "n"):
@@ -225,7 +225,7 @@ def print_comparison(rows: list[GroupScore], pairs: list[Improvement]) -> None:
     lines = [(row.measure, row.group, row.iqm) for row in rows]
     lines += [(pair.measure, f"P({pair.group} > {pair.other})", pair.probability) for pair in pairs]
     for name, group, part in lines:
-        ends = f"[{part.low:.3f}, {part.high:.3f}]" if np.isfinite(part.low) else "one seed"
+        ends = f"[{part.low:.3f}, {part.high:.3f}]" if np.isfinite(part.low) else "none"
         table.add_row(name, group, f"{part.value:.3f}", ends, str(part.n))
     stdout.print(table)
 

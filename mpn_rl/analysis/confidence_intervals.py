@@ -5,22 +5,33 @@ the task has no coherence". Where only the interval is unknown, as for a single 
 
 Runs are compared by interquartile means and probabilities of improvement. With five seeds no paired test can reach
 p < 0.05 (the smallest Wilcoxon p is 1/16), so the results are intervals, not tests.
-Source: Agarwal et al. 2021 (NeurIPS, "Deep reinforcement learning at the edge of the statistical precipice").
+Source: Agarwal et al. 2021 (NeurIPS, "Deep reinforcement learning at the edge of the statistical precipice"). Differs
+from Agarwal et al.: t and score intervals, because percentile bootstraps of 3 to 5 seeds hold the truth in 76 to 89 %;
+every task has the same weight, whatever its number of seeds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata, trim_mean
+from scipy.optimize import brentq
+from scipy.special import stdtrit
+from scipy.stats import rankdata
 
-from mpn_rl.statistics import bootstrap, common_grid
+from mpn_rl.statistics import (
+    QUARTER,
+    common_grid,
+    effective_n,
+    mean_interval,
+    mean_over,
+    score_interval,
+    trimmed_mean,
+    wilson,
+)
 
-Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 T = TypeVar("T")
 V = TypeVar("V", float, np.ndarray)
 Scores = Mapping[str, ArrayLike]  # {task: scores of the seeds}
@@ -56,33 +67,38 @@ def gather(parts: Sequence[Estimate]) -> Estimate[np.ndarray]:
 
 
 def proportion(successes: ArrayLike, n: ArrayLike) -> Estimate[np.ndarray]:
-    """Share k/n with Wilson's 95 % interval (1927), element by element; nan where n = 0.
-
-    Unlike k/n +- 1.96 standard errors, the interval stays inside [0, 1] and has a width at 0 and at 1.
+    """Share k/n with Wilson's 95 % interval (`statistics.wilson`), element by element; nan where n = 0.
 
     Args: successes: k. n: number of trials, of the same shape.
     """
     k, n = np.asarray(successes, float), np.asarray(n)
     with np.errstate(invalid="ignore", divide="ignore"):
         share = k / n
-        middle = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-        half = Z95 / (1 + Z95**2 / n) * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
-    low, high = np.where(k == 0, 0.0, middle - half), np.where(k == n, 1.0, middle + half)  # exact ends
-    return Estimate(share, np.where(n > 0, low, np.nan)[()], np.where(n > 0, high, np.nan)[()], n[()])
+    low, high = wilson(k, n)
+    return Estimate(share, low[()], high[()], n[()])
+
+
+def grouped_proportion(hits: ArrayLike, groups: ArrayLike) -> Estimate[float]:
+    """Share of hits with Wilson's interval for the number of independent hits (`statistics.effective_n`).
+
+    Args: hits: 0 or 1, (n,), n >= 1. groups: of each hit; those of one group may depend on each other, (n,).
+
+    Returns: the estimate; its n counts the hits and misses.
+    """
+    share, n = float(np.asarray(hits).mean()), effective_n(hits, groups)
+    low, high = wilson(share * n, n)
+    return Estimate(share, float(low), float(high), np.size(hits))
 
 
 def mean(values: ArrayLike) -> Estimate[float]:
-    """The mean of all values that are not nan, with a percentile bootstrap interval.
+    """The mean of all values that are not nan, with Student's interval.
 
-    Args: values: (n,). A single value has no interval.
+    Args: values: (n,). A single value, or values that are all equal, have no interval.
 
     Raises: MissingDataError where all values are nan.
     """
-    x = np.asarray(values, float)
-    x = x[~np.isnan(x)]
-    if len(x) == 0:
-        raise MissingDataError("there is nothing to average")
-    low, high = bootstrap(x)
+    x = _not_nan(values)
+    low, high = mean_interval(x)
     return Estimate(float(x.mean()), float(low), float(high), len(x))
 
 
@@ -93,12 +109,16 @@ def mean_score(scores: ArrayLike) -> Estimate[float]:
 
     Raises: MissingDataError where all scores are nan.
     """
-    x = np.asarray(scores, float)
+    x = _not_nan(scores)
+    return Estimate(float(x.mean()), *score_interval(x), len(x))
+
+
+def _not_nan(values: ArrayLike) -> np.ndarray:
+    x = np.asarray(values, float)
     x = x[~np.isnan(x)]
-    if len(x) == 0 or not np.isin(x, (0, 1)).all():
-        return mean(x)
-    share = proportion(x.sum(), len(x))
-    return Estimate(float(share.value), float(share.low), float(share.high), len(x))
+    if len(x) == 0:
+        raise MissingDataError("there is nothing to average")
+    return x
 
 
 # --- several runs -------------------------------------------------------------------------------------------
@@ -133,42 +153,64 @@ def _strata(scores: Scores | ArrayLike) -> list[np.ndarray]:
 
 
 def interquartile_mean(scores: Scores | ArrayLike) -> Estimate[float]:
-    """Interquartile mean of all runs (without the lowest and highest quarter, rounded down), stratified bootstrap.
+    """The interquartile mean of each task's runs, averaged over tasks with equal weights, and its t interval.
+
+    Of n runs, floor(n / 4) are left out at each end (`statistics.trimmed_mean`). n counts the runs of all tasks.
 
     Args: scores: of one task, (n,), or {task: (n,)}; nan is left out. The interval is nan if a task has one seed.
     """
-
-    def middle(*tasks: np.ndarray, axis: int) -> np.ndarray:
-        return trim_mean(np.concatenate(tasks, axis), 0.25, axis)
-
     strata = _strata(scores)
-    low, high = bootstrap(*strata, statistic=middle)
-    return Estimate(float(middle(*strata, axis=0)), float(low), float(high), sum(map(len, strata)))
+    joint = mean_over([trimmed_mean(values, QUARTER) for values in strata])
+    low, high = joint.interval()
+    return Estimate(float(joint.value), float(low), float(high), sum(map(len, strata)))
 
 
 def probability_of_improvement(scores: Scores | ArrayLike, others: Scores | ArrayLike) -> Estimate[float]:
     """P(X > Y) + P(X = Y) / 2 for a run X of `scores` and Y of `others` on the same task, averaged over tasks.
 
-    n counts the runs of both sides. The interval comes from a stratified bootstrap; it is nan if a task has one seed.
+    The interval of a task is `_improvement_interval`. The distances of its ends from the value are combined over K
+    tasks as sqrt(sum_k d_k^2) / K (Zou & Donner 2008, Statistics in Medicine 27). n counts the runs of both sides.
 
-    Args: scores, others: of one task, (n,), or {task: (n,)}; only common tasks count.
+    Args: scores, others: of one task, (n,), or {task: (n,)}; only common tasks count. The interval is nan if a task
+        has one seed on a side.
     """
     if isinstance(scores, Mapping) and isinstance(others, Mapping):
         tasks = [task for task in scores if task in others]
         scores, others = {task: scores[task] for task in tasks}, {task: others[task] for task in tasks}
     ours, theirs = _strata(scores), _strata(others)
+    shares, ends = [], []
+    for x, y in zip(ours, theirs, strict=True):
+        n, m = len(x), len(y)
+        u = rankdata(np.concatenate([x, y]))[:n].sum() - n * (n + 1) / 2  # of Mann and Whitney
+        shares.append(u / (n * m))
+        ends.append(_improvement_interval(shares[-1], n, m))
+    value = np.array(shares)
+    below, above = np.linalg.norm(np.abs(np.array(ends).T - value), axis=1) / len(value)
+    middle = float(value.mean())
+    return Estimate(middle, middle - float(below), middle + float(above), sum(map(len, [*ours, *theirs])))
 
-    def improvement(*tasks: np.ndarray, axis: int) -> np.ndarray:
-        shares = []
-        for x, y in zip(tasks[: len(ours)], tasks[len(ours) :], strict=True):
-            n, m = x.shape[-1], y.shape[-1]
-            ranks = rankdata(np.concatenate([x, y], axis=-1), axis=-1)[..., :n]
-            shares.append((ranks.sum(axis=-1) - n * (n + 1) / 2) / (n * m))  # the Mann-Whitney U over n m
-        return np.mean(shares, axis=0)
 
-    low, high = bootstrap(*ours, *theirs, statistic=improvement)
-    n = sum(map(len, [*ours, *theirs]))
-    return Estimate(float(improvement(*ours, *theirs, axis=-1)), float(low), float(high), n)
+def _improvement_interval(share: float, n: int, m: int) -> tuple[float, float]:
+    """The 95 % interval of p = P(X > Y) + P(X = Y) / 2, as all p that are compatible with the measured share.
+
+        (share - p)^2 <= t^2 V(p),   V(p) = p (1 - p) / (n m) (1 + ((n + m) / 2 - 1) ((1 - p) / (2 - p) + p / (1 + p)))
+
+    Source: Newcombe 2006 (Statistics in Medicine 25, "Confidence intervals for an effect size measure based on the
+    Mann-Whitney statistic", part 2, method 5). Differs from Newcombe: t with n + m - 2 degrees of freedom instead of z,
+    which holds the truth in 95 to 99 % for 5 and more runs per side instead of 91 to 95 %. With 3 runs per side and
+    equal groups it always holds 0.5: no order of six runs is rarer than 10 %.
+    """
+    if min(n, m) < 2:
+        return np.nan, np.nan
+    t2 = stdtrit(n + m - 2, 0.975) ** 2
+
+    def excess(p: float) -> float:
+        variance = p * (1 - p) / (n * m) * (1 + ((n + m) / 2 - 1) * ((1 - p) / (2 - p) + p / (1 + p)))
+        return (share - p) ** 2 - t2 * variance
+
+    low = 0.0 if share == 0 else brentq(excess, 0.0, min(share, 1 - 1e-9))
+    high = 1.0 if share == 1 else brentq(excess, max(share, 1e-9), 1.0)
+    return low, high
 
 
 def compare(measures: Mapping[str, Mapping[str, Scores | ArrayLike]]) -> tuple[list[GroupScore], list[Improvement]]:
@@ -199,7 +241,7 @@ def compare(measures: Mapping[str, Mapping[str, Scores | ArrayLike]]) -> tuple[l
 
 
 def learning_band(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> tuple[np.ndarray, Estimate[np.ndarray]]:
-    """Interquartile mean over seeds at every step, with its 95 % bootstrap band.
+    """Interquartile mean over seeds at every step, with its 95 % t interval; nan where all seeds are equal.
 
     Args: curves: (steps, values) per seed, interpolated to their `common_grid`.
 
@@ -210,5 +252,5 @@ def learning_band(curves: Sequence[tuple[ArrayLike, ArrayLike]]) -> tuple[np.nda
     grid, values = common_grid(curves)
     if not len(grid):
         raise MissingDataError("the runs' evaluations share no step")
-    low, high = bootstrap(values, statistic=partial(trim_mean, proportiontocut=0.25))
-    return grid, Estimate(trim_mean(values, 0.25, axis=0), low, high, np.full(len(grid), len(values)))
+    middle = trimmed_mean(values, QUARTER)
+    return grid, Estimate(middle.value, *middle.interval(), np.full(len(grid), len(values)))

@@ -3,10 +3,14 @@
 A ridge classifier on F features of n trials needs only the n x n matrix of their inner products. With K the centred
 inner products of the training trials and k those of held-out with training trials, the held-out scores are
 
-    z = k (K + a I)^-1 (y - mean y) + mean y        y = +1 for the class, -1 for the others
+    z = k (K + a I)^-1 (y - mean y)        y = +1 for the class, -1 for the others
 
 This is linear in y, so all folds together form one n x n matrix A with z = A y. It is computed once per step and serves
 every label and every shuffle in one matrix product; therefore M, with thousands of features, costs about as much as h.
+Without the usual constant `mean y`, a rare class is chosen as easily as a frequent one.
+
+The unit of inference is the episode: its trials share what the state carries over. Whole episodes are held out, whole
+episodes of labels are permuted, and intervals take the trials of an episode as dependent.
 """
 
 from __future__ import annotations
@@ -15,19 +19,25 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
-from mpn_rl.analysis import confidence_intervals
 from mpn_rl.analysis.confidence_intervals import MissingDataError
 from mpn_rl.analysis.trials import Table, known
+from mpn_rl.statistics import Z95, wilson
 
 PENALTY = 0.01  # of the mean squared distance of a trial from the mean; accuracy hardly depends on it in [1e-4, 0.1]
 
+# The classifiers of different folds share training data, so their errors are correlated: in simulations, the variance
+# of the accuracy is 1.0 (far from chance) to 1.7 (at chance) times that of independent trials.
+SHARED = 1.3
+
 
 class Decoding(NamedTuple):
-    """Held-out accuracy at each of T steps; nan where too few trials have a label.
+    """Held-out balanced accuracy at each of T steps; nan where too few trials have a label.
 
-    accuracy, low, high (T,): with Wilson's 95 % interval over n (T,) trials.
-    shuffled (S, T): accuracy with the labels permuted over trials; band (2, T): its 2.5 % and 97.5 % quantiles.
+    accuracy, low, high (T,): the mean over classes of the share of their trials that are decoded rightly, with a 95 %
+        interval; n (T,): trials.
+    shuffled (S, T): accuracy with the labels permuted over episodes; band (2, T): its 2.5 % and 97.5 % quantiles.
     anywhere: the 95 % quantile over shuffles of the highest accuracy at any step. Without information in the state, 95
     of 100 recordings stay below it at all steps.
     classes: the labels.
@@ -72,7 +82,8 @@ def inner_products(features: np.ndarray) -> np.ndarray:
 
 
 def held_out_operator(gram: np.ndarray, folds: np.ndarray, penalty: float = PENALTY) -> np.ndarray:
-    """The matrix A (n, n) for which A @ y are the held-out scores of labels y (n,) or (n, k), by dual ridge regression.
+    """The matrix A (n, n) for which A @ y are the held-out scores of labels y (n,) or (n, k), by dual ridge regression,
+    relative to the mean of y over the training trials.
 
     Args:
         gram: inner products of the trials, (n, n).
@@ -87,9 +98,9 @@ def held_out_operator(gram: np.ndarray, folds: np.ndarray, penalty: float = PENA
         inner = inner - column - column[:, None] + column.mean()  # centred on the mean of the training trials
         across = across - across.mean(axis=1, keepdims=True) - column + column.mean()
         spread = np.trace(inner) / len(train)
-        ridge = penalty * spread if spread > 0 else 1.0  # a constant state predicts the mean of y
+        ridge = penalty * spread if spread > 0 else 1.0  # a constant state has scores of 0
         weights = np.linalg.solve(inner + ridge * np.eye(len(train)), across.T).T
-        operator[np.ix_(test, train)] = weights + (1 - weights.sum(axis=1, keepdims=True)) / len(train)
+        operator[np.ix_(test, train)] = weights - weights.mean(axis=1, keepdims=True)
     return operator
 
 
@@ -99,6 +110,7 @@ def decode(
     labels: Mapping[str, np.ndarray],
     folds: np.ndarray,
     *,
+    episodes: np.ndarray | None = None,
     shuffles: int = 200,
     penalty: float = PENALTY,
     seed: int = 0,
@@ -111,7 +123,9 @@ def decode(
         labels: per trial (n,), or per trial and step (n, T), as from `trials.label_sets`; nan, "" and classes with
             fewer trials than folds are left out.
         folds: from `make_folds`, (n,).
-        shuffles: number of permutations of the labels over trials, the same for all steps.
+        episodes: of each trial, (n,); None: every trial is an episode of its own.
+        shuffles: number of permutations, the same for all steps. Episodes are put into a random order and their trials
+            get the labels of the trials at their new places, so labels that come in blocks stay in blocks.
         penalty: as in `held_out_operator`.
         seed: of the permutations.
 
@@ -123,8 +137,10 @@ def decode(
     classes = {name: kinds for name, kinds in classes.items() if len(kinds) >= 2}
     if not classes:
         raise MissingDataError("no label has two classes with enough trials each")
-    keys = np.random.default_rng(seed).random((shuffles, trials))
+    group = np.arange(trials) if episodes is None else np.unique(episodes, return_inverse=True)[1]
+    keys = np.random.default_rng(seed).random((shuffles, group.max() + 1))[:, group]
     accuracy = {name: np.full((shuffles + 1, steps), np.nan) for name in classes}
+    ends = {name: np.full((2, steps), np.nan) for name in classes}
     n = {name: np.zeros(steps, int) for name in classes}
     for step in range(steps):
         gram_of: dict[bytes, np.ndarray] = {}  # most labels use the same trials and so share one operator
@@ -136,10 +152,13 @@ def decode(
             if use.tobytes() not in gram_of:
                 gram = inner_products(states[rows[use, step]])
                 gram_of[use.tobytes()] = held_out_operator(gram, folds[use], penalty)
-            orders = np.vstack([np.arange(len(use)), np.argsort(keys[:, use], axis=1)])
-            accuracy[name][:, step] = _accuracies(gram_of[use.tobytes()], own[use], orders, classes[name])
+            orders = np.vstack([np.arange(len(use)), np.argsort(keys[:, use], axis=1, kind="stable")])
+            index = np.searchsorted(classes[name], own[use])
+            hits = _hits(gram_of[use.tobytes()], index[orders].T, len(classes[name]))
+            accuracy[name][:, step] = _balanced(hits, index[orders].T)
+            ends[name][:, step] = _interval(hits[:, 0], index, group[use])
             n[name][step] = len(use)
-    return {name: _result(accuracy[name], n[name], classes[name]) for name in classes}
+    return {name: _result(accuracy[name], ends[name], n[name], classes[name]) for name in classes}
 
 
 def _without_rare(labels: np.ndarray, least: int) -> np.ndarray:
@@ -153,26 +172,53 @@ def _without_rare(labels: np.ndarray, least: int) -> np.ndarray:
     return np.where(np.isin(labels, rare), unknown, labels)
 
 
-def _accuracies(operator: np.ndarray, labels: np.ndarray, orders: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Accuracy for each order of the labels, (S,)."""
-    index = np.searchsorted(classes, labels)[orders].T  # (n, S)
-    if len(classes) == 2:
-        return np.mean((operator @ np.where(index == 1, 1.0, -1.0) > 0) == (index == 1), axis=0)
-    scores = np.stack([operator @ np.where(index == kind, 1.0, -1.0) for kind in range(len(classes))])
-    return np.mean(scores.argmax(axis=0) == index, axis=0)
+def _hits(operator: np.ndarray, index: np.ndarray, classes: int) -> np.ndarray:
+    """Whether each trial is decoded rightly, for every order of the class indices, (n, S) -> (n, S)."""
+    if classes == 2:
+        return np.asarray((operator @ np.where(index == 1, 1.0, -1.0) > 0) == (index == 1))
+    scores = np.stack([operator @ np.where(index == kind, 1.0, -1.0) for kind in range(classes)])
+    return np.asarray(scores.argmax(axis=0) == index)
 
 
-def _result(accuracy: np.ndarray, n: np.ndarray, classes: np.ndarray) -> Decoding:
+def _balanced(hits: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The mean over the classes that occur of their share of hits, (n, S) -> (S,)."""
+    kinds = np.unique(index[:, 0])
+    return np.mean([(hits & (index == kind)).sum(axis=0) / (index[:, 0] == kind).sum() for kind in kinds], axis=0)
+
+
+def _interval(hits: np.ndarray, index: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+    """The 95 % interval of the balanced accuracy p, (2,): Wilson's for the number of independent trials n'.
+
+        n' = min(n, p (1 - p) / v) (z / t)^2 / SHARED,   v = E / (E - 1) sum_e (sum_{i in e} (hit_i - p_k) / (K n_k))^2
+
+    k is the class of trial i, p_k the share of its n_k trials that are decoded rightly, v the variance of p with the E
+    episodes as independent units, z and t the 97.5 % quantiles of the normal and of Student's distribution with E - 1
+    degrees of freedom. Where all trials or none are right, n' is n, or E if every episode has one label.
+    """
+    size, group = np.bincount(index), np.unique(episodes, return_inverse=True)[1]
+    kinds, many = np.count_nonzero(size), group.max() + 1
+    shares = np.bincount(index, hits) / np.maximum(size, 1)
+    accuracy = float(shares.sum() / kinds)
+    sums = np.bincount(group, (hits - shares[index]) / (kinds * size[index]))
+    variance = many / (many - 1) * float((sums**2).sum())
+    if variance > 0:
+        n = min(len(hits), accuracy * (1 - accuracy) / variance)
+    else:
+        n = len(hits) if len(np.unique(np.stack([group, index]), axis=1).T) > many else many
+    n *= (Z95 / stdtrit(many - 1, 0.975)) ** 2 / SHARED
+    return np.array(wilson(accuracy * n, n))
+
+
+def _result(accuracy: np.ndarray, ends: np.ndarray, n: np.ndarray, classes: np.ndarray) -> Decoding:
     """The Decoding of one label; accuracy (S + 1, T) has the true labels in its first row."""
-    real, shuffled = accuracy[0], accuracy[1:]
-    _, low, high, _ = confidence_intervals.proportion(real * n, n)
+    real, shuffled, (low, high) = accuracy[0], accuracy[1:], ends
     tried = shuffled[:, n > 0]
     if not tried.size:
         nothing = np.full((2, len(n)), np.nan)
-        return Decoding(real, np.asarray(low), np.asarray(high), n, shuffled, nothing, np.nan, classes)
+        return Decoding(real, low, high, n, shuffled, nothing, np.nan, classes)
     band = np.quantile(shuffled, [0.025, 0.975], axis=0)
     anywhere = float(np.quantile(tried.max(axis=1), 0.95))
-    return Decoding(real, np.asarray(low), np.asarray(high), n, shuffled, band, anywhere, classes)
+    return Decoding(real, low, high, n, shuffled, band, anywhere, classes)
 
 
 def decode_states(
@@ -180,4 +226,4 @@ def decode_states(
 ) -> dict[str, dict[str, Decoding]]:
     """`decode` for several states by name: {state: {label: Decoding}}, all with the same folds and shuffles."""
     folds = make_folds(episodes, seed=options.get("seed", 0))
-    return {name: decode(array, rows, labels, folds, **options) for name, array in states.items()}
+    return {name: decode(array, rows, labels, folds, episodes=episodes, **options) for name, array in states.items()}

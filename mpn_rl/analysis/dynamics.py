@@ -15,7 +15,7 @@ from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError
 from mpn_rl.analysis.probes import Subject
 from mpn_rl.contracts import state_parts
 from mpn_rl.networks.encoder import AgentNetwork
-from mpn_rl.statistics import bootstrap
+from mpn_rl.statistics import mean_interval
 
 HELD_STEPS = 300  # for which the input is held constant
 LARGEST_STATE = 20_000  # entries, for the search for fixed points
@@ -110,7 +110,7 @@ def relaxation(subject: Subject, obs: np.ndarray, steps: int = HELD_STEPS) -> Re
         raise MissingDataError("the state does not change under this input")
     relative = distance[:, moved] / distance[0, moved]
     counts = np.full(len(relative), relative.shape[1])
-    mean = Estimate(relative.mean(axis=1), *bootstrap(relative.T), counts)
+    mean = Estimate(relative.mean(axis=1), *mean_interval(relative.T), counts)
     ends: list[np.ndarray] = []
     for point in path[-1]:
         if all(np.linalg.norm(point - other) > 0.01 * spread for other in ends):

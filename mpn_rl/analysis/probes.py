@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import gymnasium
@@ -26,7 +28,7 @@ from mpn_rl.networks.encoder import AgentNetwork
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import Intervention, evaluate, run_scripted
 from mpn_rl.tasks.lanes import EpisodeSeeds
-from neurogym_wrapper import make_neurogym
+from neurogym_wrapper import NeuroGymWrapper, make_neurogym
 
 LANES = 64
 SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)  # multiples of the trained delay
@@ -39,7 +41,7 @@ STARTS = 32  # number of states that are kept as starts for `dynamics`
 class Curve(NamedTuple):
     """The score y (arrays (k,)) over x (k,), with their axis labels.
 
-    chance: the score of guessing, nan where unknown. trained: x in training, nan where there is none.
+    chance: the score of the best constant answer, nan where unknown. trained: x in training, nan where there is none.
     marks: {period: the step at which it begins}, for curves over the trial.
     """
 
@@ -50,6 +52,17 @@ class Curve(NamedTuple):
     chance: float = np.nan
     trained: float = np.nan
     marks: Mapping[str, float] = {}
+
+
+class Decay(NamedTuple):
+    """A fit of p(d) = c + (a - c) exp(-d / tau) to the accuracy p at delay d, with chance c.
+
+    tau: with its 95 % interval; a value or end of inf is censored: the delays are too short to see a decay. n: trials.
+    start: a.
+    """
+
+    tau: Estimate[float]
+    start: float
 
 
 class Subject:
@@ -84,7 +97,7 @@ class Subject:
         self.baseline, self.scored = self._play(config.env, watch)
         self.seen, self.obs_sd, self.state_sd = watch.seen(), watch.obs.sd(), [moment.sd() for moment in watch.state]
         self.states = watch.sample()
-        self.chance = chance_level(config, seed) if self.neurogym and self.scored else np.nan
+        self.chance = self.chance_in(config.env) if self.scored else np.nan
 
     @property
     def ylabel(self) -> str:
@@ -94,17 +107,23 @@ class Subject:
         """The score of greedy episodes, with an intervention or on a variant of the task."""
         return self._play(env or self.config.env, intervene)[0]
 
-    def _play(self, env: cfg.EnvConfig, intervene: Intervention | None) -> tuple[Estimate[float], bool]:
-        """The mean score per trial, else per episode, and whether the task scores trials."""
-        first = registry.make_env(env)
+    def chance_in(self, env: cfg.EnvConfig) -> float:
+        """`chance_level` on a variant of the task, in the episodes that the agent plays; nan outside NeuroGym."""
+        return chance_level(env, self._seeds(env)) if isinstance(env, cfg.NeuroGymConfig) else np.nan
+
+    def _seeds(self, env: cfg.EnvConfig) -> list[int]:
         episodes = LANES
         if isinstance(env, cfg.NeuroGymConfig):
-            steps = _typical(first)[0]
+            steps = _typical(registry.make_env(env))[0]
             per_episode = max(1, (env.max_episode_steps or steps) // steps)
             episodes = -(-self.trials // per_episode)
-        envs = [first, *(registry.make_env(env) for _ in range(min(LANES, episodes) - 1))]
         source = EpisodeSeeds("eval", self.seed)
-        seeds = [source() for _ in range(episodes)]
+        return [source() for _ in range(episodes)]
+
+    def _play(self, env: cfg.EnvConfig, intervene: Intervention | None) -> tuple[Estimate[float], bool]:
+        """The mean score per trial, else per episode, and whether the task scores trials."""
+        seeds = self._seeds(env)
+        envs = [registry.make_env(env) for _ in range(min(LANES, len(seeds)))]
         result = evaluate(self.network, envs, seeds, self.config.run.reset_state_on_trial, intervene)
         scored = len(result.performance) > 0
         if scored:
@@ -200,22 +219,43 @@ class _Watch:
 # --- delays -------------------------------------------------------------------------------------------------
 
 
-def chance_level(config: cfg.Config, seed: int = 0) -> float:
-    """One over the number of different right actions at the decision; nan where the task does not give them."""
-    right: set[int] = set()
+def chance_level(env_config: cfg.EnvConfig, seeds: Sequence[int]) -> float:
+    """The score of the best constant answer at every decision, of the three that are right at most of them.
+
+    It is played in the same episodes as the agent, so an agent that always answers the same scores no higher. Outside
+    decisions, the task's right action is taken. nan where the task does not give its right actions, does not score, or
+    has one right action only.
+
+    Args: env_config: of a NeuroGym task. seeds: of the episodes.
+    """
+    answers: Counter[int] = Counter()
 
     def right_action(env: gymnasium.Env, rng: np.random.Generator) -> int:
         if env.at_decision:
-            right.add(env.ground_truth_action())
+            answers[env.ground_truth_action()] += 1
         return max(env.ground_truth_action(), 0)
 
-    source = EpisodeSeeds("eval", seed)
-    run_scripted(right_action, registry.make_env(config.env), [source() for _ in range(10)])
-    return np.nan if len(right) < 2 or min(right) < 0 else 1.0 / len(right)
+    def constant(answer: int, env: gymnasium.Env, rng: np.random.Generator) -> int:
+        return answer if env.at_decision else max(env.ground_truth_action(), 0)
+
+    env = registry.make_env(env_config)
+    assert isinstance(env, NeuroGymWrapper)
+    if not env.has_ground_truth or not isinstance(env.action_space, gymnasium.spaces.Discrete):
+        return np.nan
+    run_scripted(right_action, env, seeds)
+    if len(answers) < 2 or min(answers) < 0:
+        return np.nan
+    scores = [
+        run_scripted(partial(constant, answer), registry.make_env(env_config), seeds).performance
+        for answer, _ in answers.most_common(3)
+    ]
+    return float(max(map(np.mean, scores))) if min(map(len, scores)) else np.nan
 
 
 def delay_curve(subject: Subject, delays: Sequence[float] | None = None) -> Curve:
     """Accuracy against the length of the delay; episodes are long enough for three trials.
+
+    Its chance is the highest `chance_level` at any of the delays.
 
     Args: delays: in ms; None: from half to eight times the trained delay.
 
@@ -237,7 +277,7 @@ def delay_curve(subject: Subject, delays: Sequence[float] | None = None) -> Curv
     if delays is None:
         delays = [scale * trained for scale in SCALES] if trained else DELAYS
     steps = sorted({round(delay / env.dt_ms) for delay in delays})
-    given, scores = env_config.env_args.get("timing"), []
+    given, scores, chances = env_config.env_args.get("timing"), [], []
     for count in steps:
         timing = {**(given if isinstance(given, dict) else {}), **dict.fromkeys(names, count * env.dt_ms)}
         longer = dataclasses.replace(env_config, env_args={**env_config.env_args, "timing": timing})
@@ -249,13 +289,18 @@ def delay_curve(subject: Subject, delays: Sequence[float] | None = None) -> Curv
         if end - start != count:
             raise MissingDataError("the task's delay cannot be set: it ignores `timing`")
         limit = max(env_config.max_episode_steps or 0, 3 * _typical(changed)[0])
-        scores.append(subject.score(env=dataclasses.replace(longer, max_episode_steps=limit)))
+        longer = dataclasses.replace(longer, max_episode_steps=limit)
+        scores.append(subject.score(env=longer))
+        chances.append(subject.chance_in(longer) if subject.scored else np.nan)
     x = np.array(steps) * env.dt_ms
-    return Curve(x, confidence_intervals.gather(scores), "delay (ms)", subject.ylabel, subject.chance, trained)
+    chance = float(np.max(chances))
+    return Curve(x, confidence_intervals.gather(scores), "delay (ms)", subject.ylabel, chance, trained)
 
 
 def memory_horizon(curve: Curve) -> float:
     """The longest delay up to which the 95 % interval stays above chance; nan where it never does.
+
+    It is censored, a lower bound, where it is the last delay of the curve.
 
     Raises: MissingDataError where chance is unknown.
     """
@@ -264,6 +309,38 @@ def memory_horizon(curve: Curve) -> float:
     above = np.asarray(curve.y.low) > curve.chance
     held = int(np.argmin(above)) if not above.all() else len(above)
     return float(curve.x[held - 1]) if held else np.nan
+
+
+def memory_decay(curve: Curve) -> Decay:
+    """Fit an exponential decay of the accuracy to chance, by maximum likelihood on a grid.
+
+        p(d) = c + (a - c) exp(-d / tau),   c <= a <= 1
+
+    The interval of tau holds all values whose best likelihood over a is not rejected (likelihood ratio, 1 degree of
+    freedom, 5 %). tau is searched from a tenth of the shortest delay to a hundred times the longest; an end of the
+    interval at an end of this range is 0 or inf.
+
+    Raises: MissingDataError where chance is unknown, for fewer than three delays, or where the accuracy does not exceed
+        chance (likelihood ratio, 2 degrees of freedom).
+    """
+    if not np.isfinite(curve.chance):
+        raise MissingDataError("the task does not give its right actions, so chance is unknown")
+    if len(curve.x) < 3:
+        raise MissingDataError(f"a decay needs three delays, the curve has {len(curve.x)}")
+    n, delays, chance = np.asarray(curve.y.n, float), np.asarray(curve.x, float), min(curve.chance, 1 - 1e-6)
+    shortest, longest = np.min(delays[delays > 0], initial=np.inf), delays.max()
+    taus, starts = np.geomspace(0.1 * shortest, 100 * longest, 250), np.linspace(chance, 1 - 1e-6, 80)
+    p = chance + (starts[:, None, None] - chance) * np.exp(-delays / taus[:, None])  # (starts, taus, delays)
+    right = np.asarray(curve.y.value) * n
+    likelihood = (right * np.log(np.maximum(p, 1e-9)) + (n - right) * np.log1p(-p)).sum(axis=-1)
+    best = likelihood.max()
+    if 2 * (best - likelihood[0].max()) < 5.99:  # starts[0] is chance
+        raise MissingDataError("the accuracy does not exceed chance")
+    place = np.unravel_index(likelihood.argmax(), likelihood.shape)
+    kept = np.flatnonzero(2 * (best - likelihood.max(axis=0)) < 3.84)
+    low = 0.0 if kept[0] == 0 else taus[kept[0]]
+    high, value = (np.inf if at == len(taus) - 1 else taus[at] for at in (kept[-1], place[1]))
+    return Decay(Estimate(float(value), float(low), float(high), int(n.sum())), float(starts[place[0]]))
 
 
 # --- noise, lesions, frozen plasticity ----------------------------------------------------------------------

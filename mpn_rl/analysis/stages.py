@@ -238,6 +238,9 @@ def run_probes(subject: Subject, delays: list[float] | None, report_step: Callab
         results[name] = curve if isinstance(curve, str) else {**curve._asdict(), "y": curve.y._asdict()}
         if name == "delay" and not isinstance(curve, str):
             results["memory_horizon_ms"] = attempt(partial(probes.memory_horizon, curve))
+            results["memory_horizon_censored"] = bool(results["memory_horizon_ms"] == curve.x[-1])
+            decay = attempt(partial(probes.memory_decay, curve))
+            results["memory_decay_ms"] = decay if isinstance(decay, str) else decay.tau._asdict()
     relaxations: dict[str, object] = {}
     slow_points: dict[str, object] = {}
     for name, obs in dynamics.held_inputs(subject).items():

@@ -20,6 +20,7 @@ Table = dict[str, np.ndarray]
 STIMULI = ("sample", "stim", "theta", "pair", "v1", "duration1", "direction")
 SIGNED = ("log_odd", "v1-v2", "duration1-duration2")  # strengths that have a sign
 MOST_KINDS = 64  # largest number of values of a label
+LEAST_PER_CLASS = 10  # trials of each conditional label
 FEW = 8  # largest number of categories; numbers with more values are grouped
 
 
@@ -183,9 +184,12 @@ def known(values: np.ndarray) -> np.ndarray:
 def trial_table(activity: Activity, trials: Sequence[np.ndarray]) -> Table:
     """One value per trial in every column, (n,), ready for `pandas.DataFrame`.
 
-    The columns are episode, trial, length (steps), choice, ground_truth (nan where unknown), correct (the task's
-    score), every condition_<name>, decided (whether the trial reached the period in which most trials end), and
-    reaction (time from the onset of that period to the last step, in ms or steps; nan where it was not reached).
+    The columns are episode, trial, length (steps), aborted (whether the trial ended before its decision, as the task
+    says), decided (whether it was not), choice and ground_truth (nan where the trial was aborted, or where unknown),
+    correct (the task's score), every condition_<name>, and reaction (time from the onset of the deciding period, that
+    in which most decided trials end, to the last step, in ms or steps; nan where it was not reached). In a recording
+    without the column `aborted`, the deciding period is the latest in which a tenth of the trials end, and trials that
+    do not reach it are aborted.
 
     Raises: MissingDataError for a task without trials.
     """
@@ -196,18 +200,35 @@ def trial_table(activity: Activity, trials: Sequence[np.ndarray]) -> Table:
     first, last = np.array([trial[0] for trial in trials]), np.array([trial[-1] for trial in trials])
     truth = activity["ground_truth"][last].astype(float)
     spans = [_periods(activity, trial) for trial in trials]
-    ending = [next(reversed(span)) for span in spans]
-    final = max(dict.fromkeys(ending), key=ending.count)
+    final = _deciding_period(spans, activity["aborted"][last] if "aborted" in activity else None)
+    aborted = activity["aborted"][last] if "aborted" in activity else np.array([final not in span for span in spans])
+    decided = ~aborted
     dt, _ = _clock(activity)
     reaction = [
-        dt * (len(trial) - 1 - span[final][0]) if final in span else np.nan
-        for trial, span in zip(trials, spans, strict=True)
+        dt * (len(trial) - 1 - span[final][0]) if reached and final in span else np.nan
+        for trial, span, reached in zip(trials, spans, decided, strict=True)
     ]
+    choice = activity["actions"][last]
     table = {name: activity[name][first] for name in ("episode", "trial")}
-    table |= {"length": last - first + 1, "choice": activity["actions"][last]}
-    table |= {"ground_truth": np.where(truth < 0, np.nan, truth), "correct": activity["correct"][last].astype(float)}
-    table |= {"decided": np.array([final in span for span in spans]), "reaction": np.array(reaction)}
+    table |= {"length": last - first + 1, "choice": choice if decided.all() else np.where(decided, choice, np.nan)}
+    table |= {"ground_truth": np.where((truth < 0) | ~decided, np.nan, truth)}
+    table |= {"correct": activity["correct"][last].astype(float), "aborted": aborted, "decided": decided}
+    table |= {"reaction": np.array(reaction)}
     return table | {name: activity[name][first] for name in activity if name.startswith("condition_")}
+
+
+def _deciding_period(spans: Sequence[dict[str, tuple[int, int]]], aborted: np.ndarray | None) -> str:
+    """The period in which most trials end that are not aborted; the latest usual one where that is unknown.
+
+    Args: spans: `_periods` of each trial. aborted: of each trial, (n,); None: unknown.
+    """
+    ending = [next(reversed(span)) for span in spans]
+    if aborted is None:
+        usual = {name for name in ending if 10 * ending.count(name) >= len(ending)}
+        onset = {name: float(np.median([span[name][0] for span in spans if name in span])) for name in usual}
+        return max(onset, key=onset.__getitem__) if onset else ending[0]
+    kept = [name for name, early in zip(ending, aborted, strict=True) if not early]
+    return max(dict.fromkeys(kept), key=kept.count) if kept else ""
 
 
 def _condition(table: Table, name: str) -> np.ndarray | None:
@@ -291,6 +312,43 @@ def accumulated_evidence(
     return evidence
 
 
+def evidence_of(activity: Activity, aligned: Aligned, table: Table) -> np.ndarray:
+    """`accumulated_evidence` of a recording with its own strengths and contexts, (n, T).
+
+    Raises: MissingDataError where the task has no graded evidence, or shows all of it at once.
+    """
+    strength = signed_strength(table)
+    if strength.label.startswith(SIGNED + tuple(f"-({name})" for name in SIGNED)):
+        raise MissingDataError("the task shows all its evidence at once, so there is nothing to accumulate")
+    return accumulated_evidence(activity, aligned, strength.values, table.get("condition_context"))
+
+
+def evidence_strata(evidence: np.ndarray, groups: int = 8) -> np.ndarray:
+    """The amount of evidence of each trial, whatever its sign, in groups of equal size: (n, T) -> (n,) int."""
+    amount = np.abs(evidence[:, -1])
+    return np.searchsorted(np.quantile(amount, np.linspace(0, 1, groups + 1)[1:-1]), amount, side="right")
+
+
+def balanced_trials(cell: np.ndarray, cells: int, stratum: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
+    """A random choice of trials with the same number of every cell in each stratum, as many as there are: (n,) bool.
+
+    Args:
+        cell: of each trial, 0 to cells - 1, (n,).
+        cells: their number.
+        stratum: of each trial, (n,); None: all trials are one.
+        seed: of the choice.
+    """
+    stratum = np.zeros(len(cell), int) if stratum is None else stratum
+    order = np.random.default_rng(seed).permutation(len(cell))
+    kept = np.zeros(len(cell), bool)
+    for own in np.unique(stratum):
+        there = order[stratum[order] == own]
+        members = [there[cell[there] == kind] for kind in range(cells)]
+        for chosen in members:
+            kept[chosen[: min(map(len, members))]] = True
+    return kept
+
+
 def _category(values: np.ndarray, groups: int = 4) -> np.ndarray:
     """Labels unchanged if they have at most FEW values; else grouped by quantiles, with the group means as labels."""
     kinds = np.unique(values[known(values)])
@@ -302,6 +360,21 @@ def _category(values: np.ndarray, groups: int = 4) -> np.ndarray:
     return np.where(known(values), means[group], np.nan)
 
 
+def conditional_labels(labels: np.ndarray, given: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The labels of a random choice of trials in which `given` says nothing about them, unknown elsewhere.
+
+    Of the trials with one value of `given`, the same number is chosen with every label.
+
+    Args: labels, given: of each trial, (n,). seed: of the choice.
+    """
+    use = np.flatnonzero(known(labels) & known(given))
+    kinds, index = np.unique(labels[use], return_inverse=True)
+    chosen = use[balanced_trials(index, len(kinds), np.unique(given[use], return_inverse=True)[1], seed)]
+    kept = np.zeros(len(labels), bool)
+    kept[chosen] = True
+    return np.where(kept, labels, "" if labels.dtype.kind in "US" else np.nan)
+
+
 def label_sets(activity: Activity, aligned: Aligned, table: Table) -> tuple[Table, dict[str, str]]:
     """The labels for decoding: one per trial, (n,), or one per trial and step, (n, T).
 
@@ -309,6 +382,8 @@ def label_sets(activity: Activity, aligned: Aligned, table: Table) -> tuple[Tabl
         evidence   the sign of the evidence so far (`accumulated_evidence`); nan before the first evidence
         choice     the action at the last step of the trial
         context    the condition `context`, or `rule`
+        choice given stimulus, stimulus given choice    `conditional_labels`: what the label shares with the other one
+                   does not help
 
     Returns: the labels that vary, and a sentence for each label that is missing.
     """
@@ -318,10 +393,7 @@ def label_sets(activity: Activity, aligned: Aligned, table: Table) -> tuple[Tabl
     labels: Table = {"stimulus": _category(table[conditions[shown[0]] if shown else "ground_truth"])}
     missing: dict[str, str] = {}
     try:
-        strength = signed_strength(table)
-        if strength.label.startswith(SIGNED + tuple(f"-({name})" for name in SIGNED)):
-            raise MissingDataError("the task shows all its evidence at once, so there is nothing to accumulate")
-        evidence = accumulated_evidence(activity, aligned, strength.values, table.get("condition_context"))
+        evidence = evidence_of(activity, aligned, table)
         labels["evidence"] = np.where(np.abs(evidence) < 1e-9, np.nan, np.sign(evidence))
     except MissingDataError as reason:
         missing["evidence"] = str(reason)
@@ -336,4 +408,15 @@ def label_sets(activity: Activity, aligned: Aligned, table: Table) -> tuple[Tabl
             why = "is the same in all trials" if kinds < 2 else f"has more than {MOST_KINDS} values"
             missing[name] = str(MissingDataError(f"the {name} {why}"))
             del labels[name]
+    for name, given in (("choice", "stimulus"), ("stimulus", "choice")):
+        if not {name, given} <= set(labels):
+            continue
+        chosen = conditional_labels(labels[name], labels[given])
+        least = min(int(np.sum(chosen == kind)) for kind in np.unique(labels[name][known(labels[name])]))
+        if least < LEAST_PER_CLASS:
+            missing[f"{name} given {given}"] = str(
+                MissingDataError(f"too few trials ({least}) of some {name} remain where the {given} says nothing of it")
+            )
+        else:
+            labels[f"{name} given {given}"] = chosen
     return labels, missing

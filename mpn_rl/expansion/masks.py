@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from mpn_rl.config import PaperExpansionConfig
-from mpn_rl.options import ConfigError, nearest
+from mpn_rl.config import NEVER, PaperExpansionConfig
+from mpn_rl.options import ConfigError, holds, nearest
 
 
 def erk_densities(shapes: Iterable[tuple[int, ...]], density: float) -> list[float]:
@@ -127,7 +127,9 @@ def check_fits(config: PaperExpansionConfig, synapses: Mapping[str, Iterable[str
         raise ConfigError(f"--expansion-end must be at most the run's {total_steps} environment steps, got {end}")
     if start >= end:
         raise ConfigError(f"--expansion-start must lie before the events' end at step {end}, got {start}")
-    if config.update_interval > end - start:
+    values = dataclasses.asdict(config)
+    unchanging = any(holds(condition, values) for condition in NEVER)
+    if config.update_interval > end - start and not unchanging:
         raise ConfigError(
             f"--update-interval must be at most the {end - start} environment steps of the run or of its part from "
             f"--expansion-start to --expansion-end, got {config.update_interval}"

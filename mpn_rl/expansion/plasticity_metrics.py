@@ -6,7 +6,6 @@ They take one forward pass per network on one batch, at an interval, outside the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from mpn_rl.contracts import Batch, Learner
 from mpn_rl.expansion.hidden_units import Watch, dormancy, ends
 
 SILENT, SATURATED = 0.01, 0.99  # |h| of units whose output has two signs
-MAX_ROWS = 2048  # rows from which the rank is computed
+ROWS = 256  # from which rank and live units are measured: both grow with the number of rows
 
 
 def active(activity: Tensor) -> Tensor:
@@ -43,7 +42,7 @@ def active_fraction(activity: Tensor) -> float:
 
 
 def live_fraction(activity: Tensor) -> float:
-    """Share of the units that are active in at least one row: 1 minus the share of dead ones."""
+    """Share of the units that are active in at least one row; it grows with the number of rows."""
     return float(active(activity).any(0).float().mean())
 
 
@@ -56,14 +55,19 @@ def effective_rank(features: Tensor) -> float:
     """exp(- sum_i p_i log p_i), p_i = sigma_i / sum_k sigma_k the singular values' shares (Roy & Vetterli 2007).
 
     Args: features: (rows, units).
-    Returns: a number from 1 to min(rows, units); 0 for a matrix of zeros.
+    Returns: a number from 1 to min(rows, units), which grows with the number of rows; 0 for a matrix of zeros.
     """
-    x = features[:: math.ceil(len(features) / MAX_ROWS)].double()
+    x = features.double()
     gram = x.T @ x if x.shape[1] <= x.shape[0] else x @ x.T
     sigma = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt()
     if not bool((total := sigma.sum()) > 0):
         return 0.0
     return float(torch.special.entr(sigma / total).sum().exp())
+
+
+def fixed_rows(features: Tensor) -> Tensor:
+    """ROWS evenly spaced rows of (rows, units), or all where there are fewer."""
+    return features[(torch.arange(ROWS) * len(features)) // ROWS] if len(features) > ROWS else features
 
 
 def norm(tensors: list[Tensor]) -> float:
@@ -99,9 +103,10 @@ def measure(learner: Learner[Any], batch: Batch, tau: float = 0.1) -> dict[str, 
     """The plasticity metrics of every network of a learner, on one batch: "<network>/<quantity>".
 
         active_fraction    over units and steps, of all hidden layers; "/active_fraction/<layer>" of one layer's input
-        live_fraction      share of the units that are active anywhere in the batch
+        live_fraction      share of the units that are active anywhere in `rows` steps of the batch
         dormant_fraction   at `tau`
-        effective_rank     of the features that the last layer reads (the mean over critics)
+        effective_rank     of the features that the last layer reads in these steps (the mean over critics)
+        rows               256, or the steps of the batch where it has fewer: compare rank and live units at equal rows
         weight_norm        of all trained parameters
         grad_norm          of the last update's gradient, before clipping
         density, churn     with a topology: share of the weights that exist, and of the mask entries that changed
@@ -120,10 +125,12 @@ def measure(learner: Learner[Any], batch: Batch, tau: float = 0.1) -> dict[str, 
         values = {f"active_fraction/{layer}": active_fraction(x) for layer, x in layers.items()}
         if layers:
             values["active_fraction"] = _pooled(layers, active_fraction)
-            values["live_fraction"] = _pooled(layers, live_fraction)
+            values["live_fraction"] = _pooled(layers, lambda x: live_fraction(fixed_rows(x)))
+            values["rows"] = min(ROWS, *(len(x) for x in layers.values()))
             values["dormant_fraction"] = _pooled(layers, lambda x: dormant_fraction(x, tau))
         if last:
-            values["effective_rank"] = sum(effective_rank(layers[layer]) for layer in sorted(last)) / len(last)
+            ranks = [effective_rank(fixed_rows(layers[layer])) for layer in sorted(last)]
+            values["effective_rank"] = sum(ranks) / len(ranks)
         values["weight_norm"] = norm([part.detach() for part in network.parameters() if part.requires_grad])
         if name in learner.grad_norms:
             values["grad_norm"] = float(learner.grad_norms[name])

@@ -54,9 +54,33 @@ from torch import Tensor, nn
 
 from mpn_rl.config import PaperExpansionConfig, choices
 from mpn_rl.contracts import MaskedState, Network, State, StateDict, SynapticState
-from mpn_rl.expansion.hidden_units import Group, Watch, chosen, columns_of, dormancy, isolated_rows, rows_of, synapses
+from mpn_rl.expansion import hidden_units
+from mpn_rl.expansion.hidden_units import (
+    Group,
+    Watch,
+    chosen,
+    columns_of,
+    dormancy,
+    incoming,
+    isolated_rows,
+    rows_of,
+    synapses,
+)
 from mpn_rl.expansion.masks import Layer, check_fits, growth, largest, masked_layers, pruned, turnover
 from mpn_rl.options import ConfigError, nearest
+from mpn_rl.storage.state_trees import (
+    Anything,
+    Many,
+    Named,
+    Schema,
+    StateError,
+    Text,
+    Values,
+    Whole,
+    check,
+    check_torch_random,
+    like_dict,
+)
 
 SNAPSHOTS = 8  # of the masks in a run, after the initial one
 
@@ -103,16 +127,16 @@ class Topology(nn.Module):
         self.done = dict.fromkeys(networks, 0)  # events so far
         self.updates = dict.fromkeys(networks, 0)
         self.flips = dict.fromkeys(networks, 0)  # mask entries changed since the last call of `churn`
-        self.changed: dict[
-            str, dict[str, Tensor]
-        ] = {}  # by the last `advance`: network -> weight -> mask of changed entries
+        # By the last `advance`: network -> weight -> mask of changed entries.
+        self.changed: dict[str, dict[str, Tensor]] = {}
         self.sizes: dict[str, int] = {}  # weights that count for the density, those of unmasked layers included
         self.layers = {name: self._mask_layers(name) for name in networks}
         self.copies: dict[str, list[nn.Module]] = {name: [] for name in networks}
         for modules in (networks, targets):  # the network itself comes first
             for name, module in modules.items():
                 self.follow(name, module)
-        changing = [name for name in networks if self._changes(name)]
+        moves = config.grow != "none" or config.recycle
+        changing = [name for name in networks if moves and (own := _choice(config, name)).expand and not own.static]
         n = config.grad_accumulation_n if config.grow in ("gradient", "accumulated") else 0
         self.gradients = {  # the last n, as a ring
             name: [[torch.zeros_like(layer.weight) for layer in self.layers[name]] for _ in range(n)]
@@ -120,18 +144,12 @@ class Topology(nn.Module):
         }
         self.uses_activity = config.prune == "dormant" or config.recycle
         self.watches = {name: Watch(self.networks[name]) for name in changing}
-        self.activity: dict[str, dict[str, Tensor]] = {
-            name: {} for name in changing
-        }  # dormancy scores by reading layer
+        # Dormancy scores by reading layer.
+        self.activity: dict[str, dict[str, Tensor]] = {name: {} for name in changing}
         self.snapshots: list[tuple[int, dict[str, Tensor]]] = []
         self._snapshot()
 
     # --- the start --------------------------------------------------------------------------------------
-
-    def _changes(self, name: str) -> bool:
-        """Whether events happen to this network."""
-        choice = _choice(self.config, name)
-        return choice.expand and not choice.static and (self.config.grow != "none" or self.config.recycle)
 
     def _mask_layers(self, name: str) -> list[Layer]:
         """Draw the masks of a network."""
@@ -377,6 +395,32 @@ class Topology(nn.Module):
             "snapshots": self.snapshots,
         }
 
+    def check_state(self, saved: object, place: str) -> None:
+        """Raise a StateError where `saved` is not a state of this topology, before `load_state_dict` loads it."""
+        check(saved, like_dict(self.state_dict(), _extra_state=Anything()), place)
+        own, inner = self.get_extra_state(), f"{place}._extra_state"
+        extra: StateDict = saved["_extra_state"]  # type: ignore[index]
+        packed = {key: Values(torch.uint8, (-(-layer.mask.numel() // 8),)) for key, layer in self._named()}
+        varying: dict[str, Schema] = {
+            "done": {name: Whole(0, self.events) for name in self.networks},
+            "activity": {name: Named(Values(torch.float32, (None,), 0.0), r"[\w.]+") for name in self.watches},
+            "sources": {name: Named((Text(), Whole(1)), r"[\w.]+") for name in self.watches},
+            "snapshots": Many((Whole(), packed), SNAPSHOTS + 1),
+        }
+        check(extra, like_dict(own, **varying), inner)
+        check_torch_random(extra["generator"], f"{inner}.generator")
+        for name, sources in extra["sources"].items():
+            known, active = hidden_units.layers(self.networks[name]), extra["activity"][name]
+            if self.uses_activity and active.keys() != sources.keys():
+                raise StateError(f"{inner}.activity.{name} is not that of {', '.join(sources)}")
+            for reader, (source, units) in sources.items():
+                traced = reader in known and source in known and incoming(self.networks[name], source, units)
+                if not traced or (self.uses_activity and len(active[reader]) != units):
+                    raise StateError(f"{inner}.sources.{name} has {reader!r}, which does not read {units} units")
+        steps = [step for step, _ in extra["snapshots"]]
+        if not steps or steps != sorted(steps) or steps[-1] > extra["step"]:
+            raise StateError(f"{inner}.snapshots are not in the order of their steps")
+
     def set_extra_state(self, saved: StateDict) -> None:
         """For `load_state_dict`, which loads the masks first."""
         for name in self._COUNTERS:
@@ -393,6 +437,10 @@ class Topology(nn.Module):
             self.activity[name] = {reader: part.to(device) for reader, part in saved["activity"][name].items()}
             watch.inputs.clear()
             watch.sources = {reader: tuple(source) for reader, source in saved["sources"][name].items()}
+            if self.updates[name]:
+                watch.traced()
+                if not self.uses_activity:
+                    watch.remove()
         self.snapshots = [(step, dict(packed)) for step, packed in saved["snapshots"]]
 
 
@@ -484,10 +532,8 @@ class STL_Scheduler:  # noqa: N801
         return True
 
     def state_dict(self) -> StateDict:
-        """Everything that a resumed run needs."""
         return {"calls": self.calls, "topology": self.topology.state_dict()}
 
     def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
         self.calls = saved["calls"]
         self.topology.load_state_dict(saved["topology"])

@@ -33,9 +33,7 @@ sqrt(T) steps.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -112,15 +110,9 @@ def plastic_scan(
     device = fused_device(kernel, (drive, *state, *weights), {"cpu": "numba"}, problem)
     if device is None or drive.shape[0] * drive.shape[1] == 0:
         return plastic_scan_reference(drive, state, weights, variant, reset)
-    return _fused_scan()(drive, state, weights, variant, reset)
+    from mpn_rl.kernels import backpropamine_cpu  # late: its compiler is slow to import
 
-
-@functools.cache
-def _fused_scan() -> Callable[..., tuple[Tensor, PlasticState]]:
-    """The fused scan, imported at its first use: its compiler is slow to import."""
-    from mpn_rl.kernels.backpropamine_cpu import scan
-
-    return scan
+    return backpropamine_cpu.scan(drive, state, weights, variant, reset)
 
 
 def plastic_scan_reference(

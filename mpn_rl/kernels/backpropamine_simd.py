@@ -11,17 +11,7 @@ from collections import namedtuple
 
 import numba
 
-from mpn_rl.kernels.simd import (
-    at_least,
-    at_most,
-    load,
-    load_part,
-    splat,
-    store,
-    store_part,
-    total,
-    where_positive,
-)
+from mpn_rl.kernels.simd import at_least, at_most, load, load_part, splat, store, store_part, total, where_positive
 
 CLIP, LINEAR, SOFT = range(3)  # kinds of rules; decay and Oja are both H' = keep_j H + gain_j h_j pre_i
 
@@ -70,50 +60,31 @@ def stepped(s, h, e, pre, gp, keep, etapost, kind, retro):
     return updated(h, change, keep, s.bound, kind), e
 
 
-@inner
-def advance(s, j0, L, kind, retro):
-    """One step of H (and E)."""
-    numba.literally(L)
-    numba.literally(kind)
-    numba.literally(retro)
-    gp, keep, etapost = load(s.gp, j0, L), load(s.keep, j0, L), load(s.post, j0, L) * s.eta
-    for i in range(s.N):
-        k = j0 * s.N + i * L
-        e = load(s.E, k, L) if retro else gp
-        h, e = stepped(s, load(s.H, k, L), e, s.pre[i], gp, keep, etapost, kind, retro)
-        store(s.H_new, k, h)
-        if retro:
-            store(s.E_new, k, e)
+def forward_pass(advances, reads):
+    """A pass over one block: it `advances` H (and E) by one step, and `reads` sum_i (w_ij + alpha_ij H_ij) pre_i."""
 
+    @inner
+    def one_block(s, j0, L, kind, retro):
+        numba.literally(L)
+        numba.literally(kind)
+        numba.literally(retro)
+        gp, keep, etapost = load(s.gp, j0, L), load(s.keep, j0, L), load(s.post, j0, L) * s.eta
+        acc = splat(0.0, L)
+        for i in range(s.N):
+            k = j0 * s.N + i * L
+            h = load(s.H, k, L)
+            if advances:
+                e = load(s.E, k, L) if retro else gp
+                h, e = stepped(s, h, e, s.pre[i], gp, keep, etapost, kind, retro)
+                store(s.H_new, k, h)
+                if retro:
+                    store(s.E_new, k, e)
+            if reads:
+                acc = acc + (load(s.W, k, L) + load(s.alpha, k, L) * h) * s.pre_next[i]
+        if reads:
+            store(s.acc, j0, acc)
 
-@inner
-def advance_and_read(s, j0, L, kind, retro):
-    """One step of H (and E), and sum_i (w_ij + alpha_ij H_ij) pre_i with the new H."""
-    numba.literally(L)
-    numba.literally(kind)
-    numba.literally(retro)
-    gp, keep, etapost = load(s.gp, j0, L), load(s.keep, j0, L), load(s.post, j0, L) * s.eta
-    acc = splat(0.0, L)
-    for i in range(s.N):
-        k = j0 * s.N + i * L
-        e = load(s.E, k, L) if retro else gp
-        h, e = stepped(s, load(s.H, k, L), e, s.pre[i], gp, keep, etapost, kind, retro)
-        store(s.H_new, k, h)
-        if retro:
-            store(s.E_new, k, e)
-        acc = acc + (load(s.W, k, L) + load(s.alpha, k, L) * h) * s.pre_next[i]
-    store(s.acc, j0, acc)
-
-
-@inner
-def read_only(s, j0, L, kind, retro):
-    """sum_i (w_ij + alpha_ij H_ij) pre_i."""
-    numba.literally(L)
-    acc = splat(0.0, L)
-    for i in range(s.N):
-        k = j0 * s.N + i * L
-        acc = acc + (load(s.W, k, L) + load(s.alpha, k, L) * load(s.H, k, L)) * s.pre_next[i]
-    store(s.acc, j0, acc)
+    return one_block
 
 
 # Acting takes single steps on the tensors themselves, (N, N) row by row; the last block may be a `part` of one.
@@ -126,7 +97,7 @@ def part(p, k, n, L):
 
 @inner
 def read_four(s, j0, L, kind, retro):
-    """`read_only` for four batch rows at once, so that w and alpha are loaded once for the four."""
+    """A pass that reads, for four batch rows at once, so that w and alpha are loaded once for the four."""
     numba.literally(L)
     n, P = min(L, s.N - j0), (s.N + 15) // 16 * 16
     zero = splat(0.0, L)
@@ -146,7 +117,7 @@ def read_four(s, j0, L, kind, retro):
 
 @inner
 def advance_tensor(s, j0, L, kind, retro):
-    """`advance` on tensors instead of blocks."""
+    """A pass that advances, on tensors instead of blocks."""
     numba.literally(L)
     numba.literally(kind)
     numba.literally(retro)
@@ -286,7 +257,8 @@ def over_blocks(one_block):
     return all_blocks
 
 
-all_advance, all_advance_and_read, all_read = map(over_blocks, (advance, advance_and_read, read_only))
+all_advance, all_read = over_blocks(forward_pass(True, False)), over_blocks(forward_pass(False, True))
+all_advance_and_read = over_blocks(forward_pass(True, True))
 all_read_four, all_advance_tensor = map(over_blocks, (read_four, advance_tensor))
 all_gather, all_spread = map(over_blocks, (gather, spread))
 

@@ -27,7 +27,7 @@ copies of M.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import importlib
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ FORMS = ("multiplicative", "additive")
 RULES = ("associative", "presynaptic", "postsynaptic", "oja")
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "linear": lambda u: u}
 PACKAGES = {"cpu": "numba", "cuda": "triton"}  # what the fused kernels need, by the type of device
+# xs, weight, bias, modulation, eta, lambda_decay, reset and modulation0 of `mpn_scan`.
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 MAX_CUDA_INPUTS = 1024  # a larger D does not fit into the tile of M that a GPU's program keeps in registers
 
 
@@ -78,47 +80,25 @@ def mpn_scan(
         the fused kernels have first derivatives only.
     Raises: ConfigError if kernel="fused" cannot run this scan; ValueError for shapes that do not fit together.
     """
-    tensors = (xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0)
-    _check(*tensors)
+    inputs = (xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0)
+    _check(*inputs)
     problem, width = None, xs.shape[2]
     if xs.is_cuda and width > MAX_CUDA_INPUTS:
         problem = f"takes at most {MAX_CUDA_INPUTS} inputs on cuda, got {width}"
-    device = fused_device(kernel, tensors, PACKAGES, problem)
+    device = fused_device(kernel, inputs, PACKAGES, problem)
     if device is None or xs.shape[0] * xs.shape[1] == 0:
-        return mpn_scan_reference(
-            xs, weight, bias, modulation, eta, lambda_decay, reset=reset, modulation0=modulation0,
-            form=form, rule=rule, activation=activation,
-        )  # fmt: skip
-    return _fused_scan(device)(*tensors, form, rule, activation)
+        return _reference(inputs, form, rule, activation)
+    fused = importlib.import_module(f"mpn_rl.kernels.mpn_{device}")  # late: its compiler is slow to import
+    return fused.scan(inputs, form, rule, activation)
 
 
-@functools.cache
-def _fused_scan(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The fused scan, imported at its first use: its compiler is slow to import."""
-    if device == "cpu":
-        from mpn_rl.kernels.mpn_cpu import scan
-    else:
-        from mpn_rl.kernels.mpn_cuda import scan
-    return scan
+# As a loop over PyTorch operations, for any device and dtype; its gradients are autograd's.
+mpn_scan_reference = functools.partial(mpn_scan, kernel="reference")
 
 
-def mpn_scan_reference(
-    xs: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    modulation: Tensor,
-    eta: Tensor,
-    lambda_decay: Tensor,
-    *,
-    reset: Tensor | None = None,
-    modulation0: Tensor | None = None,
-    form: str = "multiplicative",
-    rule: str = "associative",
-    activation: str = "tanh",
-) -> tuple[Tensor, Tensor]:
-    """`mpn_scan` as a loop over PyTorch operations, for any device and dtype; its gradients are autograd's."""
+def _reference(inputs: Inputs, form: str, rule: str, activation: str) -> tuple[Tensor, Tensor]:
+    xs, weight, bias, m, eta, lambda_decay, reset, modulation0 = inputs
     f = ACTIVATIONS[activation]
-    m = modulation
     m0 = weight.new_zeros(()) if modulation0 is None else modulation0
     hs = []
     for t in range(xs.shape[1]):
@@ -142,16 +122,7 @@ def mpn_scan_reference(
     return torch.stack(hs, dim=1) if hs else xs.new_zeros(xs.shape[0], 0, weight.shape[0]), m
 
 
-def _check(
-    xs: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    modulation: Tensor,
-    eta: Tensor,
-    lambda_decay: Tensor,
-    reset: Tensor | None,
-    modulation0: Tensor | None,
-) -> None:
+def _check(xs, weight, bias, modulation, _eta, _lambda_decay, reset, modulation0) -> None:
     """Refuse wrong shapes: the fused kernels read memory by its address, and check nothing."""
     (B, T, D), H = xs.shape, weight.shape[0]
     if (

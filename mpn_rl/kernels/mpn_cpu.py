@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mpn_rl.kernels.launcher import SEGMENT_BYTES, Header, Kernel, launch
+from mpn_rl.kernels.mpn import Inputs
 from mpn_rl.kernels.simd import (
     ACTIVATIONS,
     activate,
@@ -403,27 +404,16 @@ class _Scan(torch.autograd.Function):
         return None, dxs, dw, db, deta, dlam, None if dm_in is None else dm_in.transpose(1, 2), dm0, None
 
 
-def scan(
-    xs: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    modulation: Tensor,
-    eta: Tensor,
-    lambda_decay: Tensor,
-    reset: Tensor | None,
-    modulation0: Tensor | None,
-    form: str,
-    rule: str,
-    activation: str,
-) -> tuple[Tensor, Tensor]:
+def scan(inputs: Inputs, form: str, rule: str, activation: str) -> tuple[Tensor, Tensor]:
     """`mpn.mpn_scan` for float32 on the CPU; the arguments are the same."""
+    xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0 = inputs
     if eta.numel() > 1 or lambda_decay.numel() > 1 or eta.dim() != 2 or lambda_decay.dim() != 2:
         shape = weight.shape if eta.numel() > 1 or lambda_decay.numel() > 1 else (1, 1)
         eta, lambda_decay = eta.expand(shape), lambda_decay.expand(shape)
     reset, modulation0 = (None, None) if reset is None else (reset.contiguous(), modulation0)
     bias = None if bias is None else bias.contiguous()
-    inputs = (xs.contiguous(), weight, bias, eta, lambda_decay, modulation, modulation0)
+    tensors = (xs.contiguous(), weight, bias, eta, lambda_decay, modulation, modulation0)
     variant = (form == "additive", RULES[rule], ACTIVATIONS[activation])
-    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in inputs):
-        return _Scan.apply(variant, *inputs, reset)
-    return _forward(variant, *inputs, reset, keep=False)[:2]
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in tensors):
+        return _Scan.apply(variant, *tensors, reset)
+    return _forward(variant, *tensors, reset, keep=False)[:2]

@@ -19,6 +19,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mpn_rl.kernels.mpn import Inputs
+
 TILE = 1024  # numbers of M in one program: 8 registers per thread for each of M, W, A and the gradients
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 
@@ -249,20 +251,9 @@ class _Scan(torch.autograd.Function):
         return None, None, *(g if needed else None for g, needed in zip(gradients, need, strict=True)), None
 
 
-def scan(
-    xs: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    modulation: Tensor,
-    eta: Tensor,
-    lambda_decay: Tensor,
-    reset: Tensor | None,
-    modulation0: Tensor | None,
-    form: str,
-    rule: str,
-    activation: str,
-) -> tuple[Tensor, Tensor]:
+def scan(inputs: Inputs, form: str, rule: str, activation: str) -> tuple[Tensor, Tensor]:
     """`mpn.mpn_scan` for float32 on CUDA with D up to `mpn.MAX_CUDA_INPUTS`; the arguments are the same."""
+    xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0 = inputs
     H, D = weight.shape
     if eta.numel() > 1 or lambda_decay.numel() > 1:
         eta, lambda_decay = eta.expand(H, D).contiguous(), lambda_decay.expand(H, D).contiguous()
@@ -272,7 +263,7 @@ def scan(
     if reset is not None:
         reset = reset.contiguous().view(torch.uint8)
         m0 = xs.new_zeros(H, D) if modulation0 is None else modulation0.contiguous()
-    inputs = (xs.contiguous(), weight.contiguous(), bias, eta, lambda_decay, modulation.contiguous(), m0)
-    keep = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in inputs)
+    tensors = (xs.contiguous(), weight.contiguous(), bias, eta, lambda_decay, modulation.contiguous(), m0)
+    keep = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in tensors)
     variant = (form == "additive", RULES[rule], ACTIVATIONS[activation])
-    return _Scan.apply(variant, keep, *inputs, reset)
+    return _Scan.apply(variant, keep, *tensors, reset)

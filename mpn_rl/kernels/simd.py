@@ -47,7 +47,7 @@ class _SimdModel(models.PrimitiveModel):
 
 
 def _splat(builder, value, width):
-    vector = ir.VectorType(ir.FloatType(), width)
+    vector = ir.VectorType(value.type, width)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(_INT32, 0))
     mask = ir.Constant(ir.VectorType(_INT32, width), [0] * width)
     return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), mask)
@@ -73,13 +73,10 @@ def _operator(op, method):
         lower_builtin(op, *pair)(lower)
 
 
-for _op, _method in (
-    (operator.add, "fadd"),
-    (operator.sub, "fsub"),
-    (operator.mul, "fmul"),
-    (operator.truediv, "fdiv"),
-):
-    _operator(_op, _method)
+_operator(operator.add, "fadd")
+_operator(operator.sub, "fsub")
+_operator(operator.mul, "fmul")
+_operator(operator.truediv, "fdiv")
 
 
 def _pointer(builder, pointer, offset, kind):
@@ -89,31 +86,28 @@ def _pointer(builder, pointer, offset, kind):
 def _mask(builder, count, width):
     """True in the first `count` elements."""
     index = ir.Constant(ir.VectorType(_INT32, width), list(range(width)))
-    count = builder.trunc(count, _INT32)
-    vector = ir.VectorType(_INT32, width)
-    one = builder.insert_element(ir.Constant(vector, ir.Undefined), count, ir.Constant(_INT32, 0))
-    wide = builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(vector, [0] * width))
-    return builder.icmp_signed("<", index, wide)
+    return builder.icmp_signed("<", index, _splat(builder, builder.trunc(count, _INT32), width))
 
 
 def _masked(builder, name, result, arguments):
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(result, [a.type for a in arguments]), name
-    )
-    return builder.call(function, arguments)
+    kind = ir.FunctionType(result, [a.type for a in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
-FLOATS = types.CPointer(types.float32)
+def _pointer_from(kind, llvm_kind):
+    """The function that makes an integer a pointer to numbers of this kind: p[k] reads and writes."""
+
+    @intrinsic
+    def pointer(typingctx, address):
+        def codegen(context, builder, sig, args):
+            return builder.inttoptr(args[0], ir.PointerType(llvm_kind))
+
+        return signature(types.CPointer(kind), types.intp), codegen
+
+    return pointer
 
 
-@intrinsic
-def floats(typingctx, address):
-    """The integer `address` as a pointer to float32: p[k] reads and writes."""
-
-    def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], ir.PointerType(ir.FloatType()))
-
-    return signature(FLOATS, types.intp), codegen
+floats, flags = _pointer_from(types.float32, ir.FloatType()), _pointer_from(types.uint8, ir.IntType(8))
 
 
 @intrinsic
@@ -124,16 +118,6 @@ def address(typingctx, p):
         return builder.ptrtoint(args[0], ir.IntType(64))
 
     return signature(types.intp, p), codegen
-
-
-@intrinsic
-def flags(typingctx, address):
-    """The integer `address` as a pointer to bytes."""
-
-    def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], ir.PointerType(ir.IntType(8)))
-
-    return signature(types.CPointer(types.uint8), types.intp), codegen
 
 
 @intrinsic
@@ -199,12 +183,8 @@ def load_part(typingctx, p, offset, count, width):
     def codegen(context, builder, sig, args):
         vector = ir.VectorType(ir.FloatType(), vector_type.width)
         pointer = _pointer(builder, args[0], args[1], vector)
-        arguments = [
-            pointer,
-            ir.Constant(_INT32, 4),
-            _mask(builder, args[2], vector_type.width),
-            ir.Constant(vector, None),
-        ]
+        inside = _mask(builder, args[2], vector_type.width)
+        arguments = [pointer, ir.Constant(_INT32, 4), inside, ir.Constant(vector, None)]
         return _masked(builder, f"llvm.masked.load.v{vector_type.width}f32.p0", vector, arguments)
 
     return signature(vector_type, p, types.intp, types.intp, width), codegen
@@ -241,26 +221,21 @@ def total(typingctx, value):
     return signature(types.float32, value), codegen
 
 
-@intrinsic(prefer_literal=True)
-def at_most(typingctx, value, bound):
-    """min(value, bound) of each element; NaN stays NaN."""
+def _bounded(beyond):
+    """The function (value, bound) that sets elements beyond the bound to it; NaN stays NaN."""
 
-    def codegen(context, builder, sig, args):
-        wide = _splat(builder, args[1], value.width)
-        return builder.select(builder.fcmp_ordered(">", args[0], wide), wide, args[0])
+    @intrinsic(prefer_literal=True)
+    def bounded(typingctx, value, bound):
+        def codegen(context, builder, sig, args):
+            wide = _splat(builder, args[1], value.width)
+            return builder.select(builder.fcmp_ordered(beyond, args[0], wide), wide, args[0])
 
-    return signature(value, value, types.float32), codegen
+        return signature(value, value, types.float32), codegen
+
+    return bounded
 
 
-@intrinsic(prefer_literal=True)
-def at_least(typingctx, value, bound):
-    """max(value, bound) of each element; NaN stays NaN."""
-
-    def codegen(context, builder, sig, args):
-        wide = _splat(builder, args[1], value.width)
-        return builder.select(builder.fcmp_ordered("<", args[0], wide), wide, args[0])
-
-    return signature(value, value, types.float32), codegen
+at_most, at_least = _bounded(">"), _bounded("<")
 
 
 @intrinsic(prefer_literal=True)
@@ -281,17 +256,12 @@ def prefetch(typingctx, p, offset, write, width):
 
     def codegen(context, builder, sig, args):
         byte = ir.IntType(8)
-        pointer = ir.PointerType(byte)
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32]), "llvm.prefetch.p0"
-        )
+        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(byte), _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        how = [ir.Constant(_INT32, number) for number in (write.literal_value, 3, 1)]
         for line in range(0, count, 16):
             at = builder.add(args[1], ir.Constant(args[1].type, line))
-            address = _pointer(builder, args[0], at, byte)
-            builder.call(
-                function,
-                [address, ir.Constant(_INT32, write.literal_value), ir.Constant(_INT32, 3), ir.Constant(_INT32, 1)],
-            )
+            builder.call(function, [_pointer(builder, args[0], at, byte), *how])
         return context.get_dummy_value()
 
     return signature(types.void, p, types.intp, write, width), codegen

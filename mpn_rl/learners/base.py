@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVarTuple
@@ -14,8 +16,20 @@ from mpn_rl.config import LearnerConfig, PaperExpansionConfig, ReplayConfig
 from mpn_rl.contracts import Batch, Replay, State, StateDict, Steps, map_state
 from mpn_rl.expansion.topology import Topology
 from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
-from mpn_rl.networks.encoder import AgentNetwork
+from mpn_rl.networks.encoder import AgentNetwork, check_weights
 from mpn_rl.options import ConfigError
+from mpn_rl.storage.state_trees import (
+    FLOAT_MAX,
+    LARGEST,
+    Anything,
+    Named,
+    Schema,
+    Values,
+    check,
+    check_torch_random,
+    like,
+    like_dict,
+)
 from trial_replay import ReplayBuffer, SequenceReplayBuffer, TrialReplayBuffer
 
 
@@ -33,6 +47,7 @@ class Adam(torch.optim.Adam):
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
 
+SQUARES = {"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"}  # of an optimiser's state: never negative
 Outputs = TypeVarTuple("Outputs")
 
 
@@ -131,8 +146,9 @@ class BaseLearner:
             self.topology.follow(name, average)
 
     def start_from(self, weights: StateDict) -> None:
-        """Start from the weights of another agent's `policy`. Raises: RuntimeError where they do not fit."""
+        """Start from the weights of another agent's `policy`. Raises: StateError where they do not fit."""
         name = next(name for name, network in self.networks.items() if network is self.online)
+        check_weights(weights, self.online)
         for group in (self.networks, self.targets, self.averages):
             if name in group:
                 group[name].load_state_dict(weights)
@@ -182,14 +198,62 @@ class BaseLearner:
         }
 
     def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
-        for part in ("networks", "targets", "optimizers"):
+        """Restore what `state_dict` returned. The optimisers keep their own options.
+
+        Raises: StateError, with nothing restored, where the names, shapes or dtypes are not those of this learner, or a
+            number is out of range.
+        """
+        norms: dict[str, Schema] = {f"{name}?": Values(torch.float32, (), 0.0, FLOAT_MAX) for name in self.networks}
+        dynamic: dict[str, Schema] = {"optimizers": Anything(), "topology": Anything(), "grad_norms": norms}
+        check(saved, like_dict(self.state_dict(), **dynamic), "learner")
+        check(saved["optimizers"], dict.fromkeys(self.optimizers, Anything()), "learner.optimizers")
+        for name, optimizer in self.optimizers.items():
+            _check_moments(optimizer, saved["optimizers"][name], f"learner.optimizers.{name}")
+        if self.topology is None:
+            check(saved["topology"], like(None), "learner.topology")
+        else:
+            self.topology.check_state(saved["topology"], "learner.topology")
+        check_torch_random(saved["generator"], "learner.generator")
+        for part in ("networks", "targets"):
             for name, module in getattr(self, part).items():
                 module.load_state_dict(saved[part][name])
+        for name, optimizer in self.optimizers.items():
+            own, stored = optimizer.state_dict()["param_groups"], saved["optimizers"][name]["param_groups"]
+            rates = learning_rate_at(1.0, self.config), learning_rate_at(0.0, self.config)
+            for group, other in zip(own, stored if isinstance(stored, list) else (), strict=False):
+                rate = other.get("lr") if isinstance(other, dict) else None
+                if isinstance(rate, float) and rates[0] <= rate <= rates[1]:  # the place in the schedule
+                    group["lr"] = rate
+            optimizer.load_state_dict({"state": saved["optimizers"][name]["state"], "param_groups": own})
         if self.topology is not None:
             self.topology.load_state_dict(saved["topology"])
         self.generator.set_state(saved["generator"].cpu())
         self.updates, self.grad_norms = saved["updates"], dict(saved["grad_norms"])
+
+
+def _check_moments(optimizer: torch.optim.Optimizer, saved: object, place: str) -> None:
+    """Raise a StateError where `saved` is not a state of this optimiser; a weight without a gradient has none."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    check(saved, {"state": Named(Anything(), r"\d+", 10**6), "param_groups": Anything()}, place)
+    assert isinstance(saved, dict)
+    known = {index: weight for index, weight in enumerate(weights) if index in saved["state"]}
+    schema: dict[int, dict[str, Schema]] = {index: {} for index in known}
+    for name, part in _moments(optimizer).items():
+        low, high = (0.0, LARGEST**2) if name in SQUARES else (-LARGEST, LARGEST)
+        for index, weight in known.items():
+            schema[index][name] = Values(part.dtype, tuple(weight.shape) if part.dim() else (), low, high)
+    check(saved["state"], schema, f"{place}.state")
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimiser keeps for a weight of two numbers, by name, such as "exp_avg"; found by one step of a copy."""
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.zeros(2)
+    probe = copy.copy(optimizer)
+    probe.param_groups = [{**optimizer.param_groups[0], "params": [weight]}]
+    probe.state = collections.defaultdict(dict)
+    probe.step()
+    return {name: part for name, part in probe.state[weight].items() if isinstance(part, Tensor)}
 
 
 class ReplayLearner(BaseLearner):

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpn_rl.contracts import Batch, State, StateDict, Steps, state_parts, to_tensor
+from mpn_rl.contracts import Batch, Played, State, StateDict, Steps, state_parts, to_tensor
+from mpn_rl.storage.state_trees import Values, Whole, check, like_dict
 
 
 class Rollout(NamedTuple):
@@ -147,7 +148,14 @@ class RolloutBuffer:
         return {"arrays": self._arrays(), "taken": self.taken}
 
     def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned. Raises: StateError where it is not a state of such a buffer."""
+        check(saved, like_dict(self.state_dict(), taken=Whole(0, self.length)), "replay")
         for name, array in self._arrays().items():
             np.copyto(array, saved["arrays"][name])
         self.taken = saved["taken"]
+
+    def check_played(self, played: Played) -> None:
+        """Raise a StateError where the loaded steps are not those of the run."""
+        check(self.taken, Whole(0, min(played.steps, self.length - 1)), "replay.taken")
+        actions = Values(self.action.dtype, self.action.shape, played.low, played.high)
+        check(self.action, actions, "replay.arrays.action")

@@ -51,6 +51,10 @@ class BoundedHead(nn.Linear):
         self.register_buffer("centre", (high + low) / 2, persistent=False)
         self.register_buffer("scale", (high - low) / 2, persistent=False)
 
+    def _load_from_state_dict(self, saved: dict[str, Tensor], prefix: str, *rest) -> None:
+        """Keep the bounds, which belong to the task."""
+        super()._load_from_state_dict({**saved, prefix + "low": self.low, prefix + "high": self.high}, prefix, *rest)
+
     def forward(self, h: Tensor) -> Tensor:
         """(..., H) -> (..., A)."""
         return torch.addcmul(self.centre, self.scale, torch.tanh(super().forward(h)))
@@ -272,7 +276,9 @@ class TD3Learner(ReplayLearner):
             values |= self._learn_actor(batch)
             torch._foreach_lerp_(self._target, self._online, self.config.target_tau)
             if self.average is not None:
-                torch._foreach_lerp_(_parts(self.average), _parts(self.online), self.config.average_tau)
+                tau, count = self.config.average_tau, self.updates // self.config.policy_freq
+                weight = tau / (1 - (1 - tau) ** count)  # 1 at the first update: the untrained actor has no weight
+                torch._foreach_lerp_(_parts(self.average), _parts(self.online), weight)
         return values
 
     def _learn_critics(self, batch: Batch) -> dict[str, Tensor]:
@@ -416,13 +422,11 @@ class TD3Learner(ReplayLearner):
     _COUNTERS = ("acted", "active", "buffer_checks", "buffer_distance", "buffer_held")
 
     def state_dict(self) -> StateDict:
-        """Everything that a resumed run needs."""
         counters = {name: getattr(self, name) for name in self._COUNTERS}
         average = None if self.average is None else self.average.state_dict()
         return {**super().state_dict(), "average": average, "counters": counters}
 
     def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
         super().load_state_dict(saved)
         if self.average is not None:
             self.average.load_state_dict(saved["average"])

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpn_rl.contracts import Batch, State, StateDict, Steps
+from mpn_rl.contracts import Batch, Played, State, StateDict, Steps
+from mpn_rl.storage.state_trees import Anything, StateError, Values, check, like_dict
 
 
 class TransitionReplay:
@@ -66,12 +67,7 @@ class TransitionReplay:
         self.first = min(self.first + count, self.last)
 
     def sample(
-        self,
-        batch_size: int,
-        rng: np.random.Generator,
-        n_step: int = 1,
-        gamma: float = 1.0,
-        oldest: float = 1.0,
+        self, batch_size: int, rng: np.random.Generator, n_step: int = 1, gamma: float = 1.0, oldest: float = 1.0
     ) -> Batch:
         """A batch with T = 1, drawn with replacement.
 
@@ -138,10 +134,23 @@ class TransitionReplay:
         return {"table": self.table[: min(self.last, len(self.table))], "first": self.first, "last": self.last}
 
     def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
-        written = saved["table"]
-        self.table[: len(written)] = written
-        self.first, self.last = saved["first"], saved["last"]
+        """Restore what `state_dict` returned. Raises: StateError where it is not a state of such a buffer."""
+        check(saved, like_dict(self.state_dict(), table=Anything()), "replay")
+        first, last = saved["first"], saved["last"]
+        if not first <= last <= first + self.capacity:
+            raise StateError(f"replay.first and replay.last cannot be {first} and {last}")
+        rows = min(last, len(self.table))
+        check(saved["table"], Values(self.table.dtype, (rows, self.table.shape[1])), "replay.table")
+        check(saved["table"][:, self.terminated :], Values(self.table.dtype, (rows, 2), 0.0, 1.0), "replay.table")
+        self.table[:rows] = saved["table"]
+        self.first, self.last = first, last
+
+    def check_played(self, played: Played) -> None:
+        """Raise a StateError where the loaded steps are not those of the run."""
+        if self.last != played.steps * self.num_lanes:
+            raise StateError(f"replay.last is {self.last} after {played.steps:,} steps of {self.num_lanes} lanes")
+        actions = self.table[: min(self.last, len(self.table)), self.action]
+        check(actions, Values(actions.dtype, actions.shape, played.low, played.high), "replay.table")
 
 
 def transition_batch(

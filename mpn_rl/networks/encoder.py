@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mpn_rl.contracts import Core, State
+from mpn_rl.contracts import Core, MaskedState, State
+from mpn_rl.storage.state_trees import Schema, Values, check, like
 
 
 def epsilon_greedy(greedy: Tensor, num_actions: int, epsilon: float, generator: torch.Generator | None) -> Tensor:
@@ -95,3 +96,19 @@ class AgentNetwork(nn.Module):
     def choose(self, preferences: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """Actions from the head's output (B, A); a share `epsilon` of them is random."""
         raise NotImplementedError
+
+
+def check_weights(saved: object, network: nn.Module, place: str = "network") -> None:
+    """Raise a StateError where `saved` is not a `state_dict` of the network: other names, shapes, dtypes, or NaN.
+
+    A layer may have a mask that the network lacks so far, as a layer of a sparse topology has.
+    """
+    schema: dict[str, Schema] = {}
+    for name, value in network.state_dict().items():
+        schema[name] = like(value)
+    for prefix, module in network.named_modules():
+        name = f"{prefix}.mask".removeprefix(".")
+        weight = schema.get(name.removesuffix("mask") + "weight")
+        if isinstance(module, MaskedState) and isinstance(weight, Values) and name not in schema:
+            schema[f"{name}?"] = Values(torch.bool, weight.shape)  # None, which state_dict leaves out
+    check(saved, schema, place)

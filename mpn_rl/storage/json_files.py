@@ -106,6 +106,8 @@ PROBES: dict[str, Schema] = {
     **dict.fromkeys(("input_noise?", "state_noise?", "lesion?", "frozen?"), (Text(), CURVE)),
     "delay?": (Text(), CURVE | {"trained": KNOWN}),
     "memory_horizon_ms?": (Text(), ANY),
+    "memory_horizon_censored?": Truth(),
+    "memory_decay_ms?": (Text(), dict.fromkeys(("value", "low", "high", "n"), ANY)),
     "relaxation?": {"*": (Text(), RELAXATION)},
     "fixed_points?": {"*": (Text(), POINTS)},
 }

@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 import visualize
 from model_utils import Experiment, write_bytes_atomic
 from mpn_rl.options import ConfigError
-from mpn_rl.statistics import bootstrap, common_grid
+from mpn_rl.statistics import QUARTER, common_grid, mean_interval, trimmed_mean
 from mpn_rl.sweep.state import MetricsRow, State, state_of
 from mpn_rl.sweep.table import Planned, Sweep
 
 SHOWN = 10  # settings in the printed table
 DRAWN = 8  # settings in the figure: more colours are hard to distinguish
 MAX_CELLS = 15  # values along an axis of a heat map; with more values, the figure has one dot per setting
-RESAMPLES = 5_000
 
 
 class Evaluation(NamedTuple):
@@ -56,27 +54,14 @@ class Statistics(NamedTuple):
     highest: float
 
 
-def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The interquartile mean (Agarwal et al. 2021).
-
-    It is the mean of the sorted values without the lowest floor(n / 4) and the highest floor(n / 4).
-
-    Args:
-        values: any shape, with n values along `axis`.
-        axis: the axis to average over.
-    Returns: the means; `axis` is removed.
-    """
-    return np.asarray(stats.trim_mean(values, 0.25, axis=axis))
-
-
 def statistics(scores: Sequence[float]) -> Statistics:
-    """Mean and interquartile mean of one setting's scores, with 95 % bootstrap intervals; lowest and highest score."""
+    """Mean and interquartile mean of one setting's scores, with 95 % t intervals; lowest and highest score."""
     values = np.asarray(scores, float)
-    mean = bootstrap(values, resamples=RESAMPLES)
-    iqm = bootstrap(values, statistic=interquartile_mean, resamples=RESAMPLES)
-    middle = float(interquartile_mean(values))
-    return Statistics(len(values), float(values.mean()), float(mean[0]), float(mean[1]), middle, float(iqm[0]),
-                      float(iqm[1]), float(values.min()), float(values.max()))  # fmt: skip
+    mean, iqm = trimmed_mean(values), trimmed_mean(values, QUARTER)
+    low, high = map(float, mean.interval())
+    iqm_low, iqm_high = map(float, iqm.interval())
+    return Statistics(len(values), float(mean.value), low, high, float(iqm.value), iqm_low, iqm_high,
+                      float(values.min()), float(values.max()))  # fmt: skip
 
 
 def summarise(sweep: Sweep, folder: Path, which: str = "final", heatmap: Sequence[str] | None = None) -> list[str]:
@@ -123,6 +108,11 @@ def summarise(sweep: Sweep, folder: Path, which: str = "final", heatmap: Sequenc
         *(_heat_map(stem, columns, results, heatmap, label) if heatmap else ()),
     ]
     head = f"{len(done)} of {len(states)} rows complete, {len(table)} of {len(rows_of)} settings; {label}"
+    if which == "best":
+        head += (
+            "\nEach run's best evaluation was chosen by its score, so it is too high on average; "
+            "`eval` scores best_model.pt on other episodes"
+        )
     lines = [head, *_table(columns, ranked[:SHOWN], table)]
     if len(ranked) > SHOWN:
         lines.append(f"... and {len(ranked) - SHOWN} more in {files[1]}")
@@ -170,6 +160,11 @@ def _table(
         row = table[setting]
         cells.append([*setting, str(row.n), f"{row.iqm:.3f}", interval(row.iqm_low, row.iqm_high), f"{row.mean:.3f}",
                       interval(row.mean_low, row.mean_high)])  # fmt: skip
+    return table_lines(cells)
+
+
+def table_lines(cells: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, whose columns are aligned on the right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 
@@ -204,7 +199,7 @@ def _curves(stem: Path, columns: Sequence[str], groups: dict[tuple[str, ...], li
     drawn: dict[str, tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]] = {}
     for setting, group in groups.items():
         steps, curves = common_grid([(result.steps, result.scores) for result in group])
-        low, high = bootstrap(curves, resamples=RESAMPLES)
+        low, high = mean_interval(curves)
         mean = curves.mean(axis=0)
         rows += [[*setting, int(steps[i]), len(group), mean[i], low[i], high[i]] for i in range(len(steps))]
         if len(drawn) < DRAWN:

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 
 from mpn_rl.contracts import Conditions, Info
+from mpn_rl.storage.state_trees import StateError
 from mpn_rl.tasks import vector_env as ve
 from mpn_rl.tasks.vector_env import BatchedTask, SingleEnv, check
 
@@ -90,6 +91,17 @@ class CueRewardVec(BatchedTask):
         self.schedule = np.full((rows, self.longest), self.blank)
         self.shown = np.zeros(rows, bool)
         self.cues_in_trial, self.possible = np.zeros((2, rows, cues), bool)
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        places = {"place": (0, self.longest - 1), "schedule": (0, self.go), "target": (0, self.num_cues - 1)}
+        return {**super().ranges(), **places}
+
+    def load_state_dict(self, saved: dict[str, np.ndarray]) -> None:
+        """Restore what `state_dict` returned. Raises: StateError where it is not a state of these rows."""
+        super().load_state_dict(saved)
+        asked = (self.schedule == self.go) & (np.arange(self.longest) >= self.place[:, None])
+        if not asked.any(axis=1).all():
+            raise StateError("lanes.env.schedule has a trial without an end")
 
     def _start(self, rows: np.ndarray) -> None:
         words = self.random(rows, 1 + self.num_cues)

@@ -113,6 +113,10 @@ class GridMazeVec(BatchedTask):
         self.maze = maze(self.size, self.window or 1)
         self.cell, self.goal, self.action, self.hits = np.zeros((4, self.num_envs), np.int64)
 
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        cells = (0, len(self.maze.position) - 1)
+        return {**super().ranges(), "cell": cells, "goal": cells, "action": (-1, 3)}
+
     def _start(self, rows: np.ndarray) -> None:
         centre = self.maze.centre
         goal = ve.below(self.random(rows, 1)[:, 0], len(self.maze.position) - 1)

@@ -10,7 +10,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -280,10 +280,11 @@ def _not_flat(space: object) -> str:
 def _draws(spec: EnvSpec, render_mode: str) -> bool:
     """Whether a task's constructor accepts this render mode, as far as it says."""
     creator = _creator(spec.entry_point)
-    metadata: object = inspect.getattr_static(creator, "metadata", None)
-    modes = metadata.get("render_modes") if isinstance(metadata, Mapping) else None
-    if modes and render_mode not in modes:  # empty where the task does not say
-        return False
+    if isinstance(creator, type) and issubclass(creator, gymnasium.Env):
+        metadata: dict[str, Any] = getattr(creator, "metadata", None) or {}
+        modes = metadata.get("render_modes")  # empty where the task says nothing
+        if modes and render_mode not in modes:
+            return False
     parameters = inspect.signature(creator).parameters
     return "render_mode" in parameters or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
 

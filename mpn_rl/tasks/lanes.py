@@ -7,12 +7,16 @@ from typing import Any, NamedTuple, TypedDict
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 
 from mpn_rl.contracts import Action, Info, Steps, Task, VectorEnv
 from mpn_rl.options import ConfigError
+from mpn_rl.storage.state_trees import Anything, Schema, StateError, Values, Whole, check, like_dict
 
 # The seeds of training episodes, of the evaluations that choose best_model.pt, and of `eval` never overlap.
 SEED_RANGES = {"train": (0, 2**30), "select": (2**30, 3 * 2**29), "eval": (3 * 2**29, 2**31 - 1)}
+
+SEED = Whole(SEED_RANGES["train"][0], SEED_RANGES["train"][1] - 1)
 
 
 class EpisodeSeeds:
@@ -122,6 +126,25 @@ class Lanes:
             self._restart(lane, seeds[lane], first_obs)
         return Steps(obs, actions, reward.astype(np.float32), terminated, truncated, next_obs, new_trial), ended
 
+    def check_state(self, saved: object, steps: int) -> np.ndarray:
+        """Raise a StateError where `saved` is not a state of these lanes after so many steps; no task runs.
+
+        Returns: the steps of each lane's episode so far, (N,).
+        """
+        lanes, space = len(self.envs), self.envs[0].action_space
+        choices: Schema = Values(np.dtype(np.int64), (None,), *action_bounds(space))
+        vectors: Schema = choices
+        if isinstance(space, spaces.Box):
+            vectors = Values(np.dtype(np.float32), (None, *space.shape), *action_bounds(space))
+        schema = like_dict({**self.state_dict()}, seeds=[SEED] * lanes, actions=[Anything()] * lanes)
+        check(saved, schema, "lanes")
+        assert isinstance(saved, dict)
+        for lane, actions in enumerate(saved["actions"]):
+            check(actions, vectors if np.size(actions) else choices, f"lanes.actions.{lane}")
+            if len(actions) > steps:
+                raise StateError(f"lanes.actions.{lane} has {len(actions):,} actions after {steps:,} steps")
+        return np.array([len(actions) for actions in saved["actions"]])
+
     def state_dict(self) -> SavedLanes:
         return {
             "seeds": list(self.seeds),
@@ -139,13 +162,17 @@ class Lanes:
             self.seeds[lane] = seed
             obs, _ = self.envs[lane].reset(seed=seed)
             self.actions[lane], self.rewards[lane], self.scores[lane] = per_lane(actions), 0.0, []
+            ended = False
             for action in self.actions[lane]:
-                obs, reward, _, _, info = self.envs[lane].step(action)
+                obs, reward, terminated, truncated, info = self.envs[lane].step(action)
                 self.rewards[lane] += reward
                 if info.get("new_trial"):
                     self.scores[lane] += trial_score(info)
+                ended = terminated or truncated
+                if ended:
+                    break
             self.obs[lane] = obs
-            same = np.array_equal(self.obs[lane], saved["obs"][lane], equal_nan=True)
+            same = not ended and np.array_equal(self.obs[lane], saved["obs"][lane], equal_nan=True)
             if not same or self.rewards[lane] != saved["rewards"][lane]:
                 raise ConfigError(
                     f"--resume: {task_name(self.envs[lane])} does not reproduce an episode from its seed and actions, "
@@ -204,6 +231,14 @@ class VectorLanes:
             self.obs[rows] = self._start(rows)
         return Steps(obs, actions, reward, terminated, truncated, next_obs, new_trial), ended
 
+    def check_state(self, saved: object, steps: int) -> np.ndarray:
+        """As `Lanes.check_state`; the state of the task itself is checked by its `load_state_dict`."""
+        names, lanes = np.dtype(np.int64), (len(self),)
+        counts = {name: Values(names, lanes, 0, steps) for name in ("lengths", "trials")}
+        check(saved, like_dict(self.state_dict(), seeds=Values(names, lanes, *SEED_RANGES["train"]), **counts), "lanes")
+        assert isinstance(saved, dict)
+        return np.array(saved["lengths"])
+
     _ARRAYS = ("obs", "seeds", "rewards", "scores", "lengths", "trials")
 
     def state_dict(self) -> dict[str, Any]:
@@ -213,6 +248,14 @@ class VectorLanes:
         self.env.load_state_dict(saved["env"])
         for name in self._ARRAYS:
             np.copyto(getattr(self, name), saved[name])
+
+
+def action_bounds(space: gymnasium.Space) -> tuple[float, float]:
+    """The smallest and the largest number in an action of a bounded Box, or of a Discrete from 0."""
+    if isinstance(space, spaces.Box):
+        return float(space.low.astype(np.float32).min()), float(space.high.astype(np.float32).max())
+    assert isinstance(space, spaces.Discrete)
+    return 0, int(space.n) - 1
 
 
 def repeats_episodes(env: Task, steps: int = 20) -> bool:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from mpn_rl.contracts import Info
+from mpn_rl.storage import state_trees
 
 # --- random numbers by hashing ----------------------------------------------------------------------------
 
@@ -168,7 +169,19 @@ class BatchedTask:
     def state_dict(self) -> dict[str, np.ndarray]:
         return {name: getattr(self, name).copy() for name in self.arrays}
 
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """The smallest and the largest value of each of `arrays` that the task uses as an index or shows."""
+        space = self.single_observation_space
+        return {"t": (0, self.limit - 1), "obs": (float(space.low.min()), float(space.high.max()))}
+
     def load_state_dict(self, saved: dict[str, np.ndarray]) -> None:
+        """Restore what `state_dict` returned. Raises: StateError where it is not a state of these rows."""
+        state = self.state_dict()
+        rules = {
+            name: state_trees.Values(state[name].dtype, state[name].shape, *ends)
+            for name, ends in self.ranges().items()
+        }
+        state_trees.check(saved, state_trees.like_dict(state, **rules), "lanes.env")
         for name in self.arrays:
             np.copyto(getattr(self, name), saved[name], casting="no")
 

@@ -22,7 +22,7 @@ def choices(n=4000, theta=(5.0, 0.1, 0.1, 0.05), seed=0):
 # --- psychometric curve -------------------------------------------------------------------------------------
 
 
-def test_the_fit_finds_the_curve_that_made_the_choices():
+def test_the_fit_recovers_the_curve_that_generated_the_choices():
     fit = behaviour.psychometric(*choices(), resamples=60)
     truth = {"bias": 5.0, "slope": 0.1, "threshold": np.log(3) / 0.1, "lapse_low": 0.1, "lapse_high": 0.05}
     for name, value in truth.items():
@@ -60,6 +60,17 @@ def test_an_agent_without_errors_has_lapses_near_zero_with_an_interval():
     fit = behaviour.psychometric(x, (x > 0).astype(float), resamples=60)
     for end in ("lapse_low", "lapse_high"):
         assert fit.parameters[end].value < 1e-3 and 0.005 < fit.parameters[end].high < 0.1
+
+
+def test_lapses_without_errors_are_as_uncertain_as_jeffreys_prior_says():
+    """Four strengths on each side, 100 trials each, no error: the mean over four of Beta(1/2, 100.5) has its 97.5 %
+    quantile near 0.0125; with Beta(2, 102) it would be near 0.031."""
+    x = np.repeat([-8.0, -7.0, -6.0, -5.0, 5.0, 6.0, 7.0, 8.0], 100)
+    fit = behaviour.psychometric(x, (x > 0).astype(float))
+    draws = np.random.default_rng(1).beta(0.5, 100.5, (20_000, 4)).mean(axis=1)
+    expected = np.quantile(draws, 0.975)
+    for name in ("lapse_low", "lapse_high"):
+        assert fit.parameters[name].high == pytest.approx(expected, rel=0.25)
 
 
 def test_a_fit_repeats_and_does_not_touch_the_global_random_state():
@@ -125,6 +136,66 @@ def test_rates_count_trials_and_the_steps_of_each_period():
     assert rates.acting["stimulus"].value == pytest.approx(1 / 800) and rates.acting["stimulus"].n == 800
     assert rates.acting["fixation"].value == 0 and rates.acting["decision"].value == pytest.approx(199 / 200)
     assert rates.reaction.value == 0
+
+
+def with_aborts(activity, share, column=True, seed=0):
+    """The recording with some trials cut after two steps of stimulus: the agent acts there, and the task aborts."""
+    keep, rng = np.ones(len(activity["actions"]), bool), np.random.default_rng(seed)
+    changed = {name: array.copy() for name, array in activity.items()}
+    changed["aborted"] = np.zeros(len(keep), bool)
+    for trial in trials.complete_trials(activity):
+        if rng.random() < share:
+            keep[trial[4:]] = False
+            changed["actions"][trial[3]], changed["new_trial"][trial[3]] = 1, True
+            changed["aborted"][trial], changed["correct"][trial] = True, 0.0
+    if not column:
+        del changed["aborted"]
+    return {name: array[keep] if array.ndim else array for name, array in changed.items()}
+
+
+@pytest.mark.parametrize("column", [True, False])
+@pytest.mark.parametrize("share", [0.02, 0.6])
+def test_aborted_trials_have_no_choice_and_are_counted(share, column):
+    """Without the column of older recordings too, although most trials end in the stimulus."""
+    whole = make_recording(episodes=40)
+    activity = with_aborts(whole, share, column)
+    found = trials.complete_trials(activity)
+    table = trials.trial_table(activity, found)
+    cut = np.array([len(trial) == 4 for trial in found])
+    assert table["aborted"].tolist() == cut.tolist() and table["decided"].tolist() == (~cut).tolist()
+    for name in ("choice", "ground_truth", "reaction"):
+        assert np.isnan(table[name][cut]).all() and not np.isnan(table[name][~cut]).any()
+    rates = behaviour.rates(activity, found, table)
+    assert rates.decided.value == pytest.approx(1 - cut.mean()) and rates.decided.n == 400
+    assert rates.aborted.value == pytest.approx(cut.mean()) and rates.reaction.value == 0
+    fit, _ = behaviour.psychometric_of(table, resamples=20)
+    assert (fit.n, fit.left_out) == (np.sum(~cut), np.sum(cut))
+    confusion = behaviour.confusion(table)
+    assert confusion.truths.tolist() == confusion.choices.tolist() == [1, 2] and confusion.counts.sum() == np.sum(~cut)
+    labels, _ = trials.label_sets(activity, trials.align_periods(activity, found), table)
+    assert np.isnan(labels["choice"][cut]).all() and set(labels["choice"][~cut]) == {1, 2}
+
+
+def test_a_recording_of_aborted_trials_alone_has_no_decisions():
+    activity = with_aborts(make_recording(), 1.1)
+    found = trials.complete_trials(activity)
+    table = trials.trial_table(activity, found)
+    rates = behaviour.rates(activity, found, table)
+    assert rates.decided.value == 0 and rates.aborted.value == 1 and rates.reaction is None
+    for measure in (behaviour.psychometric_of, behaviour.confusion):
+        with pytest.raises(MissingDataError):
+            measure(table)
+
+
+def test_withheld_decisions_are_those_where_an_action_was_right():
+    """Of four decided trials, two ask to act; one of these is withheld. Withholding in the others is right."""
+    activity, found, table = observed()
+    table = {name: values[:5] for name, values in table.items()}
+    table |= {"decided": np.array([True] * 4 + [False]), "aborted": np.array([False] * 4 + [True])}
+    table |= {"ground_truth": np.array([1.0, 2, 0, 0, np.nan]), "choice": np.array([0.0, 2, 0, 1, np.nan])}
+    rates = behaviour.rates(activity, found[:5], table)
+    assert (rates.withheld.value, rates.withheld.n) == (0.5, 2)
+    assert (rates.decided.value, rates.aborted.value) == (0.8, 0.2)
 
 
 def test_confusion_counts_every_trial_once():

@@ -1,4 +1,4 @@
-"""Claims about pictures of behaviour and comparisons: what is drawn, what the legend says, what is missing."""
+"""Claims about pictures of behaviour and comparisons: the drawn values, the legend, missing data."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_comparisons_have_a_panel_per_measure_and_a_point_per_seed(tmp_path, see
     band = confidence_intervals.learning_band([([0, 1000], [0.5, 0.9]), ([0, 1000], [0.4, 0.8])])
     curves = {"a task": ("greedy accuracy", {"mpn": band}), "another": "not available: no evaluations were logged"}
     fig = behaviour_figures.comparison_page(rows, pairs, curves, title="cores")
-    assert "95 % bootstrap" in fig.get_suptitle()
+    assert "95 % t interval" in fig.get_suptitle()
     learning, empty, scores, dimensions, better = [ax for ax in fig.axes if ax.get_xlabel() or ax.texts][:5]
     assert learning.get_xlabel() == "environment steps" and legend(learning) == ["MPN (n = 2 seeds)"]
     assert "no evaluations were logged" in empty.texts[0].get_text().replace("\n", " ")

@@ -5,37 +5,43 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from recordings import make_recording
-from sklearn.linear_model import RidgeClassifier
+from sklearn.linear_model import Ridge
 
 from mpn_rl.analysis import decoding, trials
 from mpn_rl.analysis.confidence_intervals import MissingDataError
 
 
 def held_out_predictions(x, y, folds, penalty):
-    """The slow way: a RidgeClassifier per fold on all features."""
-    predicted = np.empty_like(y)
+    """The slow way: ridge regression per fold on all features; the class whose score exceeds its mean the most."""
+    predicted, kinds = np.empty_like(y), np.unique(y)
     for fold in np.unique(folds):
         train = folds != fold
         centred = x[train] - x[train].mean(axis=0)
         alpha = penalty * (centred**2).sum() / train.sum()
-        predicted[~train] = RidgeClassifier(alpha=alpha).fit(x[train], y[train]).predict(x[~train])
+        coded = np.where(y[train, None] == kinds, 1.0, -1.0)
+        scores = Ridge(alpha=alpha).fit(x[train], coded).predict(x[~train]) - coded.mean(axis=0)
+        predicted[~train] = kinds[scores.argmax(axis=1)]
     return predicted
+
+
+def balanced(right, y):
+    return np.mean([right[y == kind].mean() for kind in np.unique(y)])
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("features", [7, 300])
-def test_accuracies_are_those_of_a_ridge_classifier(classes, features):
+def test_balanced_accuracies_are_those_of_ridge_regression(classes, features):
     rng = np.random.default_rng(classes)
-    y = rng.integers(0, classes, 90) * 2 + 1
+    y = np.minimum(rng.integers(0, classes + 1, 90), classes - 1) * 2 + 1  # the last class is frequent
     x = rng.standard_normal((90, features)) + rng.standard_normal((2 * classes, features))[y] / features**0.5
     folds = decoding.make_folds(np.arange(90), 5)
     expected = held_out_predictions(x, y, folds, 0.1) == y
     found = decoding.decode(x, np.arange(90)[:, None], {"y": y}, folds, shuffles=3, penalty=0.1)["y"]
-    assert found.accuracy[0] == pytest.approx(expected.mean())
+    assert found.accuracy[0] == pytest.approx(balanced(expected, y))
     assert 0.35 < found.accuracy[0] < 1
 
 
-def test_held_out_scores_are_those_of_ridge_regression_with_an_intercept():
+def test_held_out_scores_are_those_of_ridge_regression_without_the_mean():
     rng = np.random.default_rng(0)
     x, y, folds = rng.standard_normal((40, 5)) + 4, rng.choice([-1.0, 1.0], 40), np.arange(40) % 4
     scores = decoding.held_out_operator(decoding.inner_products(x), folds, 0.05) @ y
@@ -44,7 +50,7 @@ def test_held_out_scores_are_those_of_ridge_regression_with_an_intercept():
         centred = x[train] - x[train].mean(axis=0)
         ridge = 0.05 * (centred**2).sum() / train.sum()
         weights = np.linalg.solve(centred.T @ centred + ridge * np.eye(5), centred.T @ (y[train] - y[train].mean()))
-        np.testing.assert_allclose(scores[test], (x[test] - x[train].mean(axis=0)) @ weights + y[train].mean())
+        np.testing.assert_allclose(scores[test], (x[test] - x[train].mean(axis=0)) @ weights)
 
 
 def test_a_linear_code_is_read_without_error_and_its_shuffles_are_chance():
@@ -52,7 +58,7 @@ def test_a_linear_code_is_read_without_error_and_its_shuffles_are_chance():
     y = rng.permutation(np.repeat([-1.0, 1.0], 100))
     x = np.outer(y, [1.0, 2.0, 0.0]) + 0.1 * rng.standard_normal((200, 3))
     found = decoding.decode(x, np.arange(200)[:, None], {"y": y}, np.arange(200) % 5)["y"]
-    assert found.accuracy[0] == 1 and found.low[0] > 0.97
+    assert found.accuracy[0] == 1 and found.low[0] > 0.96
     assert abs(found.shuffled.mean() - 0.5) < 0.02 and found.band[0, 0] > 0.38 and found.band[1, 0] < 0.62
 
 
@@ -62,6 +68,17 @@ def test_the_band_of_shuffles_has_the_width_of_coin_tosses():
     found = decoding.decode(x, np.arange(400)[:, None], {"y": y}, np.arange(400) % 5, shuffles=400)["y"]
     half = 1.96 * np.sqrt(0.25 / 400)
     np.testing.assert_allclose(found.band[:, 0], [0.5 - half, 0.5 + half], atol=0.025)
+
+
+def test_the_band_and_the_threshold_are_quantiles_of_the_shuffles():
+    rng = np.random.default_rng(0)
+    y, x = rng.integers(0, 2, 60), rng.standard_normal((60 * 4, 3))
+    found = decoding.decode(x, np.arange(240).reshape(60, 4), {"y": y}, np.arange(60) % 5, shuffles=200)["y"]
+    ordered = np.sort(found.shuffled, axis=0)
+    assert np.all(ordered[4] <= found.band[0]) and np.all(found.band[0] <= ordered[5])  # place 0.025 x 199 = 4.975
+    assert np.all(ordered[194] <= found.band[1]) and np.all(found.band[1] <= ordered[195])
+    best = np.sort(found.shuffled.max(axis=1))
+    assert best[189] <= found.anywhere <= best[190]  # place 0.95 x 199 = 189.05
 
 
 def test_a_state_that_knows_nothing_stays_below_the_threshold_for_any_step():
@@ -92,12 +109,85 @@ def test_evidence_is_read_from_m_throughout_and_from_h_only_while_it_is_shown():
     assert result["M"]["choice"].accuracy[0] < result["M"]["choice"].anywhere
 
 
-def test_a_constant_state_gives_the_larger_class_and_no_warning():
+def test_a_constant_state_is_at_chance_whatever_the_classes_sizes_and_gives_no_warning():
     y = np.repeat([0, 1], [30, 60])
     folds = np.tile(np.arange(5), 18)
     found = decoding.decode(np.zeros((90, 4), np.float16), np.arange(90)[:, None], {"y": y}, folds, shuffles=20)["y"]
-    assert found.accuracy[0] == pytest.approx(60 / 90)
+    assert found.accuracy[0] == 0.5
     assert found.band[0, 0] <= found.accuracy[0] <= found.band[1, 0]
+
+
+def test_a_rare_class_is_not_ignored():
+    rng = np.random.default_rng(0)
+    y = (rng.random(600) < 0.1).astype(int)
+    noise, signal = rng.standard_normal((2, 600, 2))
+    signal[:, 0] += 2 * y
+    knows, does_not = (
+        decoding.decode(x, np.arange(600)[:, None], {"y": y}, np.arange(600) % 5, shuffles=50)["y"]
+        for x in (signal, noise)
+    )
+    assert knows.accuracy[0] > 0.7  # two standard deviations apart; always saying 0 would be right in 90 %
+    assert 0.4 < does_not.accuracy[0] < 0.6 and does_not.anywhere < 0.65
+
+
+@pytest.mark.parametrize("labels", ["one per episode", "blocks", "one per trial"])
+def test_a_state_with_an_offset_per_episode_gives_few_false_alarms(labels):
+    rng = np.random.default_rng(0)
+    episode, anywhere, above = np.repeat(np.arange(16), 6), 0, 0
+    rows = np.arange(96 * 2).reshape(96, 2)
+    for seed in range(80):
+        y = {"one per episode": rng.permutation(np.arange(16) % 2)[episode],
+             "blocks": (np.arange(96) // 3 + np.repeat(rng.integers(0, 2, 16), 6)) % 2,
+             "one per trial": rng.integers(0, 2, 96)}[labels]  # fmt: skip
+        x = rng.standard_normal((96, 2, 2)) + 2 * rng.standard_normal((16, 1, 2))[episode]
+        found = decoding.decode_states({"h": x.reshape(-1, 2)}, rows, {"y": y}, episode, shuffles=60, seed=seed)["h"]
+        anywhere += bool((found["y"].accuracy > found["y"].anywhere).any())
+        above += bool(found["y"].accuracy[0] > found["y"].band[1, 0])
+    assert anywhere <= 10 and above <= 8  # 60 shuffles: 5 and 3 expected, at most so many with probability 0.99
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.5, 1.5])
+def test_intervals_cover_the_accuracy_although_trials_of_an_episode_are_alike(apart):
+    rng = np.random.default_rng(0)
+    episode, found = np.repeat(np.arange(20), 8), []
+    for seed in range(150):
+        y = rng.permutation(160) % 2
+        x = rng.standard_normal((160, 2)) + rng.standard_normal((20, 2))[episode]
+        x[:, 0] += apart * (2 * y - 1)
+        rows = np.arange(160)[:, None]
+        found.append(decoding.decode_states({"h": x}, rows, {"y": y}, episode, shuffles=0, seed=seed)["h"]["y"])
+    truth = np.mean([result.accuracy for result in found])
+    held = np.mean([result.low[0] <= truth <= result.high[0] for result in found])
+    assert 0.90 <= held <= 0.995
+
+
+def test_intervals_of_dependent_trials_are_wider_and_those_of_certain_ones_have_a_width():
+    """Ten episodes of ten trials with one label: five right, five wrong are ten coins, not a hundred."""
+    episode, y = np.repeat(np.arange(10), 10), np.repeat(np.arange(10) % 2, 10)
+    right = np.repeat([True, True, True, True, True, True, False, False, False, False], 10)
+    alike, apart = decoding._interval(right, y, episode), decoding._interval(right, y, np.arange(100))
+    assert alike[1] - alike[0] > 2.5 * (apart[1] - apart[0])
+    certain = decoding._interval(np.ones(100, bool), y, episode)
+    assert certain[1] == 1 and 0.55 < certain[0] < 0.65  # ten of ten, t with 9 degrees of freedom, shared training data
+
+
+def test_a_label_is_not_decoded_from_what_it_shares_with_another():
+    """The state holds the stimulus, which the choice follows in 9 of 10 trials, and nothing of the choice."""
+    rng = np.random.default_rng(0)
+    stimulus = rng.integers(0, 2, 600).astype(float)
+    choice = np.where(rng.random(600) < 0.9, stimulus, 1 - stimulus)
+    x = stimulus[:, None] + 0.3 * rng.standard_normal((600, 2))
+    given = trials.conditional_labels(choice, stimulus)
+    for kind in (0, 1):
+        used = stimulus == kind
+        assert (
+            np.sum(given[used] == 0) == np.sum(given[used] == 1) == min(np.sum(choice[used] == own) for own in (0, 1))
+        )
+    labels = {"choice": choice, "given": given, "stimulus": trials.conditional_labels(stimulus, choice)}
+    found = decoding.decode(x, np.arange(600)[:, None], labels, np.arange(600) % 5, shuffles=100)
+    assert found["choice"].accuracy[0] > 0.85
+    assert found["given"].accuracy[0] < found["given"].anywhere
+    assert found["stimulus"].accuracy[0] > 0.9
 
 
 def test_trials_of_an_episode_never_train_what_is_tested_on_it():

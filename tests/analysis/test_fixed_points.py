@@ -193,7 +193,55 @@ def test_a_linear_system_has_the_fixed_point_and_eigenvalues_of_its_matrix():
     assert minima.stable.all() and minima.found.tolist() == [3]
 
 
-def test_a_slow_point_is_told_from_a_fixed_one():
+@pytest.mark.parametrize(
+    ("matrix", "stable"),
+    [
+        ([[0.0, -0.9], [0.9, 0.0]], True),  # eigenvalues +-0.9 i
+        ([[0.0, -1.1], [1.1, 0.0]], False),  # +-1.1 i: real parts of 0, and a deviation that grows
+        ([[-1.2, 0.0], [0.0, 0.3]], False),  # -1.2 alternates and grows
+        ([[-0.8, 0.0], [0.0, 0.3]], True),
+    ],
+)
+def test_a_point_of_a_map_is_stable_inside_the_unit_circle(matrix, stable):
+    update = np.array(matrix)
+    minima = fixed_points.minimise_speed(lambda z: z @ update.T + [1.0, 2.0], np.zeros((2, 2)))
+    assert minima.fixed.all() and minima.stable.tolist() == [stable]
+
+
+def test_a_layer_whose_update_alternates_and_grows_is_unstable():
+    """Linear, one synapse: the eigenvalue is lambda + eta W x^2 = 0.5 - 2 = -1.5."""
+    points = fixed_points.mpn_fixed_points(
+        np.array([[-2.0]]), np.array([0.3]), 1.0, 0.5, np.array([1.0]), activation="linear"
+    )
+    np.testing.assert_allclose(points.eigenvalues, [[-1.5]])
+    assert points.stable.tolist() == [False]
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+def test_both_turning_points_are_used(activation):
+    """Near each fold, two roots lie close together around one turning point: both must be bracketed."""
+    f, c = fixed_points.FUNCTIONS[activation][0], 3.0 if activation == "tanh" else 12.0
+    turn = np.arccosh(np.sqrt(c)) if activation == "tanh" else 2 * np.arccosh(np.sqrt(c) / 2)
+    for side in (-1, 1):
+        fold = side * turn - c * f(side * turn)  # the drive at which two roots meet
+        inside, outside = fold + side * 1e-4, fold - side * 1e-4
+        assert {len(fixed_points.affine_roots(a, c, activation)) for a in (inside, outside)} == {1, 3}
+
+
+def test_a_point_is_fixed_below_the_tolerance_only():
+    minima = fixed_points.minimise_speed(lambda z: z + z**2 + 1e-6, np.array([[0.1]]))
+    assert minima.speed[0] == pytest.approx(1e-6, rel=0.1) and not minima.fixed.any()
+    looser = fixed_points.minimise_speed(lambda z: z + z**2 + 1e-6, np.array([[0.1]]), tolerance=1e-5)
+    assert looser.fixed.all()
+
+
+def test_the_grid_reports_no_pole_as_a_root():
+    """u = 1 / h, h = u: roots -+1, and a sign change at the pole 0."""
+    roots = fixed_points.grid_roots(lambda h: 1 / h, 0.0, "linear")
+    np.testing.assert_allclose(roots, [-1, 1], atol=1e-9)
+
+
+def test_slow_points_and_fixed_points_are_distinguished():
     # z -> z + z^2 + 0.01 never stands still; it is slowest at 0, with speed 0.01.
     minima = fixed_points.minimise_speed(lambda z: z + z**2 + 0.01, np.array([[0.3], [-0.2]]))
     assert not minima.fixed.any() and not minima.stable.any()

@@ -1,4 +1,4 @@
-"""What `analyze` leaves behind, and that a small trained model shows what an MPN is known to do."""
+"""The files of `analyze`, and known properties of an MPN in a small trained model."""
 
 from __future__ import annotations
 
@@ -349,7 +349,7 @@ def test_a_readout_of_many_actions_fits_its_page(tmp_path: Path) -> None:
     visualize.save_figure(state_figures.readout_figure(projection), tmp_path / "readout.png")
 
 
-def test_a_picture_that_can_no_longer_be_made_goes(tmp_path: Path) -> None:
+def test_a_picture_that_can_no_longer_be_drawn_is_deleted(tmp_path: Path) -> None:
     page = standard_pages.Page("x", "state", "X", missing="not available: gone")
     (tmp_path / "x.png").write_bytes(b"old")
     assert stages.save(page, tmp_path, ["png"]) == []

@@ -32,10 +32,11 @@ def test_decoding_has_a_panel_per_label_and_a_line_per_state(recorded, tmp_path)
     fig = state_figures.decoding_figure(results, aligned.time, aligned.marks(), title="a task")
     panels = [ax for ax in fig.axes if ax.lines]
     assert [ax.get_title(loc="left") for ax in panels] == [
-        "stimulus (2 classes)", "evidence (2 classes)", "choice (2 classes)",
+        "stimulus (2 classes)", "evidence (2 classes)", "choice (2 classes)", "choice given stimulus (2 classes)",
+        "stimulus given choice (2 classes)",
     ]  # fmt: skip
     assert "from M (n = 200 trials)" in texts(fig) and "95 % of 9 shuffles" in texts(fig)
-    assert panels[0].get_xlabel().endswith("(ms)") and panels[0].get_ylabel() == "held-out accuracy"
+    assert panels[0].get_xlabel().endswith("(ms)") and panels[0].get_ylabel() == "balanced accuracy"
     line = next(line for line in panels[2].lines if line.get_label().startswith("from M"))
     np.testing.assert_array_equal(line.get_ydata(), results["M"]["choice"].accuracy)
     np.testing.assert_array_equal(line.get_xdata(), aligned.time + 50)  # the middle of each step
@@ -120,7 +121,7 @@ def test_a_snapshot_without_trials_leaves_a_sentence():
     assert sum("not available" in text.get_text() for ax in fig.axes for text in ax.texts) == 2
 
 
-def test_readout_bars_are_cosines_and_the_legend_says_how_much_they_hold():
+def test_readout_bars_are_cosines_and_the_legend_states_their_share():
     readout, components = np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]]), np.eye(3)[:2]
     projection = pca_analysis.project_readout(readout, components)
     np.testing.assert_allclose(projection.cosines, [[0.6, 0.8], [0, 0]])

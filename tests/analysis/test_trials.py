@@ -93,8 +93,9 @@ def test_no_complete_trial_is_an_error():
 def test_the_trial_table_holds_the_decision_and_the_conditions():
     activity = three_trials()
     table = trials.trial_table(activity, trials.split_trials(activity))
-    assert table["choice"].tolist() == [2, 1, 0] and table["length"].tolist() == [4, 7, 4]
-    np.testing.assert_array_equal(table["ground_truth"], [2, 2, 0])
+    np.testing.assert_array_equal(table["choice"], [2, 1, np.nan])  # the third trial ends before its decision
+    assert table["length"].tolist() == [4, 7, 4] and table["aborted"].tolist() == [False, False, True]
+    np.testing.assert_array_equal(table["ground_truth"], [2, 2, np.nan])
     np.testing.assert_array_equal(table["correct"], [1, 0, np.nan])
     assert table["decided"].tolist() == [True, True, False]
     np.testing.assert_array_equal(table["reaction"], [0, 50, np.nan])  # the second trial waits one step
@@ -173,7 +174,8 @@ def test_labels_are_what_varies_and_the_rest_is_explained():
     aligned = trials.align_periods(activity, found)
     labels, missing = trials.label_sets(activity, aligned, trials.trial_table(activity, found))
     assert {name: values.shape for name, values in labels.items()} == {
-        "stimulus": (200,), "evidence": (200, 9), "choice": (200,),
+        "stimulus": (200,), "evidence": (200, 9), "choice": (200,), "choice given stimulus": (200,),
+        "stimulus given choice": (200,),
     }  # fmt: skip
     assert np.isnan(labels["evidence"][:, :2]).all() and set(labels["evidence"][:, -1]) == {-1, 1}
     assert missing == {"context": "not available: the task has no condition `context`"}

@@ -48,6 +48,17 @@ def test_dormant_fraction_compares_with_the_layers_mean() -> None:
     assert [plasticity_metrics.dormant_fraction(RELU, tau) for tau in (0.0, 0.03, 0.1, 2.0)] == [0.25, 0.25, 0.5, 0.75]
 
 
+def test_rank_and_live_units_are_measured_at_256_rows() -> None:
+    """The rank of 64 independent units grows with the rows; that of 256 evenly spaced ones does not."""
+    torch.manual_seed(0)
+    units = torch.randn(4096, 64)
+    few, many = (plasticity_metrics.fixed_rows(units[:rows]) for rows in (256, 4096))
+    assert len(few) == len(many) == 256 and torch.equal(few, units[:256]) and torch.equal(many, units[::16])
+    assert plasticity_metrics.effective_rank(many) == pytest.approx(plasticity_metrics.effective_rank(few), rel=0.02)
+    assert plasticity_metrics.effective_rank(units) > 1.02 * plasticity_metrics.effective_rank(few)
+    assert torch.equal(plasticity_metrics.fixed_rows(units[:31]), units[:31])
+
+
 def test_effective_rank_of_matrices_whose_rank_is_known() -> None:
     assert plasticity_metrics.effective_rank(torch.eye(5)) == pytest.approx(5.0)
     assert plasticity_metrics.effective_rank(torch.ones(7, 1) @ torch.randn(1, 4)) == pytest.approx(1.0, abs=1e-3)
@@ -126,6 +137,7 @@ def test_every_learner_is_measured(kind: str, core: str) -> None:
     before = copy.deepcopy(trained.state_dict())
     metrics = plasticity_metrics.measure(trained, sample)
     for name in trained.networks:
+        assert 0 < metrics[f"{name}/rows"] <= 256
         for key in ("active_fraction", "live_fraction", "dormant_fraction"):
             assert 0.0 <= metrics[f"{name}/{key}"] <= 1.0
         assert 1.0 <= metrics[f"{name}/effective_rank"] <= H and metrics[f"{name}/weight_norm"] > 0

@@ -20,7 +20,7 @@ from mpn_module import MPN
 from mpn_rl import config as cfg
 from mpn_rl.contracts import Batch
 from mpn_rl.expansion.hidden_units import Watch, chosen, dormancy, ends, synapses
-from mpn_rl.expansion.masks import erk_densities, growth, largest
+from mpn_rl.expansion.masks import check_fits, erk_densities, growth, largest
 from mpn_rl.expansion.topology import STL_Scheduler, Topology
 from mpn_rl.learners.td3 import Actor, TD3Learner
 from mpn_rl.networks.backpropamine import Backpropamine
@@ -491,7 +491,7 @@ def test_actor_and_critic_have_options_of_their_own() -> None:
 # --- units ---------------------------------------------------------------------------------------------------
 
 
-def test_dormancy_of_a_layer_made_by_hand() -> None:
+def test_dormancy_of_a_layer_computed_by_hand() -> None:
     """E|h| = 1, 0, 2, 0.03; their mean 0.7575."""
     activity = torch.tensor([[1.0, 0.0, -4.0, 0.06], [-1.0, 0.0, 0.0, 0.0]])
     assert dormancy(activity).tolist() == pytest.approx([1 / 0.7575, 0, 2 / 0.7575, 0.03 / 0.7575])
@@ -975,6 +975,13 @@ def test_a_mistake_gives_one_line(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Bench(mlp(4, 5, 2), options(**values))
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [{"kind": "static"}, {"kind": "paper", "static_actor": True, "static_critic": True}])
+def test_a_run_shorter_than_the_interval_is_possible_without_events(values: dict[str, Any]) -> None:
+    config = options(**values, update_interval=1_000)
+    weights = {"actor": ["0.weight"], "critic": ["0.weight"]}
+    assert check_fits(config, weights, total_steps=100) == 0
 
 
 def test_a_schedule_in_steps_needs_a_run_in_steps() -> None:

@@ -335,7 +335,7 @@ def interpreted():
     def scan(xs, weight, bias, modulation, eta, lambda_decay, *, reset, modulation0, form=FORMS[0], rule=RULES[0],
              activation="tanh"):  # fmt: skip
         tensors = (xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0)
-        return mpn_cuda.scan(*tensors, form, rule, activation)
+        return mpn_cuda.scan(tensors, form, rule, activation)
 
     yield scan
     patch.undo()

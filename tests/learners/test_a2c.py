@@ -49,7 +49,7 @@ def echo_network(**options) -> ActorCritic:
 
 
 def make_rollout(obs: torch.Tensor, ended=None, final_value=None, **given) -> Rollout:
-    """A rollout around obs (B, T+1, D): action 0, no reward, one episode that goes on."""
+    """A rollout around obs (B, T+1, D): action 0, no reward, one unfinished episode."""
     rows, steps = obs.shape[0], obs.shape[1] - 1
     fields = {
         "obs": obs,

@@ -56,7 +56,7 @@ def rows(state, index):
 
 
 def stepped(core: nn.Module, xs: torch.Tensor, state, reset: torch.Tensor):
-    """The contract's right-hand side: a loop over `forward`, the state set back where reset says so."""
+    """The contract's right-hand side: a loop over `forward`, the state set back where reset is true."""
     hs = []
     for t in range(xs.shape[1]):
         fresh = state_parts(core.init_state(len(xs)))

@@ -55,8 +55,8 @@ def walked(module, xs, begins) -> TensorDict:
 
 
 @every_core
-def test_a_step_is_forward_and_names_the_state(cls: type, layers: int) -> None:
-    core = make(cls, layers)
+def test_a_step_is_forward_and_names_the_state(name: str, layers: int) -> None:
+    core = make(name, layers)
     module = torchrl_modules.CoreModule(core)
     state, (xs, _) = warmed(core), sequence()
     done = module(tensordict(module, xs[:, 0], torch.zeros(len(xs), dtype=torch.bool), state))
@@ -68,8 +68,8 @@ def test_a_step_is_forward_and_names_the_state(cls: type, layers: int) -> None:
 
 
 @every_core
-def test_a_sequence_is_unroll(cls: type, layers: int) -> None:
-    core = make(cls, layers)
+def test_a_sequence_is_unroll(name: str, layers: int) -> None:
+    core = make(name, layers)
     module = torchrl_modules.CoreModule(core)
     (xs, reset), state = sequence(), warmed(core)
     calm = torch.zeros_like(reset)
@@ -83,8 +83,8 @@ def test_a_sequence_is_unroll(cls: type, layers: int) -> None:
 
 
 @every_core
-def test_steps_restart_at_is_init_and_the_sequence_equals_them(cls: type, layers: int) -> None:
-    core = make(cls, layers)
+def test_steps_restart_at_is_init_and_the_sequence_equals_them(name: str, layers: int) -> None:
+    core = make(name, layers)
     module = torchrl_modules.CoreModule(core)
     xs, begins = sequence()
     begins[:, 0] = True
@@ -194,7 +194,7 @@ def test_the_documented_example_is_short_and_runs(tmp_path: Path) -> None:
     assert re.fullmatch(said, done.stdout.strip().splitlines()[-1])
 
 
-def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_one_line_explains_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mpn_rl.networks.torchrl_modules")
     monkeypatch.delattr("mpn_rl.networks.torchrl_modules")
     monkeypatch.setitem(sys.modules, "tensordict", None)

@@ -1,4 +1,4 @@
-"""What each command prints and leaves behind."""
+"""The output and the files of each command."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import main
 from model_utils import load_checkpoint
 from mpn_rl import commands, evaluation
 from mpn_rl import config as cfg
+from mpn_rl.reporting import print_scores
 from mpn_rl.rollout import Evaluation
 
 TINY = ["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2", "--eval-episodes", "2", "--learning-starts", "20",
@@ -126,7 +127,7 @@ def test_a_narrow_terminal_cuts_no_number(capsys: pytest.CaptureFixture) -> None
     assert len(re.search(r"agent.*", table).group()) > 60
 
 
-def test_a_run_that_learned_nothing_says_so(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_a_run_that_learned_nothing_prints_so(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     short = [
         "--experiments-dir",
         str(tmp_path),
@@ -146,7 +147,7 @@ def test_a_run_that_learned_nothing_says_so(capsys: pytest.CaptureFixture, tmp_p
     assert "--num-envs times --rollout-steps" in said and "sampled return" in said
 
 
-def test_training_says_what_it_does_and_leaves_every_file(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_training_prints_its_progress_and_writes_every_file(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     out = run(capsys, "train-neurogym", "--experiment-name", "shown", "--experiments-dir", str(tmp_path), *TINY,
               "--kernel", "reference", "--num-episodes", "8", "--max-episode-steps", "60", "--print-freq", "4",
               "--tensorboard", "--checkpoint-freq", "200")  # fmt: skip
@@ -204,7 +205,7 @@ def test_the_list_of_tasks_fits_a_terminal(capsys: pytest.CaptureFixture) -> Non
     assert "  Null-v0: its reward is always zero" in lines
 
 
-def test_a_longer_run_and_another_learning_rate_say_what_happens_to_the_schedules(
+def test_a_longer_run_and_another_learning_rate_print_their_effect_on_the_schedules(
     capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     """After 2 of 2 episodes: epsilon 0.1 and a tenth of the rate. After 2 of 8: epsilon 0.5 - 0.4 / 2, and 0.775."""
@@ -275,8 +276,12 @@ def test_eval_prints_its_scores_even_where_it_cannot_write_them(
 
 def test_an_empty_name_is_refused_by_every_command(capsys: pytest.CaptureFixture) -> None:
     for argv in (["eval"], ["render"], ["analyze", "collect"], ["analyze", "plot"], ["analyze", "report"], ["train"]):
-        assert main.main([*argv, "--experiment-name", ""]) == 2
-        assert "--experiment-name must not be empty" in capsys.readouterr().err
+        try:
+            status = main.main([*argv, "--experiment-name", ""])
+        except SystemExit as leaving:  # of the parser
+            status = leaving.code
+        assert status == 2
+        assert re.fullmatch(r"main.py .*--experiment-name:? must not be empty.*\n", capsys.readouterr().err)
 
 
 PLAIN = {"return_mean", "return_std", "return_ci95", "length_mean", "episodes", "random_return_mean"}
@@ -361,35 +366,45 @@ def test_scores_are_worked_by_hand() -> None:
     scores = evaluation.summarise(config, result([1.0, 3.0], [1.0, 0.0]), scripted)
     assert (scores["return_mean"], scores["return_std"], scores["length_mean"]) == (2.0, 1.0, 4.0)
     assert (scores["accuracy"], scores["aborts"], scores["trials"], scores["normalised_score"]) == (0.5, 1, 2, 0.5)
-    assert scores["return_ci95"] == [1.0, 3.0]  # of two values, the mean's bootstrap is either, or between
+    half = 12.7062  # t(0.975, 1) times the standard error, 1
+    assert scores["return_ci95"] == pytest.approx([2 - half, 2 + half], abs=1e-3)
+    assert scores["accuracy_ci95"] == pytest.approx([0.0945, 0.9055], abs=1e-4)  # Wilson's for 1 of 2
+    # The references do not vary, so the interval is that of the agent's mean of 1 and 0, whose error is 1/2.
+    assert scores["normalised_score_ci95"] == pytest.approx([0.5 - half / 2, 0.5 + half / 2], abs=1e-3)
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
 
 
-def test_the_bootstrap_interval_of_equal_values_is_the_value() -> None:
-    assert evaluation.bootstrap_interval(np.full(5, 2.5)) == (2.5, 2.5)
-    assert evaluation.bootstrap_interval(np.array([7])) == (7.0, 7.0)
-    assert evaluation.bootstrap_interval(np.array([])) == (None, None)
+def test_one_episode_and_equal_episodes_have_no_interval(capsys: pytest.CaptureFixture) -> None:
+    config = cfg.make_config("train", {"env_name": "CartPole-v1"})
+    nothing = np.array([])
+    for returns in (np.array([6.0]), np.full(4, 500.0)):
+        result = Evaluation(returns, returns.astype(int), nothing, nothing, nothing, nothing, np.zeros((0, 4)))
+        scores = evaluation.summarise(config, result, {})
+        assert scores["return_mean"] == returns[0] and scores["return_ci95"] == [None, None]
+        print_scores(config, scores)
+        assert f"{returns[0]:.3f}" in (out := capsys.readouterr().out) and "none" in out and "[" not in out
 
 
-def test_the_bootstrap_interval_covers_the_mean_at_the_textbook_width() -> None:
-    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
-    low, high = evaluation.bootstrap_interval(values)
-    half = 1.96 * values.std() / 20
-    assert abs(low - (values.mean() - half)) < 0.05 and abs(high - (values.mean() + half)) < 0.05
+def test_all_trials_right_leave_room_below_one() -> None:
+    config = cfg.make_config("train-neurogym", {})
+    right = np.ones(60)
+    result = Evaluation(right, right, right, right < 0, right, right > 0, np.zeros((0, 4)))
+    low, high = evaluation.summarise(config, result, {"random": result})["accuracy_ci95"]
+    assert low == pytest.approx(60 / (60 + 1.96**2), abs=1e-3) and high == 1.0
 
 
 # --- render -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["context", "cart", "mlp", "lstm"])
-def test_a_film_lies_in_videos_by_default(name: str, home: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_film_is_in_videos_by_default(name: str, home: Path, capsys: pytest.CaptureFixture) -> None:
     out = run(capsys, "render", "--experiment-name", name, "--seed", "2", "--max-steps", "4")
     film = home / "experiments" / name / "videos" / "episode_2.gif"
     assert film.read_bytes().startswith(b"GIF89a")
     assert out.startswith("4 steps, return") and "episode_2.gif" in out
 
 
-def test_a_film_goes_where_it_is_told_by_its_suffix(home: Path, capsys: pytest.CaptureFixture) -> None:
+def test_output_sets_the_place_and_the_format_of_a_film(home: Path, capsys: pytest.CaptureFixture) -> None:
     run(capsys, "render", "--experiment-name", "cart", "--output", "demo.mp4", "--max-steps", "3", "--fps", "5")
     assert b"ftyp" in (home / "demo.mp4").read_bytes()[:12]
 

@@ -136,7 +136,7 @@ def test_a_value_out_of_range_names_the_option_the_rule_and_the_value(flags: dic
     assert message in refusal(flags=flags)
 
 
-def test_a_flag_that_does_nothing_says_where_it_belongs() -> None:
+def test_the_error_for_an_idle_flag_names_its_parts() -> None:
     assert refusal(flags={"core": "lstm", "rule": "oja"}).endswith("it belongs to --core mpn, --core mpn-frozen")
 
 

@@ -1,4 +1,4 @@
-"""The runs in configs/ are read, and mean what their names say."""
+"""The runs in configs/ can be read, and have the options that their names promise."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_flags_override_a_config_file():
 
 
 @pytest.mark.parametrize("name", ["td3_dense", "td3_dense.json", "configs/td3_dense", "configs/td3_dense.json"])
-def test_a_config_is_found_by_its_name_from_any_folder(name, tmp_path, monkeypatch):
+def test_a_config_is_selected_by_its_name_in_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert read_config_file(name)["learner"]["name"] == "td3"
 

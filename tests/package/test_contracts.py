@@ -149,7 +149,7 @@ def played(env: Any, seed: int, steps: int = 400) -> list[tuple]:
     return seen
 
 
-def test_the_tasks_are_found() -> None:
+def test_the_tasks_are_collected() -> None:
     assert {"GridMaze-v0", "CueReward-v0"} <= set(TASKS)
 
 

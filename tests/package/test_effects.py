@@ -290,13 +290,13 @@ def with_option(context: Context, field: dataclasses.Field, value: object) -> cf
 
 
 def refusal_of(context: Context, field: dataclasses.Field, value: object) -> str | None:
-    """What the option's conditions say, None where it takes effect."""
+    """The reason from the option's conditions, None where the option takes effect."""
     config = with_option(context, field, value)
     return None if config is None else cfg.idle_reason(field, config)
 
 
 def verdict(context: Context, field: dataclasses.Field, value: object) -> Verdict | None:
-    """Try an option; None where another rule refuses it, or where the run cannot be made at all."""
+    """Try an option; None where another rule refuses it, or where the run cannot be built."""
     base, config = small(context), with_option(context, field, value)
     if base is None or config is None:
         return None

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases are told what metrics.jsonl holds, and never cost a run."""
+"""TensorBoard and Weights & Biases get the numbers of metrics.jsonl, and never end a run."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_wandb_offline_writes_into_the_experiment_alone_and_changes_nothing(tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"experiments", "home"}
 
 
-def test_without_a_key_wandb_asks_nobody_and_nothing_is_created(tmp_path: Path) -> None:
-    """Though there is a terminal to ask on: a pool's job may have one, and nobody before it."""
+def test_without_a_key_wandb_does_not_ask_and_creates_nothing(tmp_path: Path) -> None:
+    """Although there is a terminal: a job of a pool may have one without a user."""
     screen, terminal = pty.openpty()
     done = start(tmp_path, *train("asked", "--wandb"), stdin=terminal)
     os.close(terminal)
@@ -73,7 +73,7 @@ def test_without_a_key_wandb_asks_nobody_and_nothing_is_created(tmp_path: Path) 
     assert not (tmp_path / "experiments").exists()
 
 
-# --- with a W&B that does as it is told -------------------------------------------------------------------
+# --- with a W&B that obeys -------------------------------------------------------------------
 
 
 class RefusedError(Exception):
@@ -110,7 +110,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.SimpleNamesp
     return fake
 
 
-def test_wandb_is_told_every_number_of_metrics_jsonl(wandb: types.SimpleNamespace) -> None:
+def test_wandb_gets_every_number_of_metrics_jsonl(wandb: types.SimpleNamespace) -> None:
     argv = train("told", "--wandb", "--wandb-project", "mine", "--num-episodes", "6", "--plasticity-metrics-freq", "40")
     assert main.main(argv) == 0
     rows = [json.loads(line) for line in Path("experiments/told/metrics.jsonl").read_text().splitlines()]

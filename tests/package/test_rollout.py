@@ -18,7 +18,7 @@ from mpn_rl.tasks.lanes import SEED_RANGES, EpisodeSeeds, Lanes
 
 
 class Clock(gymnasium.Env):
-    """The observation is the step, and the seed tells the episode's length, so that every entry can be foretold.
+    """The observation is the step, and the seed sets the episode's length, so that every entry is known in advance.
 
     Trials last three steps; even trials have the condition "side", odd ones "level".
     """
@@ -116,7 +116,7 @@ def test_an_evaluation_is_the_same_in_any_number_of_lanes(core: str, lanes: int)
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_evaluation_resets_the_state_where_it_is_told_to(reset: bool) -> None:
+def test_evaluation_resets_the_state_where_the_option_requires_it(reset: bool) -> None:
     """Against a slow loop of single steps."""
     net = network()
     env = Clock()
@@ -130,6 +130,71 @@ def test_evaluation_resets_the_state_where_it_is_told_to(reset: bool) -> None:
         if reset and info["new_trial"]:
             state = net.init_state(1)
     assert evaluate(net, [Clock()], [5], reset).returns.tolist() == [expected]
+
+
+class Counter(torch.nn.Module):
+    """Its state counts the steps since it was reset, and so does its action, modulo 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def init_state(self, batch_size: int, device: Any = None) -> torch.Tensor:
+        return torch.zeros(batch_size, 1)
+
+    def select_action(self, obs: torch.Tensor, state: torch.Tensor, epsilon: float, generator: Any) -> tuple:
+        return state[:, 0].long() % 3, state + 1
+
+
+def test_the_state_is_reset_between_trials_only_where_the_option_requires_it() -> None:
+    class Pairs(Clock):
+        """Trials of two steps."""
+
+        def step(self, action: int) -> tuple[Any, ...]:
+            obs, reward, terminated, truncated, info = super().step(action)
+            return obs, reward, terminated, truncated, info | {"new_trial": self.t % 2 == 0, "performance": 1.0}
+
+    kept, reset = (evaluate(Counter(), [Pairs()], [5, 7], option).returns.tolist() for option in (False, True))
+    assert kept == [210.0 + 0 + 1 + 2 + 0 + 1 + 2, 150.0 + 0 + 1 + 2 + 0 + 1]
+    assert reset == [210.0 + 3 * (0 + 1), 150.0 + 0 + 1 + 0 + 1 + 0]
+    recorded = {
+        option: [episode["state_M"][:, 0, 0].tolist() for episode in record_episodes(
+            network(train_m0=True), Pairs(), [5], reset_state_on_trial=option)]
+        for option in (False, True)
+    }  # fmt: skip
+    assert recorded[False] != recorded[True]
+
+
+def test_decision_accuracy_counts_decision_steps_alone_and_aborts_are_counted() -> None:
+    class Asks(Clock):
+        """Only the second of three steps is a decision; its right action is 1. The last trial is aborted."""
+
+        def step(self, action: int) -> tuple[Any, ...]:
+            obs, reward, terminated, truncated, info = super().step(action)
+            info |= {"decision": self.t % 3 == 2, "gt": 1}
+            if info["new_trial"]:
+                info["aborted"] = self.t == 6
+            return obs, reward, terminated, truncated, info
+
+    result = evaluate(Counter(), [Asks()], [5])  # actions 0 1 2 0 1 2
+    assert result.decision_correct.tolist() == [True, True] and result.aborted.tolist() == [False, True]
+    scripted = run_scripted(lambda env, rng: env.t % 2, Asks(), [5])  # actions 0 1 0 1 0 1
+    assert scripted.decision_correct.tolist() == [True, False]
+
+
+def test_an_intervention_sees_the_step_of_the_trial_and_the_episode() -> None:
+    seen: list[tuple[list[int], list[int]]] = []
+
+    def note(obs: torch.Tensor, state: Any, since: np.ndarray, episode: np.ndarray) -> tuple[torch.Tensor, Any]:
+        seen.append((since.tolist(), episode.tolist()))
+        return obs, state
+
+    evaluate(Counter(), [Clock(), Clock()], [5, 3, 4], intervene=note)  # episodes of 6, 4 and 5 steps
+    steps = {0: [], 1: [], 2: []}
+    for since, episodes in seen:
+        for step, episode in zip(since, episodes, strict=True):
+            steps[episode].append(step)
+    assert steps == {0: [0, 1, 2, 0, 1, 2], 1: [0, 1, 2, 0], 2: [0, 1, 2, 0, 1]}
 
 
 def test_reset_rows_touches_only_its_rows_and_holds_no_graph() -> None:
@@ -151,7 +216,7 @@ def test_a_scripted_policy_plays_the_same_seeds() -> None:
     assert len(result.decision_correct) == 10 and result.decision_correct.all()
 
 
-def test_a_recording_tells_what_happened_at_every_step() -> None:
+def test_a_recording_holds_the_events_of_every_step() -> None:
     (episode,) = record_episodes(network(), Clock(), [5])
     assert episode["observations"][:, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert episode["trial"].tolist() == [0, 0, 0, 1, 1, 1]

@@ -53,7 +53,7 @@ def condor() -> Path:
 
 
 def rows_of(template: str) -> list[dict[str, str]]:
-    """The rows of a template's args file by column, read as its last line says."""
+    """The rows of a template's args file by column, read as its last line states."""
     queue = (PROJECT / "condor" / template).read_text().splitlines()[-1]
     columns, file = re.fullmatch(r"queue (.*) from \$Fp\(SUBMIT_FILE\)(\S+)", queue).groups()  # type: ignore[union-attr]
     lines = (PROJECT / "condor" / file).read_text().splitlines()
@@ -73,7 +73,7 @@ def command_of(template: str, row: dict[str, str]) -> list[str]:
 @pytest.mark.parametrize("inside", [True, False], ids=["in condor/", "in the root"])
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_dry_run_of_every_template_warns_of_nothing(template: str, inside: bool, project: Path, condor: Path) -> None:
-    """It exits 0 on a misspelt command: the warning on stderr is all that tells."""
+    """It exits 0 on a misspelt command; only the warning on stderr shows the mistake."""
     where, file = (project / "condor", template) if inside else (project, f"condor/{template}")
     done = condor_tools.run(condor, "condor_submit", "-dry-run", "-", file, cwd=where)
     assert (done.returncode, done.stderr) == (0, "")
@@ -83,7 +83,7 @@ def test_a_dry_run_of_every_template_warns_of_nothing(template: str, inside: boo
     assert (project / ".condor_logs").is_dir()  # a missing one would hold every job
 
 
-def test_a_misspelt_command_is_told_on_stderr_alone(project: Path, condor: Path) -> None:
+def test_a_misspelt_command_is_reported_on_stderr_only(project: Path, condor: Path) -> None:
     job = project / "condor" / "train.job"
     job.write_text(job.read_text().replace("max_retries", "max_retires"))
     done = condor_tools.run(condor, "condor_submit", "-dry-run", "-", "condor/train.job", cwd=project)
@@ -289,7 +289,7 @@ def test_without_a_shared_disk_the_wrapper_unpacks_its_python_once(project: Path
     assert (sandbox / "experiments" / "run").is_dir()  # HTCondor holds a job whose listed folder is missing
 
 
-def test_the_dummy_says_whether_the_project_is_seen(project: Path, tmp_path: Path) -> None:
+def test_the_dummy_prints_whether_it_sees_the_project(project: Path, tmp_path: Path) -> None:
     def told(wrapper: Path) -> str:
         return subprocess.run([wrapper, "x", "0"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 

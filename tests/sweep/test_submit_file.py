@@ -87,7 +87,7 @@ def test_a_good_file_has_columns_a_command_and_no_mistake(tmp_path: Path) -> Non
     ],
     ids=lambda text: str(text)[:20],
 )
-def test_each_mistake_is_found_at_its_place(tmp_path: Path, line: str, instead: str, found: str) -> None:
+def test_each_mistake_is_reported_at_its_place(tmp_path: Path, line: str, instead: str, found: str) -> None:
     assert line in JOB
     said = mistakes(tmp_path, JOB.replace(line, instead))
     assert any(found in one for one in said), said
@@ -116,7 +116,7 @@ def test_none_means_that_the_job_does_not_run_main(tmp_path: Path) -> None:
     assert found.command_words() is None and found.mistakes() == []
 
 
-def test_a_wrapper_without_exec_is_found(tmp_path: Path) -> None:
+def test_a_wrapper_without_exec_is_reported(tmp_path: Path) -> None:
     assert mistakes(tmp_path, JOB, "\x7fELF") == []  # a program of its own
     found = mistakes(tmp_path, JOB, '#!/bin/sh\n# exec is missing\npython main.py "$@"\n')
     assert len(found) == 1 and found[0].startswith("2:14: ")

@@ -60,7 +60,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture, *argv: str) -> str:
-    """What a refused command says; nothing on stdout, no traceback."""
+    """The message of a refused command; nothing on stdout, no traceback."""
     capsys.readouterr()
     assert main.main(["sweep", *argv]) == 2
     out, err = capsys.readouterr()
@@ -174,7 +174,7 @@ def test_a_mistake_in_the_toml_file_is_one_line(
     assert sorted(path.name for path in Path().iterdir()) == ["grid.toml"]
 
 
-def test_a_value_out_of_range_is_found_at_its_key(capsys: pytest.CaptureFixture) -> None:
+def test_a_value_out_of_range_is_reported_at_its_key(capsys: pytest.CaptureFixture) -> None:
     Path("grid.toml").write_text(GRID.replace("[0.8, 0.9]", "[0.8, 1.5]").replace("eval-freq = 1000", "eval-freq = -1"))
     err = refused(capsys, "expand", "grid.toml")
     assert "grid.toml:23:1: lambda_decay: --lambda-decay must lie in [0.0, 1.0], got 1.5\n" in err
@@ -209,7 +209,7 @@ def a_job(rows: str, job: str = JOB) -> None:
     Path("rows.txt").write_text(rows)
 
 
-def test_every_mistake_in_the_rows_is_found_at_its_line_and_column(capsys: pytest.CaptureFixture) -> None:
+def test_every_mistake_in_the_rows_is_reported_at_its_line_and_column(capsys: pytest.CaptureFixture) -> None:
     a_job(
         "a, 0, 0.5, 0.9\n"  # good
         "b, 1, 0.5\n"
@@ -241,6 +241,22 @@ def test_every_mistake_in_the_rows_is_found_at_its_line_and_column(capsys: pytes
     ]
 
 
+def test_every_duplicate_names_the_first_row_of_that_name(capsys: pytest.CaptureFixture) -> None:
+    a_job("a, 0, 0.5, 0.9\nb, 0, 0.5, 0.9\na, 1, 0.5, 0.9\nb, 1, 0.5, 0.9\na, 2, 0.5, 0.9\n")
+    assert refused(capsys, "check", "a.job").splitlines()[:-1] == [
+        f"rows.txt:{line}:1: another row (line {first}) has the same experiment name '{name}'"
+        for line, first, name in ((3, 1, "a"), (4, 2, "b"), (5, 1, "a"))
+    ]
+
+
+def test_of_two_options_in_a_message_the_first_one_is_blamed(capsys: pytest.CaptureFixture) -> None:
+    """Both are columns; "did you mean" names further ones, which are not to blame."""
+    job = JOB.replace("--lambda-decay $(lambda)", "--replay $(replay)").replace("--eta $(eta)", "--n-step $(eta)")
+    a_job("a, 0, 3, transition\n", job.replace("eta, lambda from", "eta, replay from"))
+    (line, _) = refused(capsys, "check", "a.job").splitlines()
+    assert line.startswith("rows.txt:1:7: eta: --n-step does nothing with --replay transition")
+
+
 def test_a_blank_line_at_the_end_is_a_row_too_many(capsys: pytest.CaptureFixture) -> None:
     a_job("a, 0, 0.5, 0.9\n\n")
     assert "rows.txt:2:1: a blank line" in refused(capsys, "check", "a.job")
@@ -248,7 +264,7 @@ def test_a_blank_line_at_the_end_is_a_row_too_many(capsys: pytest.CaptureFixture
     assert "rows.txt:1:1: no rows" in refused(capsys, "check", "a.job")
 
 
-def test_a_wrong_row_among_500_is_found(capsys: pytest.CaptureFixture) -> None:
+def test_a_wrong_row_among_500_is_reported(capsys: pytest.CaptureFixture) -> None:
     rows = [f"r{i}, {i}, 0.5, 0.9\n" for i in range(500)]
     rows[411] = "r411, 411, 0.5, O.9\n"
     a_job("".join(rows))
@@ -257,7 +273,7 @@ def test_a_wrong_row_among_500_is_found(capsys: pytest.CaptureFixture) -> None:
     assert err.count("\n") == 2
 
 
-def test_what_is_wrong_for_all_rows_is_said_once_where_it_stands(capsys: pytest.CaptureFixture) -> None:
+def test_a_mistake_of_all_rows_is_reported_once_at_its_place(capsys: pytest.CaptureFixture) -> None:
     rows = "a, 0, 0.5, 0.9\nb, 1, 0.5, 0.9\n"
     a_job(rows, JOB.replace("--resume auto", "--resume auto --hidden-dim 0 --etaa 3"))
     err = refused(capsys, "check", "a.job")
@@ -410,7 +426,9 @@ def test_statistics_are_worked_by_hand() -> None:
     alone = summary.statistics([0.5])
     assert alone.mean == 0.5 and np.isnan(alone.mean_low)
     same = summary.statistics([0.5, 0.5, 0.5])
-    assert (same.mean_low, same.mean_high, same.iqm_low) == (0.5, 0.5, 0.5)
+    assert same.mean == 0.5 and np.isnan([same.mean_low, same.mean_high, same.iqm_low]).all()
+    half = 4.3027 * np.sqrt(7 / 3)  # t(0.975, 2) times the standard error of 1, 2, 6
+    assert (few.mean_low, few.iqm_high) == (pytest.approx(3 - half, abs=1e-3), pytest.approx(3 + half, abs=1e-3))
 
 
 def test_a_summary_ranks_settings_and_names_what_is_unfinished(capsys: pytest.CaptureFixture) -> None:
@@ -422,7 +440,14 @@ def test_a_summary_ranks_settings_and_names_what_is_unfinished(capsys: pytest.Ca
     lines = out.splitlines()
     assert lines[0] == "7 of 8 rows complete, 4 of 4 settings; final greedy accuracy"
     assert lines[1].split() == ["eta", "lambda_decay", "n", "IQM", "95", "%", "interval", "mean", "95", "%", "interval"]
-    assert lines[2].split()[:6] == ["0.5", "0.9", "2", "0.850", "[0.800,", "0.900]"]
+    assert lines[2].split()[:6] == [
+        "0.5",
+        "0.9",
+        "2",
+        "0.850",
+        "[0.215,",
+        "1.485]",
+    ]  # t(0.975, 1) = 12.7062, error 0.05
     assert f"1 of 8 rows are unfinished: {names[7]} (missing)" in out
     table = read_csv("grid_summary.csv")
     assert [(row["eta"], row["lambda_decay"], row["rows"], row["n"], row["mean"]) for row in table] == [
@@ -441,7 +466,8 @@ def test_a_summary_ranks_settings_and_names_what_is_unfinished(capsys: pytest.Ca
         assert Path(picture).read_bytes().startswith(b"\x89PNG")
     best = said(capsys, "summary", "grid.toml", "--score", "best").splitlines()
     assert best[0].endswith("best greedy accuracy")
-    assert best[2].split()[:4] == ["0.5", "0.8", "2", "0.900"]  # the best evaluation of both seeds, not the last
+    assert "too high on average" in best[1]
+    assert best[3].split()[:4] == ["0.5", "0.8", "2", "0.900"]  # the best evaluation of both seeds, not the last
 
 
 def test_returns_are_summed_up_where_a_task_has_no_trials(capsys: pytest.CaptureFixture) -> None:
@@ -552,7 +578,7 @@ def test_the_same_command_line_may_be_repeated_with_a_config_file(capsys: pytest
     assert len(json.loads(Path("experiments/again/training_history.json").read_text())["episode_rewards"]) == 6
 
 
-def test_rows_run_here_end_as_alone_and_a_failure_says_why(capfd: pytest.CaptureFixture) -> None:
+def test_rows_run_here_equal_single_runs_and_a_failure_has_its_reason(capfd: pytest.CaptureFixture) -> None:
     """Two workers; the task of one row does not exist, which no retry mends."""
     text = GRID[: GRID.index("[grid]")].replace("300", "60").replace("seeds = [0, 1]", "seeds = 1")
     Path("grid.toml").write_text(text + '[grid]\nenv-name = ["CartPole-v1", "NoSuch-v0", "Acrobot-v1"]\n')

@@ -277,7 +277,7 @@ def test_a_row_is_the_single_environment_with_its_seed_whatever_the_others_do(ar
             np.testing.assert_array_equal(its, obs[row])
             assert earned == reward[row]
             np.testing.assert_equal(its_info, {name: values[row].item() for name, values in info.items()})
-        if step % 20 == 19:  # some begin anew, in any order
+        if step % 20 == 19:  # some are reset, in any order
             rows, fresh = rng.permutation(6)[:3], rng.integers(2**31, size=3)
             begun = env.reset_rows(rows, fresh)
             for row, seed, first in zip(rows, fresh, begun, strict=True):

@@ -12,15 +12,16 @@ import main
 from neurogym_wrapper import list_tasks
 
 STEPS = 60  # of an episode: several trials of most tasks, and a part of one of the longest
-TASKS = [task.name for task in list_tasks() if task.trainable]
+TASKS = {task.name: task for task in list_tasks() if task.trainable}
 TINY = ["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2", "--num-episodes", "2", "--eval-episodes", "1",
         "--max-episode-steps", str(STEPS), "--learning-starts", "80", "--buffer-size", "200", "--sequence-length", "10",
         "--sequence-stride", "10", "--burn-in", "4", "--batch-size", "4", "--kernel", "reference",
         "--no-plot-training"]  # fmt: skip
+OF_VECTORS = ["--algo", "td3", "--core", "mpn", "--replay", "sequence"]  # a task whose actions are vectors
 
 
 def test_there_are_as_many_tasks_as_neurogym_has() -> None:
-    assert len(TASKS) == 48
+    assert len(TASKS) == 50
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -29,7 +30,8 @@ def test_a_task_trains_evaluates_renders_and_is_analysed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     name = ["--experiment-name", "run"]
-    assert main.main(["train-neurogym", "--env-name", task, *name, *TINY]) == 0
+    options = TINY + (OF_VECTORS if TASKS[task].continuous else [])
+    assert main.main(["train-neurogym", "--env-name", task, *name, *options]) == 0
     capsys.readouterr()
     assert main.main(["eval", *name, "--num-eval-episodes", "1", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -327,7 +327,7 @@ def test_hits_that_are_given_only_when_they_happen_fall_into_their_quarter() -> 
     assert run_scripted(lambda env, rng: 0, env, [0]).quarters.tolist() == [[1.0, 0.0, 0.0, 2.0]]
 
 
-def test_a_task_that_says_little_about_its_trials_is_evaluated_and_recorded(
+def test_a_task_with_few_trial_entries_is_evaluated_and_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

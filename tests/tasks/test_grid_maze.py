@@ -194,7 +194,7 @@ def test_a_row_is_the_single_environment_with_its_seed_whatever_the_others_do() 
             its, earned, _, _, its_info = one.step(int(actions[row]))
             np.testing.assert_array_equal(its, obs[row])
             assert earned == reward[row] and its_info == {name: values[row] for name, values in info.items()}
-        if step % 20 == 19:  # some begin anew, in any order
+        if step % 20 == 19:  # some are reset, in any order
             rows, fresh = rng.permutation(7)[:3], rng.integers(2**31, size=3)
             begun = env.reset_rows(rows, fresh)
             for row, seed, first in zip(rows, fresh, begun, strict=True):

@@ -1,4 +1,4 @@
-"""Gymnasium tasks as flat vectors; with the velocities hidden, one observation no longer tells the state."""
+"""Gymnasium tasks as flat vectors; with the velocities hidden, one observation does not determine the state."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_task_that_cannot_be_had_is_refused_in_one_line(name: str, args: dict,
     ("task", "algo", "message"),
     [("Pendulum-v1", "dqn", "continuous actions.*take --algo td3"), ("CartPole-v1", "td3", "take --algo dqn or a2c")],
 )
-def test_a_learner_that_cannot_act_in_a_task_is_told_of_one_that_can(task: str, algo: str, message: str) -> None:
+def test_the_error_for_an_unsuitable_learner_names_a_suitable_one(task: str, algo: str, message: str) -> None:
     config = cfg.make_config("train", {"env_name": task, "learner": algo})
     with pytest.raises(ConfigError, match=message):
         registry.make_lanes(config, 1, lambda: 0)

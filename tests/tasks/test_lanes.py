@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from mpn_rl.tasks.lanes import EpisodeSeeds, VectorLanes, per_lane
+from mpn_rl.tasks.lanes import EpisodeSeeds, Lanes, VectorLanes, per_lane
 
 
 class Counters:
@@ -45,6 +45,52 @@ def test_a_row_that_ends_restarts_and_reports_its_own_episode() -> None:
     assert [(end.reward, end.length, end.trials, end.accuracy) for end in ended] == [(7.0 + 11.0, 2, 0, None)]
     assert steps.terminated.tolist() == [True, False] and steps.next_obs.tolist() == [[11.0], [3.0]]
     assert lanes.obs.tolist() == [[3.0], [3.0]]  # row 0 shows its next episode, the step its true last observation
+
+
+class Trials(Counters):
+    """Each step is a trial with the score 1 where the action is 1; an episode has four."""
+
+    def step(self, actions: np.ndarray) -> tuple[Any, ...]:
+        obs, reward, _, truncated, _ = super().step(actions)
+        always = np.ones(self.num_envs, bool)
+        return obs, reward, ~always, truncated, {"new_trial": always, "performance": (actions == 1).astype(float)}
+
+
+class OneTrial(gymnasium.Env):
+    """The same as a single environment."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    obs_dim, trial_steps = 1, 1
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: int) -> tuple[Any, ...]:
+        self.t += 1
+        info = {"new_trial": True, "performance": float(action == 1)}
+        return np.zeros(1, np.float32), 0.0, False, self.t == 4, info
+
+
+def test_the_accuracy_of_an_episode_is_the_mean_over_its_trials() -> None:
+    for lanes in (VectorLanes(Trials(2), lambda: 0), Lanes([OneTrial(), OneTrial()], lambda: 0)):
+        for actions in ([1, 0], [0, 0], [0, 0], [0, 1]):
+            _, ended = lanes.step(np.array(actions))
+        assert [(end.trials, end.accuracy) for end in ended] == [(4, 0.25), (4, 0.25)]
+
+
+def test_the_episodes_of_training_and_evaluation_are_unrelated() -> None:
+    """One generator for all purposes would shift the same draws into each range."""
+    from mpn_rl.tasks.lanes import SEED_RANGES
+
+    places = {}
+    for purpose, (low, high) in SEED_RANGES.items():
+        source = EpisodeSeeds(purpose, 3)
+        places[purpose] = np.array([(source() - low) / (high - low) for _ in range(400)])
+    for one, other in (("train", "select"), ("train", "eval"), ("select", "eval")):
+        assert abs(np.corrcoef(places[one], places[other])[0, 1]) < 0.2  # 4 standard errors
+        assert not np.isclose(places[one], places[other], atol=1e-6).any()
 
 
 def test_steps_keep_what_they_saw_while_the_lanes_go_on() -> None:

@@ -96,7 +96,7 @@ def test_a_module_that_only_a_stored_configuration_names_is_not_imported(capsys:
     assert run(capsys, "eval", "--experiment-name", "theirs")[0] == 2  # an evaluation's consent is for that command
 
 
-def test_whoever_trains_with_a_module_need_not_name_it_again_and_others_must(
+def test_a_task_module_is_trusted_where_it_was_trained_and_named_elsewhere(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, text = train(capsys, "mine", "--env-name", "my_task:Mine-v0")

@@ -66,7 +66,7 @@ def test_quarters_of_a_length_that_four_does_not_divide_differ_by_a_step() -> No
         (float("inf"), float, "n must lie in [1, 4], got inf"),
     ],
 )
-def test_a_bad_argument_is_told_in_one_sentence(value: object, kind: type, message: str) -> None:
+def test_a_bad_argument_gives_one_sentence(value: object, kind: type, message: str) -> None:
     with pytest.raises(ValueError) as refusal:
         ve.check("n", value, kind, 1, 4)
     assert str(refusal.value) == message

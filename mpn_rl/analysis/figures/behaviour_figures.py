@@ -216,10 +216,10 @@ def plot_accuracy_by_condition(groups: Sequence[ByCondition] | str, ax: Axes) ->
 
 @house_style()
 def plot_rates(rates: Rates | str, ax: Axes, unit: str = "ms") -> Axes:
-    """Shares of decided trials and withheld decisions, and the share of steps with an action in each period."""
+    """Shares of decided and aborted trials, of withheld decisions, and of steps with an action in each period."""
     if isinstance(rates, str):
         return write_reason(ax, rates, "response rates")
-    bars = {"trials decided": rates.decided, "decisions withheld": rates.withheld}
+    bars = {"trials decided": rates.decided, "trials aborted": rates.aborted, "decisions withheld": rates.withheld}
     bars |= {f"acting in {name}": share for name, share in rates.acting.items()}
     for place, share in enumerate(bars.values()):
         colour = BLUE if place < 2 else "#8DB9D9"
@@ -302,8 +302,8 @@ def plot_improvements(pairs: Sequence[Improvement], ax: Axes) -> Axes:
     return ax
 
 
-SMALL_IQM = "large: interquartile mean, 95 % bootstrap over n seeds; small: single seeds"
-SMALL_BETTER = "probability that a run of the first group scores higher, 95 % bootstrap over n runs of both groups"
+SMALL_IQM = "large: interquartile mean, 95 % t interval over n seeds; small: single seeds"
+SMALL_BETTER = "probability that a run of the first group scores higher, 95 % score interval, n runs of both groups"
 
 
 @house_style()
@@ -352,7 +352,7 @@ def comparison_page(
             ax.set(ylim=(most - 0.4, -0.6))
             ax.set_xlabel(measure, fontsize=8)
         page_title(pieces[2], SMALL_BETTER, size=8)
-    page_title(fig, title, "learning curves: interquartile mean over seeds, band: 95 % bootstrap")
+    page_title(fig, title, "learning curves: interquartile mean over seeds, band: 95 % t interval")
     return fig
 
 

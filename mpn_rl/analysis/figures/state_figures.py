@@ -89,7 +89,7 @@ def decoding_figure(
         plot_decoding(of_label, ax, time, marks)
         classes = len(next(iter(of_label.values())).classes)
         ax.set_title(f"{name} ({classes} classes)", pad=22)
-        ax.set(xlabel=f"time, each period aligned on its onset ({unit})", ylabel="held-out accuracy")
+        ax.set(xlabel=f"time, each period aligned on its onset ({unit})", ylabel="balanced accuracy")
     for ax in axes.flat[len(labels) :]:
         ax.axis("off")
     handles, names = axes.flat[0].get_legend_handles_labels()
@@ -126,12 +126,16 @@ def demixed_figure(
         places = np.arange(len(result.shares))
         line[0].barh(places, [100 * share for share in result.shares.values()], height=0.66,
                      color=STATE_COLOURS.get(state, INK))  # fmt: skip
-        if result.chance:  # shuffling moves variance from the other parts to time, so time has no chance level
-            ticks = [100 * result.chance[name] for name in result.shares]
-            line[0].plot(ticks[1:], places[1:], "|", ms=14, mew=2, color=INK)
+        ticks = [
+            (100 * result.chance[name], place) for place, name in enumerate(result.shares) if name in result.chance
+        ]
+        line[0].plot([tick for tick, _ in ticks], [place for _, place in ticks], "|", ms=14, mew=2, color=INK)
         line[0].set_yticks(places, [name.replace(" x ", "\nx ") for name in result.shares])
         line[0].invert_yaxis()
-        line[0].set(xlabel=f"variance of trial means of {state} (%)", xlim=(0, 104))
+        line[0].set(
+            xlabel=f"variance of trial means of {state} (%)",
+            xlim=(min(0.0, *(104 * share for share in result.shares.values())), 104),
+        )
         line[0].set_title(f"{state}: {100 * result.within:.0f} % of the total lies within conditions", fontsize=8.5)
         for name, ax in zip(parts, line[1:], strict=True):
             shade_periods(ax, marks, time[-1] + step)
@@ -146,7 +150,7 @@ def demixed_figure(
             colour, dashes = _cell_style(given[0], cell)
             name = ", ".join(f"{factor} {short(label)}" for factor, label in zip(parts, cell, strict=True))
             handles.append(Line2D([], [], lw=1.8, color=colour, ls=dashes, label=f"{name} (n = {n} trials)"))
-        chance = Line2D([], [], ls="", marker="|", ms=9, mew=2, color=INK, label="95 % of shuffled labels")
+        chance = Line2D([], [], ls="", marker="|", ms=9, mew=2, color=INK, label="95 % of shuffles")
         fig.legend(handles=[*handles, chance], loc="outside lower left", ncols=3)
     page_title(fig, title)
     return fig

@@ -36,8 +36,9 @@ def snapshots_page(recording: Recording) -> Page:
     if name is None:
         raise MissingDataError(f"the core {recording.config['core']['name']} has no M and no trace")
     table, aligned = recording.table, recording.aligned
-    labels = np.array([f"choice {choice:g}" for choice in table["choice"]])
-    if len(np.unique(labels)) > trials.MOST_KINDS:
+    labels = np.array([f"choice {choice:g}" if decided else ""
+                       for choice, decided in zip(table["choice"], table["decided"], strict=True)])  # fmt: skip
+    if len(np.unique(labels[labels != ""])) > trials.MOST_KINDS:
         raise MissingDataError(f"the trials end with more than {trials.MOST_KINDS} different choices")
     snapshots = trials.at_period_ends(recording.states[name], aligned, labels)
     figure = state_figures.snapshots_figure(snapshots, name=name, title=f"{recording.title}: mean {name} by choice")
@@ -166,7 +167,7 @@ def modulator_page(recording: Recording) -> Page:
     what = "hits" if "info_hit" in activity else "steps with a positive reward"
     caption = (
         f"The neuromodulator around n = {len(places):,} {what}: mean within each episode, then over episodes (n = "
-        f"{len(means):,}); band: 95 % bootstrap over episodes. Dashed: the mean over all steps."
+        f"{len(means):,}); band: 95 % t interval over episodes. Dashed: the mean over all steps."
     )
     rows = [row(f"modulator {offset:+d} steps", column)
             for offset, column in zip(offsets[kept], columns, strict=True) if offset in (-1, 0, 1, 2)]  # fmt: skip

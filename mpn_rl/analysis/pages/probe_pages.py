@@ -76,14 +76,22 @@ def delay_page(numbers: Numbers, title: str) -> Page:
         title=f"{title}: score against delay length (trained at {result['trained']:.0f} ms)",
     )  # fmt: skip
     horizon = numbers.get("memory_horizon_ms")
-    known = isinstance(horizon, int | float)
-    rows = [Row("memory horizon (ms)", float(horizon or 0.0))] if known else []
+    censored = "at least, " if numbers.get("memory_horizon_censored") else ""
+    least = float(y.n.min())
+    rows = [Row(f"memory horizon ({censored}ms)", float(horizon), n=least)] if isinstance(horizon, int | float) else []
+    decay = numbers.get("memory_decay_ms")
+    if isinstance(decay, Mapping):  # no upper end: the delays are too short to see one
+        value, low, high, count = (np.inf if decay[key] is None else float(decay[key]) for key in Estimate._fields)
+        rows.append(Row("time constant of the decay (ms)", value, low, high, count))
     rows += _rows(x, y, "delay (ms)")
     caption = (
         "Share of correct trials when the delay is shorter or longer than in training (mean there "
         f"{result['trained']:.0f} ms), without exploration, n = {y.n.min():,.0f} trials or more at each point; band: "
-        "Wilson's 95 % interval. Dashed: chance, one over the number of right actions. Memory horizon: the longest "
-        f"delay up to which the interval stays above chance{'' if known else ' (' + str(horizon) + ')'}."
+        "Wilson's 95 % interval. Dashed: chance, the score of the answer that is right most often, in the same trials "
+        "(the highest at any delay). Memory horizon: the longest delay up to which the interval stays above chance"
+        f"{'' if isinstance(horizon, int | float) else ' (' + (str(horizon) if horizon else 'none') + ')'}; 'at least' "
+        "where that is the longest delay. Time constant: of an exponential decay to chance, with its likelihood "
+        f"interval; inf where no decay is seen{' (' + decay + ')' if isinstance(decay, str) else ''}."
     )
     return Page("delay", "tests", DELAY, caption, figure, rows, {"delay": result}, headline=tuple(rows[:1]))
 
@@ -187,7 +195,7 @@ def relaxation_page(numbers: Numbers, title: str) -> Page:
     )
     caption = (
         "The input is constant, and the state continues from states that the agent visited (n starts in the legend): "
-        "its distance to the final state, relative to the distance at the start; mean and 95 % bootstrap band over "
+        "its distance to the final state, relative to the distance at the start; mean and 95 % t interval over "
         "starts. Several different final states mean that the state can hold a memory under that input. The table "
         "lists the fixed points that a search from these states finds (minima of the speed of the state; the search "
         f"can miss others), with the number of searches as n. Points far from all visited states are left out: the "

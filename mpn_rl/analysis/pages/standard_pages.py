@@ -80,8 +80,9 @@ class Recording:
         self.activity, self.config, self.weights = activity, config, weights
         self.title = f"{config['env']['env_name']}, {config['core']['name']}"
         self.states = pca_analysis.states(activity)
-        choice = "choice" if activity["new_trial"].any() else "time"
-        self.colour_key = colour or ("ground_truth" if (activity["ground_truth"] >= 0).any() else choice)
+        single = activity["actions"].ndim == 1  # else actions and the right actions are vectors
+        choice = "choice" if single and activity["new_trial"].any() else "time"
+        self.colour_key = colour or ("ground_truth" if single and (activity["ground_truth"] >= 0).any() else choice)
         self.colour = pca_analysis.colour_values(activity, self.colour_key)
         self.trials = trials.complete_trials(activity)
         self.fits: dict[str, PCAResult] = {}
@@ -99,7 +100,7 @@ class Recording:
     def fit(self, state: str) -> PCAResult:
         """The principal components of a state, fitted once."""
         if state not in self.fits:
-            self.fits[state] = pca_analysis.fit_pca(self.states[state], COMPONENTS)
+            self.fits[state] = pca_analysis.fit_pca(self.states[state], COMPONENTS, self.activity["episode"])
         return self.fits[state]
 
     def mismatch(self) -> str:
@@ -266,11 +267,14 @@ def behaviour_page(recording: Recording) -> Page:
             why = f" (not determined: {curve.undetermined[name]})" if name in curve.undetermined else ""
             table.append(row(f"psychometric {name.replace('_', ' ')}{why}", part))
     if not isinstance(rates, str):
-        table += [row("trials decided", rates.decided), row("decisions withheld", rates.withheld)]
+        table += [row("trials decided", rates.decided), row("trials aborted", rates.aborted)]
+        table += [row("decisions withheld", rates.withheld)]
         table += [row(f"reaction time ({unit})", rates.reaction)] if rates.reaction is not None else []
-    n = len(trial_table["trial"])
+    n, aborted = len(trial_table["trial"]), int(trial_table["aborted"].sum())
     caption = (
-        f"n = {n:,} complete trials of {len(returns):,} episodes. Top left: share of choices against the signed "
+        f"n = {n:,} complete trials of {len(returns):,} episodes, {aborted:,} of them aborted "
+        "before the decision: these have no choice, and count in the accuracy with the task's own score. Unit of "
+        "inference: the trial. Top left: share of choices against the signed "
         f"{label}, and a logistic curve with lapses, fitted by maximum likelihood; its band and the intervals of its "
         "parameters are percentiles of 400 refits; a parameter whose interval reaches the end of its range is not "
         "determined. Top right: accuracy by condition with Wilson's 95 % intervals. "
@@ -302,16 +306,17 @@ def variance_page(recording: Recording) -> Page:
     spectra = {name: (fit.explained_variance_ratio, fit.participation_ratio) for name, fit in fits.items()}
     figure = visualize.pca_variance_figure(spectra, title=f"{recording.title}: variance explained")
     numbers = {**pca_analysis.summary(recording.activity, fits), "coloured_by": recording.colour_key}
-    steps = len(recording.activity["actions"])
+    steps, episodes = len(recording.activity["actions"]), len(np.unique(recording.activity["episode"]))
     table = []
     for name, fit in fits.items():
-        table.append(Row(f"participation ratio of {name}", fit.participation_ratio, n=steps))
+        table.append(Row(f"participation ratio of {name}", fit.participation_ratio, n=episodes))
         share = 100 * float(fit.explained_variance_ratio[:3].sum())
         table.append(Row(f"variance of {name} in three components (%)", share, n=steps))
     caption = (
         f"Principal components of {', '.join(fits)} over all n = {steps:,} recorded steps; each synapse of M is a "
         "feature. Left: share of the variance of each component; right: cumulative share. Participation ratio: "
-        "(sum v)^2 / sum v^2 over all eigenvalues v of the covariance, an effective number of dimensions."
+        "(sum v)^2 / sum v^2 over all eigenvalues v of the covariance, an effective number of dimensions, estimated "
+        f"from pairs of steps of different episodes (n = {episodes:,}), so that it does not grow with the recording."
     )
     headline = tuple(line for line in table if "ratio" in line.what)
     return Page(
@@ -365,10 +370,13 @@ def demixed_page(recording: Recording) -> Page:
     if not factors:
         raise MissingDataError("neither the stimulus nor the choice varies between trials")
 
+    evidence = attempt(lambda: trials.evidence_of(recording.activity, aligned, table))
+    strata = None if isinstance(evidence, str) else trials.evidence_strata(evidence)
+
     def split(state: str) -> demixed.Demixed:
         projected = recording.fit(state).projected
         try:
-            return demixed.demixed(projected, aligned.rows, factors)
+            return demixed.demixed(projected, aligned.rows, factors, strata=strata if len(factors) == 2 else None)
         except MissingDataError:
             if len(factors) == 1:
                 raise
@@ -393,11 +401,20 @@ def demixed_page(recording: Recording) -> Page:
     alone = "" if len(first.factors) == 2 else (
         " The choice is left out: some combination of stimulus and choice has too few trials to separate the two."
     )  # fmt: skip
+    if len(first.factors) == 2:
+        alone = (
+            " The task has no graded evidence by which the cells could be matched." if strata is None else
+            " The cells are matched: the same number of trials of each, in each of eight groups of equal amount of "
+            "accumulated evidence."
+        )  # fmt: skip
     caption = (
         f"Trial means of each combination of {' and '.join(first.factors)} (n = {n:,} trials in {len(first.cells)} "
         "cells), split into parts for time, each factor and their interaction. Left: share of the variance of the "
-        "means that belongs to each part; the tick is the 95 % quantile of 50 shuffles of trials over cells. Right: "
-        "the means along the first principal component of each part. Each state is represented by its first "
+        "means that belongs to each part, without what noise between trials adds to it, and that of this noise; the "
+        "tick is the 95 % quantile of 200 permutations of the labels among trials with the same other label (of the "
+        "interaction: of what the other parts leave over). Unit of inference: the trial. Right: the means of one half "
+        "of the trials along the first principal component of each part in the other half, averaged over both halves. "
+        "Each state is represented by its first "
         f"{COMPONENTS} principal components.{alone}"
     )
     numbers = {
@@ -421,7 +438,8 @@ def decoding_page(recording: Recording, shuffles: int = 200) -> Page:
     labels, missing = trials.label_sets(recording.activity, aligned, table)
     if not labels:
         raise MissingDataError("neither the stimulus nor the choice varies between trials")
-    results = decoding.decode_states(recording.states, aligned.rows, labels, table["episode"], shuffles=shuffles)
+    sources = {**recording.states, "observation": recording.activity["observations"]}
+    results = decoding.decode_states(sources, aligned.rows, labels, table["episode"], shuffles=shuffles)
     figure = state_figures.decoding_figure(
         results, aligned.time, aligned.marks(), unit=aligned.unit, title=f"{recording.title}: decoding"
     )
@@ -440,10 +458,13 @@ def decoding_page(recording: Recording, shuffles: int = 200) -> Page:
     trial_count, episodes = len(table["trial"]), len(np.unique(table["episode"]))
     left_out = " ".join(f"{label.capitalize()} {why}." for label, why in missing.items())
     caption = (
-        "Held-out accuracy of a linear (ridge) classifier. At each step, it is trained on four fifths of the episodes "
-        f"and tested on the rest, n = {trial_count:,} trials of {episodes:,} episodes; coloured bands: Wilson's 95 % "
-        f"intervals. Grey band: the middle 95 % of {shuffles} shuffles of the labels over trials, at each step. Dotted "
-        f"line: 95 % of the shuffles stay below it at all steps. {left_out}"
+        "Held-out balanced accuracy (the mean over classes of the share decoded rightly) of a linear (ridge) "
+        f"classifier. At each step, it is trained on four fifths of the episodes and tested on the rest, n = "
+        f"{trial_count:,} trials of {episodes:,} episodes; unit of inference: the episode. Coloured bands: 95 % "
+        f"intervals. Grey band: the middle 95 % of {shuffles} permutations of the labels over episodes, at each step. "
+        "Dotted line: 95 % of the permutations stay below it at all steps. What is decoded from the observation of the "
+        "same step needs no memory. 'choice given stimulus': equally many trials of each choice for each stimulus, so "
+        f"the stimulus says nothing of the choice. {left_out}"
     )
     numbers |= {"missing": missing, "time": aligned.time, "onsets": aligned.onsets, "unit": aligned.unit}
     # The overview shows what the task requires to remember: at the end of the delay, else at the end of the trial.

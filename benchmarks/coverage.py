@@ -1,0 +1,126 @@
+"""How often 95 % intervals hold the truth, and how often a null is exceeded, in seeded simulations: coverage.json.
+
+    python benchmarks/coverage.py        two minutes on one core; the table of docs/analysis.md
+
+The tests check the same with fewer simulations.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from mpn_rl.analysis import confidence_intervals, decoding, demixed  # noqa: E402
+from mpn_rl.statistics import normalised_interval, trimmed_mean, wilson  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results" / "coverage.json"
+DRAWS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
+    "normal": lambda rng, size: rng.normal(size=size),
+    "uniform": lambda rng, size: rng.random(size),
+    "Beta(20, 2)": lambda rng, size: rng.beta(20, 2, size),
+    "exponential": lambda rng, size: rng.exponential(size=size),
+    "two clusters": lambda rng, size: np.where(rng.random(size) < 0.8, 0.9, 0.5) + 0.03 * rng.normal(size=size),
+}
+
+
+def held(low: np.ndarray, high: np.ndarray, truth: float) -> float:
+    """The share of intervals that hold the truth."""
+    return round(float(np.mean((low <= truth) & (truth <= high))), 3)
+
+
+def means() -> dict[str, float]:
+    """Student's interval of the mean and that of the interquartile mean, for 3 to 20 seeds."""
+    result = {}
+    for kind, draw in DRAWS.items():
+        for name, cut in (("mean", 0.0), ("interquartile mean", 0.25)):
+            for n in (3, 5, 10, 20):
+                rng = np.random.default_rng(n)
+                truth = float(stats.trim_mean(draw(rng, (n, 200_000)), cut, axis=0).mean())
+                ends = trimmed_mean(draw(rng, (n, 20_000)), cut).interval()
+                result[f"{name}, {kind}, n = {n}"] = held(*ends, truth)
+    return result
+
+
+def shares() -> dict[str, float]:
+    """Wilson's interval of a share, and Fieller's of a normalised score."""
+    rng, result = np.random.default_rng(0), {}
+    for share, n in ((0.5, 20), (0.9, 40), (0.98, 64), (0.995, 400)):
+        result[f"share {share}, n = {n}"] = held(*wilson(rng.binomial(n, share, 20_000), n), share)
+    for truth in (0.1, 0.5, 0.9):
+        samples = [(rng.random((2000, 80)) < p) * 1.1 - 0.1 for p in (0.3 + 0.65 * truth, 0.3, 0.95)]
+        ends = np.array([normalised_interval(*rows) for rows in zip(*samples, strict=True)])
+        result[f"normalised score {truth}, n = 80"] = held(*ends.T, truth)
+    return result
+
+
+def improvements() -> dict[str, float]:
+    """The score interval of the probability of improvement, of normal scores of sd 1 and 2."""
+    result = {}
+    for n, m in ((3, 3), (5, 5), (4, 10), (10, 10)):
+        for shift in (0.0, 0.7, 2.0):
+            rng, truth = np.random.default_rng(0), float(stats.norm.cdf(shift / np.sqrt(5)))
+            pairs = zip(rng.normal(shift, 1, (2000, n)), rng.normal(0, 2, (2000, m)), strict=True)
+            ends = [confidence_intervals.probability_of_improvement(x, y)[1:3] for x, y in pairs]
+            result[f"improvement {truth:.2f}, n = {n} and {m}"] = held(*np.array(ends).T, truth)
+    return result
+
+
+def decodings() -> dict[str, float]:
+    """Coverage of decoding, and its false alarms, with an offset of each of 20 episodes in the state."""
+    result, episode = {}, np.repeat(np.arange(20), 10)
+    for labels in ("per trial", "per episode"):
+        for apart in (0.0, 0.3, 1.0, 2.0):
+            found = []
+            for seed in range(300):
+                rng = np.random.default_rng(seed)
+                y = rng.permutation(200) % 2 if labels == "per trial" else rng.permutation(np.arange(20) % 2)[episode]
+                x = rng.standard_normal((200, 2)) + rng.standard_normal((20, 2))[episode]
+                x[:, 0] += apart * (2 * y - 1)
+                rows, shuffles = np.arange(200)[:, None], 100 if apart == 0 else 0
+                decoded = decoding.decode_states({"h": x}, rows, {"y": y}, episode, shuffles=shuffles, seed=seed)
+                found.append(decoded["h"]["y"])
+            truth = float(np.mean([one.accuracy[0] for one in found]))
+            ends = np.array([(one.low[0], one.high[0]) for one in found]).T
+            result[f"accuracy {truth:.2f}, labels {labels}"] = held(*ends, truth)
+            if apart == 0:
+                above = np.mean([one.accuracy[0] > one.anywhere for one in found])
+                result[f"false alarms, labels {labels}"] = round(float(above), 3)
+    return result
+
+
+def demixings() -> dict[str, float]:
+    """False alarms of the parts without effect, with equal and unequal cells of 120 trials."""
+    result = {}
+    for cells, sizes in (("equal cells", (30, 30, 30, 30)), ("unequal cells", (48, 12, 12, 48))):
+        s, c = np.repeat([0, 0, 1, 1], sizes), np.repeat([0, 1, 0, 1], sizes)
+        for strong in (0.0, 3.0):
+            above = []
+            for seed in range(300):
+                x = np.random.default_rng(seed).standard_normal((120, 4, 3))
+                x[..., 0] += strong * s[:, None]
+                rows = np.arange(480).reshape(120, 4)
+                parts = demixed.demixed(x.reshape(-1, 3), rows, {"s": s, "c": c}, shuffles=100, seed=seed)
+                above.append([parts.shares[name] > parts.chance[name] for name in ("c", "s x c")])
+            for name, share in zip(("choice", "interaction"), np.mean(above, axis=0), strict=True):
+                result[f"{name}, {cells}, stimulus {strong:g} sd"] = round(float(share), 3)
+    return result
+
+
+def main() -> None:
+    parts = {"means": means, "shares": shares, "improvement": improvements, "decoding": decodings}
+    results = {name: measure() for name, measure in (parts | {"demixed false alarms": demixings}).items()}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    for name, values in results.items():
+        print(name, *(f"  {value:.3f}  {what}" for what, value in values.items()), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
