@@ -132,8 +132,7 @@ def _fault(stage: str, argv: list[str], case: Case, folder: Path) -> str:
 
 def _command(argv: list[str], folder: Path) -> None:
     """`main.py ARGV` in this process, which ends with its status."""
-    import main as program
-    from mpn_rl import commands
+    from mpn_rl import cli, commands
 
     os.chdir(folder)
     for descriptor, name in ((1, "out.txt"), (2, "err.txt")):
@@ -143,7 +142,7 @@ def _command(argv: list[str], folder: Path) -> None:
     sys.path.append(str(folder))
     status: object = 70
     try:
-        status = program.main(argv)
+        status = cli.main(argv)
     except SystemExit as left:
         status = left.code
     finally:
@@ -176,7 +175,7 @@ def main() -> int:
     import matplotlib.pyplot  # noqa: F401
     import sklearn.decomposition  # noqa: F401
 
-    from mpn_rl import commands  # noqa: F401
+    from mpn_rl import cli, commands  # noqa: F401
     from mpn_rl.analysis.figures import video  # noqa: F401
     from mpn_rl.analysis.pages import mechanism_pages, standard_pages  # noqa: F401
 
