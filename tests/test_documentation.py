@@ -203,6 +203,11 @@ class Home:
             command = "train-neurogym" if "train_neurogym" in template.name else "train"
             words = "--checkpoint-exit-every 60"
             template.write_text(text.replace(words, f"{words} {shlex.join(shorter([command, '--hidden-dim', '6']))}"))
+        for script in folder.glob("slurm/train*.sbatch"):
+            command = "train-neurogym" if "train_neurogym" in script.name else "train"
+            words = "--checkpoint-exit-code 85"
+            text = script.read_text().replace(words, f"{words} {shlex.join(shorter([command, '--hidden-dim', '6']))}")
+            script.write_text(text)
         for path in folder.glob("configs/*.toml"):
             path.write_text(shorter_sweep(path.read_text()))
         shutil.copy(folder / "configs" / "sweep_context.toml", folder / "FILE.toml")
@@ -473,9 +478,11 @@ def try_condor(words: list[str], trial: Trial) -> None:
 
 
 def try_slurm(words: list[str], trial: Trial) -> None:
-    """A script that is submitted is there."""
+    """Here the cluster is this machine: a submitted training's first row runs."""
     if words[0] == "sbatch":
         assert os.path.exists(words[-1]), f"no {words[-1]}"
+        if "/train" in words[-1]:
+            try_toolkit(["sweep", "run", words[-1]], trial)
 
 
 def try_container(words: list[str], trial: Trial) -> None:
