@@ -620,7 +620,11 @@ def plot_score_scatter(x: np.ndarray, y: np.ndarray, scores: np.ndarray, ax: Axe
     return ax
 
 
-TRIAL_MARKERS = {"complete": ("o", "#0072B2"), "pruned": ("v", "#E69F00"), "fail": ("X", "#222222")}
+TRIAL_MARKERS = {
+    "complete": ("complete", "o", "#0072B2"),
+    "pruned": ("pruned, its last score", "v", "#E69F00"),
+    "fail": ("failed", "X", "#222222"),
+}  # of each state: name, marker, colour
 
 
 @house_style()
@@ -630,16 +634,16 @@ def plot_trials(trials: Sequence[tuple[int, float, str]], ax: Axes) -> Axes:
     Args:
         trials: (number, score, state) of each; of a pruned trial, its last intermediate score. nan is not drawn.
     """
-    for state, (marker, colour) in TRIAL_MARKERS.items():
+    for state, (name, marker, colour) in TRIAL_MARKERS.items():
         shown = [(number, score) for number, score, this in trials if this == state and np.isfinite(score)]
         if shown:
             x, y = zip(*shown, strict=True)
-            ax.scatter(x, y, marker=marker, color=colour, s=30, label=f"{state} ({len(shown)})", zorder=3)
+            ax.scatter(x, y, marker=marker, color=colour, s=30, label=f"{name} ({len(shown)})", zorder=3)
     complete = [(number, score) for number, score, state in trials if state == "complete"]
     if complete:
         x, y = zip(*complete, strict=True)
         ax.step(x, np.maximum.accumulate(y), where="post", color="#0072B2", lw=1.2, label="best so far")
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
     ax.set(xlabel="trial", ylabel="score, mean over seeds")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax

@@ -44,7 +44,7 @@ from mpn_rl.sweep import commands  # noqa: F401
 
 LIMIT_S = 10  # of processor time, as other work may slow this machine down
 REPORT_S = 30  # for a report, which records and plots again if the recording is missing
-LIMIT_WALL_S = 30  # for a command that computes nothing
+LIMIT_WALL_S = 30  # without any processor time
 LIMIT_BYTES = 12 * 2**30  # of address space
 BASE = [*["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2"], *torture.COMMON,
         *["--eval-freq", "100", "--eval-episodes", "2", "--checkpoint-freq", "100"]]  # fmt: skip
@@ -465,11 +465,13 @@ def answer(case: Case, home: Path, logs: Path) -> str | None:
     before = snapshot(home, case.experiment)
     limit = REPORT_S if case.reader == "report" else LIMIT_S
     child = torture.fork(argv_of(case), home, prepare=lambda: begin(home, case.drawn, limit), logs=logs)
-    start, ended, status = time.monotonic(), 0, 0
+    moved, computed, ended, status = time.monotonic(), 0.0, 0, 0
     while not ended:
         ended, status = os.waitpid(child, os.WNOHANG)
         time.sleep(0 if ended else 0.005)
-        if not ended and time.monotonic() > start + LIMIT_WALL_S and processor_time(child) < 0.1 * LIMIT_WALL_S:
+        if not ended and processor_time(child) > computed:
+            moved, computed = time.monotonic(), processor_time(child)
+        if not ended and time.monotonic() > moved + LIMIT_WALL_S:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return "hang"

@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the truth, and how often a null is exceeded, in seeded simulations.
 
-    python benchmarks/interval_coverage.py        two minutes on one core; the table of docs/analysis.md
+    python benchmarks/interval_coverage.py        five minutes on one core; the table of docs/analysis.md
 
 The tests check the same with fewer simulations.
 """
@@ -103,11 +103,11 @@ def demixings() -> dict[str, float]:
         s, c = np.repeat([0, 0, 1, 1], sizes), np.repeat([0, 1, 0, 1], sizes)
         for strong in (0.0, 3.0):
             above = []
-            for seed in range(300):
+            for seed in range(500):
                 x = np.random.default_rng(seed).standard_normal((120, 4, 3))
                 x[..., 0] += strong * s[:, None]
                 rows = np.arange(480).reshape(120, 4)
-                parts = demixed.demixed(x.reshape(-1, 3), rows, {"s": s, "c": c}, shuffles=100, seed=seed)
+                parts = demixed.demixed(x.reshape(-1, 3), rows, {"s": s, "c": c}, shuffles=200, seed=seed)
                 above.append([parts.shares[name] > parts.chance[name] for name in ("c", "s x c")])
             for name, share in zip(("choice", "interaction"), np.mean(above, axis=0), strict=True):
                 result[f"{name}, {cells}, stimulus {strong:g} sd"] = round(float(share), 3)

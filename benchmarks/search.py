@@ -43,7 +43,8 @@ COLUMNS = ("method", "eta", "lambda_decay", "learning_rate", "state", "n", "mean
 
 
 def sweep(folder: Path, *arguments: str) -> None:
-    command = [sys.executable, str(PROJECT / "main.py"), "sweep", *arguments, "--experiments-dir", "experiments"]
+    command = [sys.executable, str(PROJECT / "main.py"), "sweep", *arguments]
+    command += ["--experiments-dir", str(folder.resolve() / "runs")]
     subprocess.run(command, cwd=folder, check=True)
 
 

@@ -3,8 +3,9 @@
     make slurm-test      or      python benchmarks/slurm_cluster.py [--steps 30000] [--keep]
 
 tests/slurm_tools.py starts the cluster; its packages must be installed. benchmarks/submitted_sweep.py describes the
-test. Each requeue is `scontrol requeue`, which sends SIGTERM as a preemption does. The results go to
-benchmarks/results/slurm_cluster.json.
+test. Each requeue is `scontrol requeue`, which sends SIGTERM as a preemption does. Two further tasks wait under
+slurm/run.sh: one meets the early signal of its time limit and must come back, one is cancelled and must not. The
+results go to benchmarks/results/slurm_cluster.json.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import argparse
 import json
 import os
 import platform
+import shlex
+import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -50,6 +54,44 @@ class Slurm(slurm_tools.Cluster):
         self.command("scontrol", "requeue", f"{number}_{row}")
 
 
+WAITS = """import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(85))
+time.sleep(600)
+"""
+TASKS = """#!/usr/bin/env bash
+#SBATCH --array=0-1
+#SBATCH --time=3
+#SBATCH --requeue
+#SBATCH --signal=B:TERM@120
+export MPN_RL_PYTHON={python}
+exec slurm/run.sh wait
+"""
+
+
+def events(cluster: Slurm, folder: Path) -> dict[str, str]:
+    """What becomes of a task near its time limit and of one that is cancelled: both save and exit with 85."""
+    place = folder / "events"
+    (place / "slurm").mkdir(parents=True)
+    shutil.copy(PROJECT / "slurm" / "run.sh", place / "slurm")
+    (place / "main.py").write_text(WAITS)
+    (place / "tasks.sbatch").write_text(TASKS.format(python=shlex.quote(sys.executable)))
+    number = cluster.command("sbatch", "tasks.sbatch", cwd=place).split()[-1]
+    cancelled, deadline = False, time.monotonic() + 300
+    while time.monotonic() < deadline:
+        time.sleep(2)
+        known = slurm_tools.Cluster.tasks(cluster, number)
+        if not cancelled and known.get(1, ("", 0))[0] == "RUNNING":
+            time.sleep(5)  # until main.py waits
+            cluster.command("scancel", f"{number}_1")
+            cancelled = True
+        if cancelled and known.get(0, ("", 0))[1]:
+            break
+    return {
+        "time limit": f"{known[0][0]}, {known[0][1]} restart",
+        "cancelled": f"{known[1][0]}, {known[1][1]} restarts",
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=30_000, help="environment steps per row (default: %(default)s)")
@@ -61,12 +103,15 @@ def main() -> int:
             with Slurm(folder / "cluster") as cluster:
                 version = cluster.command("sinfo", "--version").split()[1]
                 found = submitted_sweep.measure(cluster, folder, args.steps)
+                found["events"] = events(cluster, folder)
         except slurm_tools.UnavailableError as reason:
             print(f"skipped: {reason}")
             return 0
     found |= {"slurm": version, "python": platform.python_version(), "cpus": os.cpu_count()}
     RESULTS.write_text(json.dumps(found, indent=2) + "\n")
-    return 0 if submitted_sweep.report(found) else 1
+    print(f"events: {found['events']}")
+    right = found["events"] == {"time limit": "PENDING, 1 restart", "cancelled": "CANCELLED, 0 restarts"}
+    return 0 if submitted_sweep.report(found) and right else 1
 
 
 if __name__ == "__main__":

@@ -216,8 +216,9 @@ def _result(accuracy: np.ndarray, ends: np.ndarray, n: np.ndarray, classes: np.n
     if not tried.size:
         nothing = np.full((2, len(n)), np.nan)
         return Decoding(real, low, high, n, shuffled, nothing, np.nan, classes)
-    band = np.quantile(shuffled, [0.025, 0.975], axis=0)
-    anywhere = float(np.quantile(tried.max(axis=1), 0.95))
+    below = np.quantile(shuffled, 0.025, axis=0, method="lower")
+    band = np.stack([below, np.quantile(shuffled, 0.975, axis=0, method="higher")])
+    anywhere = float(np.quantile(tried.max(axis=1), 0.95, method="higher"))  # of 200 shuffles, 9 are above
     return Decoding(real, low, high, n, shuffled, band, anywhere, classes)
 
 

@@ -189,7 +189,10 @@ def demixed(
         courses[name][:, enough] = course
     return Demixed(
         shares | {"noise": float(noise.sum()) / (total or 1.0)},
-        {part_names[i]: float(np.quantile(ratio, 0.95) * noise[i]) / total for i, ratio in shuffled.items()},
+        {
+            part_names[i]: float(np.quantile(ratio, 0.95, method="higher") * noise[i]) / total
+            for i, ratio in shuffled.items()
+        },
         float(within / (spread**2).sum()) if (spread**2).sum() > 0 else 0.0,
         axes,
         courses,

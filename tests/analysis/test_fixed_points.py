@@ -241,6 +241,11 @@ def test_the_grid_reports_no_pole_as_a_root():
     np.testing.assert_allclose(roots, [-1, 1], atol=1e-9)
 
 
+def test_the_grid_reports_no_jump_as_a_root():
+    """u + sign(u - 0.1) / 2 jumps from -0.4 to 0.6 and is never 0."""
+    assert len(fixed_points.grid_roots(lambda h: -0.5 * np.sign(h - 0.1), 0.0, "linear")) == 0
+
+
 def test_slow_points_and_fixed_points_are_distinguished():
     # z -> z + z^2 + 0.01 never stands still; it is slowest at 0, with speed 0.01.
     minima = fixed_points.minimise_speed(lambda z: z + z**2 + 0.01, np.array([[0.3], [-0.2]]))

@@ -22,6 +22,7 @@ from mpn_rl.options import ConfigError
 from mpn_rl.sweep import schedulers, snapshot
 from mpn_rl.sweep.schedulers import Resources
 from mpn_rl.sweep.snapshot import Tree
+from mpn_rl.tasks import trusted_modules
 
 ROOT = Path(__file__).parents[2]
 SWEEP = """command = "train"
@@ -194,6 +195,29 @@ def test_an_experiment_records_the_snapshot_that_it_runs_from(tmp_path: Path, mo
     assert (versions["git_commit"], versions["snapshot"]) == ("abc-dirty", f"{tmp_path} (sha256 123)")
 
 
+def test_a_run_that_continues_from_another_snapshot_names_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mpn_rl import commands
+
+    experiment = model_utils.Experiment.create("a", tmp_path, {"env": {}, "core": {}, "run": {}, "versions": {}})
+    for here, known in (("one", "one"), ("two", "one; two"), ("one", "one; two")):
+        monkeypatch.setattr(commands, "snapshot", lambda here=here: {"snapshot": here})
+        commands._remember_snapshot(experiment)
+        assert experiment.read_config()["versions"] == {"snapshot": known}
+
+
+def test_a_task_module_of_the_snapshot_itself_may_be_imported_and_no_other_below_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "experiments/.sweep/s/code"
+    monkeypatch.chdir(tmp_path)
+    trusted_modules.start(None, [], "experiments")
+    assert trusted_modules._under_experiments(code / "my_task.py")  # this program does not run from there
+    monkeypatch.setattr(trusted_modules, "__file__", str(code / "mpn_rl/tasks/trusted_modules.py"))
+    assert not trusted_modules._under_experiments(code / "my_task.py")
+    assert trusted_modules._under_experiments(tmp_path / "experiments/a/my_task.py")
+    assert trusted_modules._under_experiments(code.with_name("code-2") / "my_task.py")
+
+
 # --- what is submitted --------------------------------------------------------------------------------------
 
 
@@ -305,6 +329,17 @@ def test_a_missing_or_refusing_scheduler_leaves_nothing_behind(
     )
     (programs / program).unlink()
     assert f"no {program} on this machine's PATH" in refusal(capsys, "--scheduler", name, "--yes")
+
+
+def test_search_workers_share_one_search_of_the_frozen_file(project: Path, programs: Path) -> None:
+    write_sweep(text=SWEEP.replace("[grid]\neta = [0.5, 1.0]", "[search]\nn = 3\neta = {{ choice = [0.5, 1.0] }}"))
+    for number in ("1", "2"):  # more workers may join
+        stub(programs, "squeue", "echo 7_0 waits")
+        assert submit("--scheduler", "slurm", "--yes", "--search-workers", "2") == 0
+        rows = (project / "experiments/.sweep/s" / number / "rows.txt").read_text().splitlines()
+        words = ["sweep", "search", "s.toml", "--worker", "--experiments-dir", str(project / "experiments")]
+        assert [row.split("\t") for row in rows] == [words, words]
+    assert (project / "experiments/.sweep/s/code/s.toml").read_text() == Path("s.toml").read_text()
 
 
 def test_a_configuration_outside_the_snapshot_is_refused(

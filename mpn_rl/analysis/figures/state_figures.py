@@ -61,7 +61,7 @@ def plot_decoding(results: Mapping[str, Decoding], ax: Axes, time: np.ndarray, m
     ax.axhline(limit, color="#777777", lw=0.8, ls=(0, (2, 2)), zorder=2, label="best step of 95 % of shuffles")
     for index, (state, result) in enumerate(results.items()):
         colour = STATE_COLOURS.get(state, OTHER_COLOURS[index % len(OTHER_COLOURS)])
-        label = f"from {state} (n = {result.n.max():,} trials)"
+        label = f"from {state}"
         ax.fill_between(middle, result.low, result.high, color=colour, alpha=0.22, lw=0, zorder=3)
         ax.plot(middle, result.accuracy, "o-", ms=2.5, lw=1.8, color=colour, label=label, zorder=4)
     ax.set_ylim(None, 1.02)
@@ -87,8 +87,8 @@ def decoding_figure(
     for ax, name in zip(axes.flat, labels, strict=False):
         of_label = {state: of_state[name] for state, of_state in results.items() if name in of_state}
         plot_decoding(of_label, ax, time, marks)
-        classes = len(next(iter(of_label.values())).classes)
-        ax.set_title(f"{name} ({classes} classes)", pad=22)
+        first = next(iter(of_label.values()))
+        ax.set_title(f"{name} ({len(first.classes)} classes, n = {first.n.max():,} trials)", pad=22)
         ax.set(xlabel=f"time, each period aligned on its onset ({unit})", ylabel="balanced accuracy")
     for ax in axes.flat[len(labels) :]:
         ax.axis("off")

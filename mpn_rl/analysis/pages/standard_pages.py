@@ -454,7 +454,8 @@ def decoding_page(recording: Recording, shuffles: int = 200) -> Page:
                     rows.append(Row(f"{label} from {state}, end of {period}", *(float(part[column]) for part in ends)))
             kept = {name: part for name, part in result._asdict().items() if name != "shuffled"}
             numbers.setdefault(state, {})[label] = kept
-            arrays |= {f"{state}_{label}_{name}": part for name, part in result._asdict().items() if name != "classes"}
+            key = f"{state}_{label}".replace(" ", "_")
+            arrays |= {f"{key}_{name}": part for name, part in result._asdict().items() if name != "classes"}
     trial_count, episodes = len(table["trial"]), len(np.unique(table["episode"]))
     left_out = " ".join(f"{label.capitalize()} {why}." for label, why in missing.items())
     caption = (
