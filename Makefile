@@ -125,6 +125,14 @@ condor-tools: dev ## fetch HTCondor's own programs for the tests into ~/.cache; 
 condor-pool-test: dev ## a sweep on a real HTCondor pool on this machine, evicted and compared
 	$(python) benchmarks/condor_pool.py
 
+.PHONY: slurm-test
+slurm-test: dev ## a sweep on a real Slurm of one node on this machine, requeued and compared; needs root
+	$(python) benchmarks/slurm_cluster.py
+
+.PHONY: bench-search
+bench-search: dev ## a search against a grid of 27 settings with 3 seeds, resumable: hours
+	$(python) benchmarks/search.py
+
 .PHONY: help
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } \

@@ -410,7 +410,7 @@ class Experiment:
 
         Args:
             size: that size in bytes.
-        Raises: ConfigError if the file is shorter, so that lines are missing.
+        Raises: ConfigError if the file is shorter, so that lines are missing, or if no line ends there.
         """
         have = self.metrics_size()
         if have < size:
@@ -418,8 +418,16 @@ class Experiment:
                 f"{self.metrics_path} has {have} bytes, but had {size} when the checkpoint was written; "
                 "restore the whole file, or start again with --overwrite"
             )
-        if have > size:
-            with disk_errors(self.metrics_path), open_regular(self.metrics_path, os.O_RDWR) as file:
+        if not have:
+            return
+        with disk_errors(self.metrics_path), open_regular(self.metrics_path, os.O_RDWR) as file:
+            file.seek(max(size - 1, 0))
+            if size and file.read(1) != b"\n":
+                raise ConfigError(
+                    f"{self.metrics_path} has no line that ends at byte {size}, as it had when the checkpoint was "
+                    "written; restore it, or start again with --overwrite"
+                )
+            if have > size:
                 file.truncate(size)
 
     def read_masks(self) -> dict[str, np.ndarray]:
@@ -750,7 +758,18 @@ def versions() -> dict[str, str]:
             known[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             known[package] = "not installed"
-    return known | {"git_commit": git_commit(Path(__file__).parent), "platform": platform.platform()}
+    return known | {"git_commit": git_commit(Path(__file__).parent), "platform": platform.platform()} | snapshot()
+
+
+def snapshot() -> dict[str, str]:
+    """The commit and the place of the snapshot that `sweep submit` made and this program runs from; else nothing."""
+    folder = Path(__file__).resolve().parent
+    try:
+        record = read_json(folder / "snapshot.json")
+        commit, digest = f"{record['commit']}{'-dirty' if record['changed'] else ''}", str(record["digest"])
+    except (ConfigError, KeyError):
+        return {}
+    return {"git_commit": commit, "snapshot": f"{folder} (sha256 {digest})"}
 
 
 def git_commit(folder: Path) -> str:

@@ -618,3 +618,49 @@ def plot_score_scatter(x: np.ndarray, y: np.ndarray, scores: np.ndarray, ax: Axe
             ax.set(**{f"{name}scale": "log"})
     ax.figure.colorbar(dots, ax=ax, label=label)
     return ax
+
+
+TRIAL_MARKERS = {
+    "complete": ("complete", "o", "#0072B2"),
+    "pruned": ("pruned, its last score", "v", "#E69F00"),
+    "fail": ("failed", "X", "#222222"),
+}  # of each state: name, marker, colour
+
+
+@house_style()
+def plot_trials(trials: Sequence[tuple[int, float, str]], ax: Axes) -> Axes:
+    """The score of each trial of a search, and the best one so far.
+
+    Args:
+        trials: (number, score, state) of each; of a pruned trial, its last intermediate score. nan is not drawn.
+    """
+    for state, (name, marker, colour) in TRIAL_MARKERS.items():
+        shown = [(number, score) for number, score, this in trials if this == state and np.isfinite(score)]
+        if shown:
+            x, y = zip(*shown, strict=True)
+            ax.scatter(x, y, marker=marker, color=colour, s=30, label=f"{name} ({len(shown)})", zorder=3)
+    complete = [(number, score) for number, score, state in trials if state == "complete"]
+    if complete:
+        x, y = zip(*complete, strict=True)
+        ax.step(x, np.maximum.accumulate(y), where="post", color="#0072B2", lw=1.2, label="best so far")
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
+    ax.set(xlabel="trial", ylabel="score, mean over seeds")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return ax
+
+
+@house_style()
+def plot_importance(importance: Mapping[str, float], ax: Axes) -> Axes:
+    """Bars of the share of each option in the differences of the scores.
+
+    Args:
+        importance: {option: share in [0, 1]}; empty if it is not known yet.
+    """
+    if not importance:
+        ax.text(0.5, 0.5, "too few complete trials", ha="center", va="center", transform=ax.transAxes)
+        ax.set_axis_off()
+        return ax
+    names = sorted(importance, key=lambda name: importance[name])
+    ax.barh(names, [importance[name] for name in names], color="#0072B2")
+    ax.set(xlabel="importance", xlim=(0, 1))
+    return ax

@@ -2,12 +2,13 @@
 
     make condor-pool-test      or      python benchmarks/condor_pool.py [--steps 30000] [--keep]
 
-A pool of HTCondor's own daemons runs on this machine, on loopback, as an ordinary user, from a folder
-(tests/condor_tools.py fetches it). Two sweeps are submitted with shortened templates of condor/: train.job, with a
-shared disk, and train_transfer.job, whose jobs see only their own folder and the files that HTCondor puts there.
-Each row is evicted twice with SIGTERM and once with SIGKILL, at different points of its training; rows of the second
-sweep also exit by themselves with status 85. At the end, the weights, last.pt and metrics.jsonl of each row must equal
-those of the run without eviction, bit for bit. The results go to benchmarks/results/condor_pool.json.
+A whole pool of HTCondor's own daemons runs on this machine, on loopback, as an ordinary user, from a folder
+(tests/condor_tools.py fetches it). One sweep is submitted with `sweep submit` (benchmarks/submitted_sweep.py). Two are
+submitted with the templates of condor/, shortened: train.job, with a shared disk, and train_transfer.job, whose jobs
+see nothing but their own empty folder and what HTCondor brings there. Each of their rows is vacated twice with SIGTERM
+and once with SIGKILL, at different points of its training; rows of the last sweep also exit by themselves with status
+85. At the end, the weights, last.pt and metrics.jsonl of each row must equal those of the run without eviction, bit for
+bit. The results go to benchmarks/results/condor_pool.json.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests"), str(PROJECT / "benchmarks")]
 
 import condor_tools  # noqa: E402
+import submitted_sweep  # noqa: E402
 
 from mpn_rl.sweep.submit_file import SubmitFile  # noqa: E402
 
@@ -43,6 +43,7 @@ ROWS = ("one, 1, 1.0, 0.85, 32", "two, 2, 0.5, 0.9, 48", "three, 3, 0.1, 0.95, 6
 # has one row less, since each of its starts unpacks 1.3 GB.
 SWEEPS = {"train.job": (3, []), "train_transfer.job": (2, ["--checkpoint-exit-every", "0.5"])}
 EVICTIONS = ((0.25, False), (0.5, False), (0.75, True))  # (share of the run, whether at once)
+SUBMITTED = "submitted"  # the part that submitted_sweep.py describes
 IDLE, RUNNING, COMPLETED, HELD = 1, 2, 4, 5
 NOBODY = 65534
 # Root cannot submit: in a user namespace of its own the pool is an ordinary user, and its files stay ours.
@@ -142,6 +143,24 @@ class Pool:
         lines = self.command("condor_history", *asked) + self.command("condor_q", *asked)
         rows = [[int(part) for part in line.replace("undefined", "0").split()] for line in lines.splitlines()]
         return {row[0]: (row[1], row[2]) for row in rows}
+
+
+class Submitted:
+    """The pool as submitted_sweep wants it."""
+
+    scheduler, prefix = "condor", AS_USER
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        path = f"{pool.root / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        self.environment = {**os.environ, "PATH": path, "CONDOR_CONFIG": str(pool.configuration)}
+
+    def tasks(self, number: str) -> dict[int, tuple[str, int]]:
+        names = {IDLE: "waiting", RUNNING: "running", COMPLETED: "done", HELD: "held"}
+        return {row: (names.get(state, str(state)), starts) for row, (state, starts) in self.pool.jobs(number).items()}
+
+    def evict(self, number: str, row: int) -> None:
+        self.pool.command("condor_vacate_job", f"{number}.{row}")
 
 
 def _free_port() -> int:
@@ -310,19 +329,11 @@ def measure(pool: Pool, project: Path, template: str, steps: int) -> dict[str, A
     return {"template": template, "seconds": round(seconds, 1), "rows": rows}
 
 
-@contextlib.contextmanager
-def workplace(keep: bool) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="mpn-pool-"))
-    try:
-        yield folder
-    finally:
-        print(f"kept: {folder}", file=sys.stderr) if keep else shutil.rmtree(folder, ignore_errors=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=30_000, help="environment steps per row (default: %(default)s)")
-    parser.add_argument("--templates", nargs="+", choices=SWEEPS, default=list(SWEEPS), help="(default: all)")
+    parts = [SUBMITTED, *SWEEPS]
+    parser.add_argument("--templates", nargs="+", choices=parts, default=parts, help="(default: all)")
     parser.add_argument("--keep", action="store_true", help="keep the pool's folder, with its logs")
     args = parser.parse_args()
     try:
@@ -331,23 +342,29 @@ def main() -> int:
         print(f"skipped: {reason}")
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the pool is ended then too
-    with workplace(args.keep) as folder:
+    with submitted_sweep.workplace(args.keep) as folder:
         project = lay_out(folder)
-        with ThreadPoolExecutor(2) as both:
-            alone = list(both.map(lambda row: run_alone(project, row, args.steps), ROWS))
+        alone: list[float] = []
+        if args.templates != [SUBMITTED]:
+            with ThreadPoolExecutor(2) as both:
+                alone = list(both.map(lambda row: run_alone(project, row, args.steps), ROWS))
         print(f"untouched: {', '.join(f'{seconds:.0f} s' for seconds in alone)}", file=sys.stderr)
         sweeps = []
         pool = Pool(root, folder / "pool")
         with pool:
             version = pool.command("condor_version").split()[1]
             dummy = dummies(pool, project)
-            for template in args.templates:
+            submitted = (
+                submitted_sweep.measure(Submitted(pool), folder, args.steps) if SUBMITTED in args.templates else {}
+            )
+            for template in [name for name in args.templates if name in SWEEPS]:
                 if template == "train_transfer.job":
                     subprocess.run([sys.executable, "condor/pack.py"], cwd=project, check=True, stdout=sys.stderr)
                 sweeps.append(measure(pool, project, template, args.steps))
         result = {
             "htcondor": version, "python": platform.python_version(), "cpus": os.cpu_count(), "steps": args.steps,
             "untouched_seconds": [round(seconds, 1) for seconds in alone], "dummies": dummy, "sweeps": sweeps,
+            SUBMITTED: submitted,
             "processes_killed_at_the_end": pool.killed,
         }  # fmt: skip
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
@@ -356,7 +373,7 @@ def main() -> int:
 
 def report(result: dict[str, Any]) -> int:
     """Print the table; returns whether every result is as required."""
-    good = True
+    good = submitted_sweep.report(result[SUBMITTED]) if result[SUBMITTED] else True
     for sweep in result["sweeps"]:
         for row in sweep["rows"]:
             equal = not row["different_files"] and row["evictions"] >= len(EVICTIONS)

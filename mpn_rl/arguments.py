@@ -87,7 +87,9 @@ def make_parser(prog: str = "main.py") -> Parser:
     _add_eval(commands.add_parser("eval", help="measure the score of a trained agent"))
     _add_render(commands.add_parser("render", help="film a trained agent"))
     _add_analyze(commands.add_parser("analyze", help="record the activity of a trained agent and plot it"))
-    _add_sweep(commands.add_parser("sweep", help="many runs from one table: expand, check, run, status, summary"))
+    _add_sweep(
+        commands.add_parser("sweep", help="many runs from one table: check, run, submit, search, status, summary")
+    )
     return parser
 
 
@@ -464,7 +466,11 @@ def _add_sweep(parser: Parser) -> None:
 
     def add(name: str, text: str) -> Parser:
         action: Parser = actions.add_parser(name, help=text, description=text)
-        kind = "the sweep's TOML file" if name == "expand" else "TOML file, HTCondor submit file, or args file"
+        kind = (
+            "the sweep's TOML file"
+            if name == "expand"
+            else "TOML file, HTCondor submit file, Slurm script, or args file"
+        )
         action.add_argument("file", metavar="FILE", help=kind)
         folder = "folder of the runs (default: as in their command line)"
         action.add_argument("--experiments-dir", metavar="DIR", help=folder)
@@ -481,6 +487,20 @@ def _add_sweep(parser: Parser) -> None:
     _add_number(run, "--workers", 1, 1000, None, "rows that run at the same time (default: the number of cores)")
     _add_number(run, "--retries", 0, 100, 1, "further attempts for a row that fails")
     _add_number(run, "--limit", 1, 10**6, None, "number of incomplete rows to run (default: all)")
+    submit = add("submit", "freeze the code, and submit the rows that are not complete to HTCondor or Slurm")
+    _add_trust(submit)
+    submit.add_argument("--scheduler", metavar="NAME", help="condor or slurm (default: the one that is here)")
+    text = "submit N jobs that each run `sweep search`, instead of the rows"
+    _add_number(submit, "--search-workers", 1, 1000, None, text)
+    submit.add_argument("--dry-run", action="store_true", help="show what would be submitted; write nothing")
+    submit.add_argument("--yes", action="store_true", help="submit without asking")
+    search = add("search", "let Optuna choose the settings of [search], prune weak ones, show the results")
+    _add_trust(search)
+    _add_number(search, "--workers", 1, 1000, 1, "trials that run at the same time")
+    search.add_argument("--show", action="store_true", help="show the results so far; start nothing")
+    text = "run as a job of a cluster: exit with status 85 when stopped, write no tables"
+    search.add_argument("--worker", action="store_true", help=text)
+    search.add_argument("--output", metavar="DIR", help="folder of the CSV and PNG files (default: that of FILE)")
     add("status", "show whether each row is done, running, interrupted, failed or missing")
     summary = add("summary", "summarise the rows over seeds: table, curves, heat map")
     text = "evaluation to use: the last one, or that of best_model.pt (default: %(default)s)"

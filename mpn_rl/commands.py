@@ -17,7 +17,7 @@ from types import FrameType
 
 import numpy as np
 
-from model_utils import Experiment, versions, write_json
+from model_utils import Experiment, snapshot, versions, write_json
 from mpn_dqn import epsilon_at
 from mpn_rl import arguments, event_logs, registry
 from mpn_rl import config as cfg
@@ -116,10 +116,22 @@ def _continue(experiment: Experiment, args: argparse.Namespace) -> int:
             )
             return 0
         _remember_consent(experiment, config)
+        _remember_snapshot(experiment)
         if config != stored:  # the next --resume continues with the new options
             write_json(experiment.config_path, {**experiment.read_config(), **config.to_dict()})
             _print_schedules(run, stored)
         return _drive(run, args)
+
+
+def _remember_snapshot(experiment: Experiment) -> None:
+    """Add the snapshot that this program runs from to those in config.json."""
+    here, config = snapshot().get("snapshot", ""), experiment.read_config()
+    known = config["versions"].get("snapshot", "")
+    if here and here not in known.split("; "):
+        write_json(
+            experiment.config_path,
+            {**config, "versions": {**config["versions"], "snapshot": f"{known}; {here}".lstrip("; ")}},
+        )
 
 
 def _source(args: argparse.Namespace) -> dict[str, str]:

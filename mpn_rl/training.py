@@ -397,7 +397,7 @@ class Run:
         if not fresh_episodes:
             self.lanes.load_state_dict(saved["lanes"])
         self.state = map_state(lambda part: part.to(self.device), saved["state"])
-        self.updates.load_state_dict(saved["updates"])
+        self.updates.load_state_dict(saved["updates"], self.device)
         self.ended = [EpisodeEnd(*end) for end in saved["ended"]]
         for name in self._COUNTERS:
             setattr(self, name, saved["counters"][name])
@@ -503,9 +503,9 @@ class UpdateLog:
         if len(values.get("loss", ())) != len(steps) or any(not 0 < length <= len(steps) for length in lengths):
             raise StateError("updates.values do not have one loss per update")
 
-    def load_state_dict(self, saved: StateDict) -> None:
-        """Restore what `state_dict` returned."""
-        self.values = {name: list(values.unbind()) for name, values in saved["values"].items()}
+    def load_state_dict(self, saved: StateDict, device: torch.device) -> None:
+        """Restore what `state_dict` returned, on the device of the values to come."""
+        self.values = {name: list(values.to(device).unbind()) for name, values in saved["values"].items()}
         self.steps, self.last = list(saved["steps"]), dict(saved["last"])
 
 

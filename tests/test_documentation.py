@@ -195,7 +195,7 @@ class Home:
         self.folder = folder
         self.done: set[tuple[str, ...]] = set()
         (folder / "main.py").symlink_to(ROOT / "main.py")
-        for name in ("condor", "configs"):
+        for name in ("condor", "slurm", "configs"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.gz", ".*"))
         for template in folder.glob("condor/*.job"):
             text = template.read_text()
@@ -231,6 +231,8 @@ class Home:
             r"(?m)^(?:output|error|log) += (\S+)", "".join(p.read_text() for p in Path("condor").glob("*.job"))
         )
         logs = [log.replace("$(Cluster)", "7").replace("$(Process)", "0") for log in logs]
+        for script in Path("slurm").glob("*.sbatch"):
+            logs.append(f".slurm_logs/mpn_{script.stem}_7_1.out")
         ignored = (ROOT / ".gitignore").read_text().splitlines()
         return (
             any(Path().glob(path))
@@ -281,7 +283,8 @@ def shorter_sweep(text: str) -> str:
     words = shorter([tomllib.loads(text)["command"]])
     values = {flag.removeprefix("--"): value for flag, value in zip(words[:-1:2], words[1:-1:2], strict=True)}
     lines = [f"{flag} = {json.dumps(value) if flag == 'kernel' else value}" for flag, value in values.items()]
-    text = re.sub(r"(?m)^total-steps.*\n", "", text)
+    text = re.sub(r"(?m)^(total-steps|eval-freq).*\n", "", text)
+    text = re.sub(r"(?m)^n = .*$", "n = 1", text)  # trials of a search
     return text.replace("[fixed]\n", "[fixed]\n" + "\n".join([*lines, "plot-training = false", ""]))
 
 
@@ -310,6 +313,8 @@ def try_toolkit(words: list[str], trial: Trial) -> None:
     words = [PLACEHOLDERS.get(word, word) for word in words]
     if not words:  # the program's name, and no command
         return
+    if words[:2] == ["sweep", "search"] or "--search-workers" in words:  # which needs a table [search]
+        words = ["configs/search_context.toml" if word == "FILE.toml" else word for word in words]
     if "..." in words:  # a part is left out: the rest must be what the parser knows
         arguments.parse([word for word in words if word != "..."])
         return
@@ -344,7 +349,11 @@ def further(words: list[str], home: Home) -> list[str]:
             return ["--num-eval-trials", "4"] if args.num_eval_trials else ["--num-eval-episodes", "2"]
         return ["--max-steps", "5"] if words[0] == "render" else STAGES[args.stage].split()
     # A sweep runs its first row, and its check accepts rows that an earlier page's commands have started.
-    return {"run": ["--limit", "1"], "check": ["--resume"]}.get(words[1], []) if words[0] == "sweep" else []
+    # No scheduler is here, so a submission is shown only.
+    more = {"run": ["--limit", "1"], "check": ["--resume"], "submit": ["--dry-run"]}
+    if words[:2] == ["sweep", "submit"] and "--scheduler" not in words:
+        return ["--dry-run", "--scheduler", "slurm"]
+    return more.get(words[1], []) if words[0] == "sweep" else []
 
 
 def try_script(words: list[str], trial: Trial) -> None:
@@ -462,8 +471,19 @@ def try_condor(words: list[str], trial: Trial) -> None:
             try_toolkit(["sweep", "run", job], trial)
 
 
+def try_slurm(words: list[str], trial: Trial) -> None:
+    """A script that is submitted is there."""
+    if words[0] == "sbatch":
+        assert os.path.exists(words[-1]), f"no {words[-1]}"
+
+
+def try_container(words: list[str], trial: Trial) -> None:
+    """An image is built from the Dockerfile."""
+    assert (ROOT / "Dockerfile").is_file()
+
+
 def try_wrapper(words: list[str], trial: Trial) -> None:
-    """A script of condor/, which hands further options on."""
+    """A script of condor/ or slurm/, which hands further options on."""
     done = subprocess.run([f"./{words[0]}", *words[1:], "--total-steps", "240"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -480,11 +500,13 @@ KINDS: dict[str, Callable[[list[str], Trial], None]] = {
     r"make": try_make,
     r"pip|uv": try_pip,
     r"condor_\w+": try_condor,
-    r"condor/\w+\.sh": try_wrapper,
+    r"(condor|slurm)/\w+\.sh": try_wrapper,
+    r"sbatch|squeue|scancel|scontrol": try_slurm,
+    r"docker|apptainer": try_container,
     r"conda|mamba": try_conda,
     r"wandb": try_wandb,
     r"eval": try_eval,
-    r"vi|cat|tail|head|rm|ls|cd|cp|sed|source|git": try_unix,
+    r"mkdir|vi|cat|tail|head|rm|ls|cd|cp|sed|source|git": try_unix,
 }
 
 
@@ -585,7 +607,7 @@ def test_every_file_of_the_project_that_is_named_is_there(page: str, at_home: Ho
     """In code within the text: docs/a2c.md, configs/td3_NAME.json, benchmarks/results/*.json; and [extras]."""
     prose = read_page(page)[1]
     for line, code in inline_code(prose):
-        if re.fullmatch(r"(benchmarks|condor|configs|docs|tests)/[\w./*-]*", code):
+        if re.fullmatch(r"(benchmarks|condor|slurm|configs|docs|tests)/[\w./*-]*", code):
             pattern = re.sub("NAME|FILE", "*", code)
             assert any(ROOT.glob(pattern)) or at_home.has(code), f"{page}:{line}: {code}"
         extras = re.fullmatch(r"\[([a-z,]+)\]", code)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import main
 
@@ -434,6 +435,16 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
             RuntimeError("DefaultCPUAllocator: can't allocate memory: ..."),
             75,
             "can't allocate memory: ...); lower --hid",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore"),
+            75,
+            "(CUDA out of memory. Tried",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`"),
+            75,
+            "out of memory (CUDA error: CUBLAS",
         ),
         (OSError(13, "Permission denied", "plots/x.png"), 2, "plots/x.png: Permission denied"),
         (OSError(28, "No space left on device", "plots/x.png"), 75, "plots/x.png: No space left on device"),

@@ -781,6 +781,8 @@ def test_resume_cuts_metrics_to_the_checkpoint_so_no_line_is_lost_or_doubled(exp
         with pytest.raises(ConfigError, match=rf"has 24 bytes, but had {size} when the checkpoint was written"):
             experiment.truncate_metrics(size)
     experiment.truncate_metrics(24)
+    with pytest.raises(ConfigError, match=r"has no line that ends at byte 15, .*--overwrite"):
+        experiment.truncate_metrics(15)
     assert experiment.read_metrics() == [{"step": 1}, {"step": 2}]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVarTuple
@@ -17,10 +19,10 @@ from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
 from mpn_rl.networks.encoder import AgentNetwork, check_weights
 from mpn_rl.options import ConfigError
 from mpn_rl.storage.state_trees import (
-    COUNT,
     FLOAT_MAX,
     LARGEST,
     Anything,
+    Named,
     Schema,
     Values,
     check,
@@ -45,6 +47,7 @@ class Adam(torch.optim.Adam):
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
 
+SQUARES = {"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"}  # of an optimiser's state: never negative
 Outputs = TypeVarTuple("Outputs")
 
 
@@ -229,21 +232,28 @@ class BaseLearner:
 
 
 def _check_moments(optimizer: torch.optim.Optimizer, saved: object, place: str) -> None:
-    """Raise a StateError where `saved` is not a state of this optimiser, an Adam, or lacks some of a weight's parts."""
+    """Raise a StateError where `saved` is not a state of this optimiser; a weight without a gradient has none."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    check(saved, {"state": Anything(), "param_groups": Anything()}, place)
-    state = saved["state"] if isinstance(saved, dict) else {}
-    known = state if isinstance(state, dict) else {}
-    schema = {
-        index: {
-            "step": Values(torch.float32, (), 0.0, COUNT),
-            "exp_avg": like(weight.detach()),
-            "exp_avg_sq": Values(weight.dtype, tuple(weight.shape), 0.0, LARGEST**2),
-        }
-        for index, weight in enumerate(weights)
-        if index in known  # the others have had no gradient yet
-    }
-    check(state, schema, f"{place}.state")
+    check(saved, {"state": Named(Anything(), r"\d+", 10**6), "param_groups": Anything()}, place)
+    assert isinstance(saved, dict)
+    known = {index: weight for index, weight in enumerate(weights) if index in saved["state"]}
+    schema: dict[int, dict[str, Schema]] = {index: {} for index in known}
+    for name, part in _moments(optimizer).items():
+        low, high = (0.0, LARGEST**2) if name in SQUARES else (-LARGEST, LARGEST)
+        for index, weight in known.items():
+            schema[index][name] = Values(part.dtype, tuple(weight.shape) if part.dim() else (), low, high)
+    check(saved["state"], schema, f"{place}.state")
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimiser keeps for a weight of two numbers, by name, such as "exp_avg"; found by one step of a copy."""
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.zeros(2)
+    probe = copy.copy(optimizer)
+    probe.param_groups = [{**optimizer.param_groups[0], "params": [weight]}]
+    probe.state = collections.defaultdict(dict)
+    probe.step()
+    return {name: part for name, part in probe.state[weight].items() if isinstance(part, Tensor)}
 
 
 class ReplayLearner(BaseLearner):

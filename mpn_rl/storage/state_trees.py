@@ -158,9 +158,10 @@ def check(state: Any, schema: Schema, place: str = "") -> None:
         for index, value in enumerate(state):
             check(value, schema.of, _inside(place, index))
     elif isinstance(schema, Named):
-        _require(isinstance(state, dict) and len(state) <= schema.most, place, "must be a dict", state)
+        _require(isinstance(state, dict), place, "must be a dict", state)
+        _require(len(state) <= schema.most, place, f"must have at most {schema.most:,} entries", len(state))
         for name, value in state.items():
-            _require(isinstance(name, str) and re.fullmatch(schema.names, name), place, "has a wrong name", name)
+            _require(re.fullmatch(schema.names, str(name)), place, "has a wrong name", name)
             check(value, schema.of, _inside(place, name))
     elif isinstance(schema, Mapping):
         _check_names(state, schema, place)
@@ -234,7 +235,8 @@ def _range(rule: Whole | Real) -> str:
 
 
 def _inside(place: str, name: object) -> str:
-    return f"{place}.{name}" if place else str(name)
+    shown = name if re.fullmatch(r"[\w./]{1,100}", str(name)) else shortened(name)
+    return f"{place}.{shown}" if place else str(shown)
 
 
 # --- states of random generators ----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The actions of `main.py sweep`: expand, check, run, status, summary (docs/sweeps.md).
+"""The actions of `main.py sweep`: expand, check, run, submit, status, summary (docs/sweeps.md).
 
 `sweep run` starts a process per row, `python main.py train ... --resume auto`. Rows share no threads and no memory, a
 crash ends only one of them, and each gives the same result as when it runs alone. This module does not import torch.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import shlex
 import signal
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
@@ -32,6 +33,7 @@ from mpn_rl.sweep.submit_file import Mistake
 from mpn_rl.sweep.table import TRAINING, Existing, Planned, Sweep
 from mpn_rl.tasks import trusted_modules
 
+MAIN = Path(__file__).parents[2] / "main.py"  # what runs a row
 POLL_S = 0.5  # between two reads of the running rows' states
 GRACE_S = 15.0  # from SIGTERM to SIGKILL, for rows to save their checkpoints
 USAGE = 2  # the exit status for a wrong command line: a retry would fail too
@@ -53,7 +55,15 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 def sweep(args: argparse.Namespace) -> int:
     """Run `main.py sweep ACTION FILE`. Returns: the exit status."""
-    actions = {"expand": expand, "check": check, "run": run, "status": status, "summary": summary}
+    actions = {
+        "expand": expand,
+        "check": check,
+        "run": run,
+        "submit": submit,
+        "search": search,
+        "status": status,
+        "summary": summary,
+    }
     return actions[args.action](args)
 
 
@@ -69,7 +79,10 @@ def _checked(table: Sweep, existing: Existing, more: Sequence[Mistake] = ()) -> 
 
 def _trainings(args: argparse.Namespace, existing: Existing) -> Sweep:
     """The checked sweep of a file whose rows train. Raises: ConfigError."""
-    table = sweep_files.load(Path(args.file), args.experiments_dir)
+    return _checked_trainings(sweep_files.load(Path(args.file), args.experiments_dir), args, existing)
+
+
+def _checked_trainings(table: Sweep, args: argparse.Namespace, existing: Existing) -> Sweep:
     if table.command is None or table.command[0] not in TRAINING:
         raise ConfigError(
             f"the rows of {args.file} do not train; sweep {args.action} needs rows of train or train-neurogym"
@@ -164,11 +177,19 @@ class Children:
         self.stopping = threading.Event()
         self.lock = threading.Lock()
 
-    def work(self, planned: Planned) -> str:
-        """Run a row until it is complete. Returns: "", or why it is not complete."""
+    def work(self, planned: Planned, enough: Callable[[], bool] | None = None) -> str:
+        """Run a row until it is complete.
+
+        Args:
+            planned: the row.
+            enough: asked while the row runs; True ends the row, which saves a checkpoint.
+        Returns: "", or why the row is not complete.
+        """
         failures, pauses = 0, iter(PAUSES_S)
         while not self.stopping.is_set():
-            code = self._start(planned)
+            code = self._start(planned, enough)
+            if enough is not None and enough():
+                return "ended"
             if code == planned.args.checkpoint_exit_code or self.stopping.is_set():
                 continue  # the row saved a checkpoint and exited in order to be started again
             if code == 0:
@@ -184,14 +205,14 @@ class Children:
                 return f"{reason} ({log_path(planned.experiment)})"
         return "stopped"
 
-    def _start(self, planned: Planned) -> int:
+    def _start(self, planned: Planned, enough: Callable[[], bool] | None = None) -> int:
         """Run one process of a row. Returns: its exit status."""
         argv = [*planned.argv, *([] if "--resume" in planned.argv else ["--resume", "auto"])]
         for module in self.trusted:
             argv += [trusted_modules.FLAG, module]
         if self.sweep.experiments_dir:
             argv += ["--experiments-dir", self.sweep.experiments_dir]
-        command = [sys.executable, str(Path(__file__).parents[2] / "main.py"), *argv]
+        command = [sys.executable, str(MAIN), *argv]
         threads = dict.fromkeys(THREADS, str(planned.config.run.threads if planned.config else 1))
         log = log_path(planned.experiment)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +232,7 @@ class Children:
                     env={**os.environ, **threads},
                 )
                 self.running[planned.name] = child
-            code = child.wait()
+            code = _wait(child, enough)
             with self.lock:
                 del self.running[planned.name]
             if code not in (0, planned.args.checkpoint_exit_code) and not self.stopping.is_set():
@@ -234,6 +255,22 @@ class Children:
                 child.kill()
 
 
+def _wait(child: subprocess.Popen, enough: Callable[[], bool] | None) -> int:
+    """The exit status of a process, which is ended once `enough` is true."""
+    if enough is None:
+        return child.wait()
+    deadline = None
+    while True:
+        try:
+            return child.wait(POLL_S)
+        except subprocess.TimeoutExpired:
+            if deadline is None and enough():
+                child.terminate()
+                deadline = time.monotonic() + GRACE_S
+            elif deadline is not None and time.monotonic() > deadline:
+                child.kill()
+
+
 def _ending(code: int) -> str:
     """An exit status of subprocess in words."""
     if code >= 0:
@@ -243,30 +280,91 @@ def _ending(code: int) -> str:
     return f"ended by signal {-code} ({names.get(-code, 'unknown')}){memory}"
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the rows that are not complete.
-
-    Returns: 0 if all rows are complete, 1 if a row failed, and TemporaryError.status if rows are left for another call.
-    """
-    table = _trainings(args, "resume")
+def _require_trust(table: Sweep) -> None:
+    """Raises: ConfigError if rows name a task module that the command line does not."""
     for module in _modules(table):
         if not trusted_modules.is_trusted(module):
             raise ConfigError(
                 f"rows of {table.path} name the task module {module!r}, and its code would run here; read it, and if "
                 f"you trust it, add {trusted_modules.FLAG} {module}"
             )
+
+
+def _open_rows(table: Sweep) -> tuple[dict[str, str], list[Planned]]:
+    """The state of each row, and the rows that are neither complete nor running."""
     states = {planned.name: state_of(planned.experiment, planned.args).state for planned in table.planned}
-    elsewhere = [name for name, state in states.items() if state == "running"]
-    open_rows = [planned for planned in table.planned if states[planned.name] not in ("done", "running")]
+    for name, state in states.items():
+        if state == "running":
+            stderr.print(f"note: another process runs {name}; it is not started again")
+    return states, [planned for planned in table.planned if states[planned.name] not in ("done", "running")]
+
+
+def submit(args: argparse.Namespace) -> int:
+    """Submit the rows that are not complete to a cluster."""
+    from mpn_rl.sweep import submit
+
+    if Path(args.file).suffix != ".toml":
+        raise ConfigError(
+            f"sweep submit takes a TOML file, got {args.file}; submit a file for HTCondor or Slurm by hand, or name it "
+            "in a TOML file as job"
+        )
+    if args.search_workers:
+        table = _search_table(args)
+        _require_trust(table)
+        return submit.submit_workers(table, args)
+    table = _trainings(args, "resume")
+    _require_trust(table)
+    _, open_rows = _open_rows(table)
+    if not open_rows:
+        stdout.print(f"{_count(len(table.planned), 'row')}: all are complete or running; nothing was submitted")
+        return 0
+    return submit.submit_rows(table, open_rows, args)
+
+
+def search(args: argparse.Namespace) -> int:
+    """Search the settings of a TOML file with Optuna."""
+    _require_optuna()
+    from mpn_rl.sweep import search
+
+    table = _search_table(args)
+    _require_trust(table)
+    return search.search(table, args)
+
+
+def _require_optuna() -> None:
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("sweep search needs Optuna; install it with: pip install 'mpn-rl[search]'")
+
+
+def _search_table(args: argparse.Namespace) -> Sweep:
+    """The checked sweep of a TOML file; what it checks are random draws of its table [search]."""
+    if Path(args.file).suffix != ".toml":
+        raise ConfigError(f"sweep search takes a TOML file with a table [search], got {args.file}")
+    table = sweep_files.load_toml(Path(args.file), compare=False)
+    table.experiments_dir = args.experiments_dir
+    if table.name_column is not None:  # a search names its runs itself, and draws may repeat
+        place = table.columns.index(table.name_column)
+        for number, row in enumerate(table.rows):
+            values = (*row.values[:place], f"draw{number}", *row.values[place + 1 :])
+            table.rows[number] = row._replace(values=values)
+    return _checked_trainings(table, args, "ignore")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the rows that are not complete.
+
+    Returns: 0 if all rows are complete, 1 if a row failed, and TemporaryError.status if rows are left for another call.
+    """
+    table = _trainings(args, "resume")
+    _require_trust(table)
+    states, open_rows = _open_rows(table)
     todo = open_rows[: args.limit]
     workers = min(args.workers or len(os.sched_getaffinity(0)), max(len(todo), 1))
     done = sum(state == "done" for state in states.values())
     stdout.print(f"{_count(len(states), 'row')}: {done} done, {len(todo)} to run, {_count(workers, 'worker')}")
-    for name in elsewhere:
-        stderr.print(f"note: another process runs {name}; it is not started again")
     children = Children(table, args.retries, args.trust_env_module)
     pool = ThreadPoolExecutor(workers)
-    with _stop_signals() as received:
+    with stop_signals() as received:
         try:
             failures = _watch({pool.submit(children.work, planned): planned for planned in todo}, children)
         except KeyboardInterrupt:
@@ -279,7 +377,8 @@ def run(args: argparse.Namespace) -> int:
     if failures:
         stderr.print(f"{len(failures)} of {_count(len(todo), 'row')} failed: {', '.join(failures)}")
         return 1
-    left = [f"{len(elsewhere)} run elsewhere"] if elsewhere else []
+    elsewhere = list(states.values()).count("running")
+    left = [f"{elsewhere} run elsewhere"] if elsewhere else []
     left += [f"{len(open_rows) - len(todo)} exceed --limit"] if len(open_rows) > len(todo) else []
     if left:
         stderr.print(f"not all rows are complete: {', '.join(left)}; the same command continues the sweep")
@@ -287,7 +386,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """Raise KeyboardInterrupt at a signal that asks to stop. Yields: the list that the signals' numbers go to."""
     received: list[int] = []
 

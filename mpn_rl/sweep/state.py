@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from model_utils import Experiment
 from mpn_rl import arguments
 from mpn_rl.config import config_from_dict
 from mpn_rl.options import LARGEST, ConfigError
-from mpn_rl.storage.regular_files import open_regular
+from mpn_rl.storage.regular_files import METRICS_BYTES, open_regular, read_regular
 
 STATES = ("done", "running", "interrupted", "failed", "missing")
 STARTED = "sweep: start "  # a line of a log: what follows is of this process
@@ -146,10 +147,29 @@ def _last_lines(path: Path) -> list[str]:
     return [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
 
 
+def evaluations(experiment: Experiment) -> list[tuple[int, float]]:
+    """(step, score) of the greedy evaluations so far, also while the run writes its metrics.jsonl."""
+    try:
+        lines = read_regular(experiment.metrics_path, METRICS_BYTES).splitlines()
+    except (ConfigError, OSError):
+        return []
+    return [(row.step, row.score) for row in _rows(lines) if row.is_evaluation and row.score is not None]
+
+
+def last_step(experiment: Experiment) -> int:
+    """The last step in metrics.jsonl; 0 without one."""
+    return max((row.step for row in _last_rows(experiment.metrics_path)), default=0)
+
+
 def _last_rows(path: Path) -> list[MetricsRow]:
     """The last rows of a metrics.jsonl, without lines that are cut off at either end."""
+    return _rows(_last_lines(path))
+
+
+def _rows(lines: Sequence[str | bytes]) -> list[MetricsRow]:
+    """The rows of the lines that can be decoded."""
     rows: list[MetricsRow] = []
-    for line in _last_lines(path):
+    for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
             row = MetricsRow.read(json.loads(line))
             rows += [row] if row else []

@@ -129,7 +129,7 @@ class SubmitFile:
     @classmethod
     def read(cls, path: Path) -> SubmitFile:
         """Read a submit file; `mistakes` lists the mistakes in it. Raises: ConfigError if the file cannot be read."""
-        job, lines = cls(path), _joined_lines(read_text(path))
+        job, lines = cls(path), joined_lines(read_text(path))
         for number, line in lines:
             job._read_line(number, line, lines)
         if job.queue is None:
@@ -367,7 +367,7 @@ class SubmitFile:
             yield self._at("checkpoint_exit_code", problem)
 
 
-def _joined_lines(text: str) -> Iterator[tuple[int, str]]:
+def joined_lines(text: str) -> Iterator[tuple[int, str]]:
     """(number, line) of each line; a line that ends in a backslash is joined with the next one."""
     start, number = "", 0
     for place, line in enumerate(text.splitlines(), start=1):

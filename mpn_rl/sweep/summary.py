@@ -160,6 +160,11 @@ def _table(
         row = table[setting]
         cells.append([*setting, str(row.n), f"{row.iqm:.3f}", interval(row.iqm_low, row.iqm_high), f"{row.mean:.3f}",
                       interval(row.mean_low, row.mean_high)])  # fmt: skip
+    return table_lines(cells)
+
+
+def table_lines(cells: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, whose columns are aligned on the right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 

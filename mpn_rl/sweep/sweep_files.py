@@ -1,4 +1,4 @@
-"""Read the files of a sweep (TOML, HTCondor submit file, args file) and make the rows of a grid or a random search.
+"""Read the files of a sweep (TOML, submit file, Slurm script, args file), and make rows of a grid or a random search.
 
 docs/sweeps.md describes the three kinds of files. This module imports only the standard library and option modules.
 """
@@ -18,22 +18,26 @@ from typing import NamedTuple
 
 from mpn_rl import arguments
 from mpn_rl.options import ConfigError, nearest, shortened
+from mpn_rl.sweep.schedulers import Resources
+from mpn_rl.sweep.slurm_script import SlurmScript
 from mpn_rl.sweep.submit_file import MAX_ROWS_BYTES, Mistake, SubmitFile, read_text
 from mpn_rl.sweep.table import TRAINING, Row, Sweep
 
-TOML_KEYS = ("command", "job", "args", "name", "seeds", "fixed", "grid", "search")
+TOML_KEYS = ("command", "job", "args", "name", "seeds", "resources", "fixed", "grid", "search")
 # Options that a sweep sets by itself, or with which nothing would be trained.
 OWN_FLAGS = ("--experiment-name", "--seed", "--resume", "--overwrite", "--list-envs", "--help", "--help-all")
 MAX_ROWS = 100_000
-JOB_SUFFIXES = (".job", ".sub")
+JOB_SUFFIXES = (".job", ".sub", ".sbatch")
 # Of one value in an args file: HTCondor reads quotes, '$' and '\' in its own way.
 CELL_RULE = "printable ASCII characters without blanks, commas, quotes, '$' and '\\', and no '#' at its start"
+SEARCH_KEYS = ("n", "seed", "pruner")  # of the table [search], beside the options
+PRUNERS = ("median", "hyperband", "none")
 DISTRIBUTIONS = ("choice", "uniform", "log-uniform")
 Value = bool | int | float | str  # of an option, in a TOML file
 
 
 def load(path: Path, experiments_dir: str | None = None) -> Sweep:
-    """Read the sweep of a TOML file, a submit file, or an args file that one of them names.
+    """Read the sweep of a TOML file, a submit file, a Slurm script, or an args file that one of them names.
 
     Args:
         path: the file.
@@ -43,7 +47,7 @@ def load(path: Path, experiments_dir: str | None = None) -> Sweep:
     if path.suffix == ".toml":
         sweep = load_toml(path)
     elif path.suffix in JOB_SUFFIXES:
-        sweep = load_job(path)
+        sweep = load_script(path) if path.suffix == ".sbatch" else load_job(path)
     else:
         sweep = load_rows(path)
     sweep.experiments_dir = experiments_dir
@@ -76,6 +80,23 @@ def load_job(path: Path) -> Sweep:
         rows, wrong_rows = _read_rows(rows_path, lines, job.columns)
         mistakes += wrong_rows
     return Sweep(path, rows_path, job.columns, command, (path, line, column), rows, project_of(path), mistakes, job=job)
+
+
+def load_script(path: Path) -> Sweep:
+    """Read an array script for Slurm and the rows that it names. Raises: ConfigError."""
+    script = SlurmScript.read(path)
+    script.project = project_of(path)
+    rows_path = script.project / script.rows_name
+    rows, mistakes = list[Row](), list(script.reading_mistakes)
+    if rows_path.is_file():
+        lines = _lines(rows_path)
+        script.rows = len(lines)
+        rows, wrong_rows = _read_rows(rows_path, lines, script.columns)
+        mistakes += wrong_rows
+    else:
+        mistakes.append(Mistake(path, 1, 1, f"no args file {rows_path}"))
+    place = (path, script.command_line, 1)
+    return Sweep(path, rows_path, script.columns, script.command, place, rows, script.project, mistakes, job=script)
 
 
 def load_rows(path: Path) -> Sweep:
@@ -219,6 +240,7 @@ def load_toml(path: Path, compare: bool = True) -> Sweep:
     try:
         plan = tomllib.loads(text)
         sweep = _sweep_of(path, plan)
+        sweep.resources = Resources.read(plan.get("resources", {}))
         text_of_rows = _args_text(_rows_of(sweep, plan))
     except (ValueError, OverflowError, RecursionError) as error:  # ConfigError and the error of tomllib are ValueErrors
         raise ConfigError(f"{path}: {error}") from None
@@ -302,7 +324,7 @@ def _over_job(path: Path, plan: Mapping[str, object], params: list[Param]) -> Sw
         raise ConfigError("args and job cannot be combined: the submit file names its args file")
     if not isinstance(plan["job"], str):
         raise ConfigError(f"job must be the name of a submit file, got {shortened(plan['job'])}")
-    owner = load_job(path.parent / plan["job"])
+    owner = load(path.parent / plan["job"]) if plan["job"].endswith(".sbatch") else load_job(path.parent / plan["job"])
     given = {param.column for param in params}
     for column in sorted(given - set(owner.setting_columns)):
         raise ConfigError(f"{owner.path} has no column {column!r}{nearest(column, owner.setting_columns)}")
@@ -326,7 +348,7 @@ def _params(plan: Mapping[str, object]) -> list[Param]:
         if not isinstance(table, dict):
             raise ConfigError(f"[{section}] must be a table of options, got {shortened(table)}")
         for key, spec in table.items():
-            if section == "search" and key in ("n", "seed"):
+            if section == "search" and key in SEARCH_KEYS:
                 continue
             if isinstance(spec, dict) and not (section == "search" and set(spec) & set(DISTRIBUTIONS)):
                 params += [_param(section, key, inner, one) for inner, one in spec.items()]
@@ -367,27 +389,69 @@ def _text(value: Value, flag: str | None = None) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+Setting = Sequence[tuple[Param, Value]]  # a value for each key of [grid] and [search]
+
+
 def _rows_of(sweep: Sweep, plan: Mapping[str, object]) -> list[list[str]]:
     """The values of one row per setting and seed, in the order of the file; a larger `n` only appends rows."""
     params = _params(plan)
-    rows: list[list[str]] = []
-    fixed = {param.column: _text(param.values[0]) for param in params if param.section == "fixed"}
     grid = [[(param, value) for value in param.values] for param in params if param.section == "grid"]
     seeds, draws = _seeds(plan), _draws(plan, [param for param in params if param.section == "search"])
     if len(seeds) * len(draws) * math.prod(map(len, grid)) > MAX_ROWS:
         raise ConfigError(f"more than {MAX_ROWS:,} rows; take fewer values, draws or seeds")
-    for drawn in draws:
-        for point in itertools.product(*grid):
-            setting = [*point, *drawn]
-            for seed in seeds:
-                shown = {param.column: _text(value) for param, value in setting} | {"seed": str(seed)}
-                values = fixed | {
-                    param.column: _text(value, None if sweep.job else f"--{param.key}".replace("_", "-"))
-                    for param, value in setting
-                }
-                values |= {sweep.name_column or "": _name(sweep, plan, shown), sweep.seed_column or "": str(seed)}
-                rows.append([values[column] for column in sweep.columns])
-    return rows
+    return [
+        _row(sweep, plan, [*point, *drawn], seed)
+        for drawn in draws
+        for point in itertools.product(*grid)
+        for seed in seeds
+    ]
+
+
+def _row(sweep: Sweep, plan: Mapping[str, object], setting: Setting, seed: int, name: str | None = None) -> list[str]:
+    """The values of the row of a setting and a seed; without a name, the plan's pattern gives it."""
+    fixed = {param.column: _text(param.values[0]) for param in _params(plan) if param.section == "fixed"}
+    shown = {param.column: _text(value) for param, value in setting} | {"seed": str(seed)}
+    values = fixed | {
+        param.column: _text(value, None if sweep.job else f"--{param.key}".replace("_", "-"))
+        for param, value in setting
+    }
+    own = _name(sweep, plan, shown) if name is None else name
+    values |= {sweep.name_column or "": own, sweep.seed_column or "": str(seed)}
+    return [values[column] for column in sweep.columns]
+
+
+class Space:
+    """What `sweep search` chooses from: the table [search] of a TOML file.
+
+    Args:
+        sweep: of the file; its rows are random draws, and `row` makes those of the search.
+    Raises: ConfigError if the file has a [grid], no [search], or no number of trials.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep, self.plan = sweep, tomllib.loads(read_text(sweep.path))
+        self.params = [param for param in _params(self.plan) if param.section == "search"]
+        if self.plan.get("grid"):
+            raise ConfigError(f"{sweep.path}: sweep search chooses every value; write [grid] as choice in [search]")
+        if not self.params:
+            raise ConfigError(f"{sweep.path}: sweep search needs a table [search] of options")
+        table = self.plan["search"]
+        self.n: int = table["n"]
+        self.seed: int = table.get("seed", 0)
+        self.pruner: str = table.get("pruner", "median")
+        self.seeds = _seeds(self.plan)
+
+    def row(self, values: Mapping[str, Value], seed: int, name: str) -> Row:
+        """The row of a setting, given by column, and a seed."""
+        cells = _row(self.sweep, self.plan, [(param, values[param.column]) for param in self.params], seed, name)
+        return Row(1, tuple(cells), tuple(1 for _ in cells))
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """All that must stay the same when a search continues."""
+        params = {param.column: [param.distribution, list(param.values)] for param in self.params}
+        words = list(self.sweep.command or [])
+        return {"command": words, "params": params, "seeds": self.seeds, "seed": self.seed, "pruner": self.pruner}
 
 
 def _draws(plan: Mapping[str, object], search: list[Param]) -> list[list[tuple[Param, Value]]]:
@@ -398,6 +462,8 @@ def _draws(plan: Mapping[str, object], search: list[Param]) -> list[list[tuple[P
     for key, value in table.items():
         if key in ("n", "seed") and (type(value) is not int or not (key == "n") <= value <= MAX_ROWS):
             raise ConfigError(f"[search] {key} must be a whole number up to {MAX_ROWS}, got {shortened(value)}")
+        if key == "pruner" and value not in PRUNERS:
+            raise ConfigError(f"[search] pruner must be one of {', '.join(PRUNERS)}, got {shortened(value)}")
     if not search:
         return [[]]
     if "n" not in table:

@@ -20,6 +20,8 @@ from model_utils import Experiment
 from mpn_rl import arguments
 from mpn_rl.config import Config, config_from_dict
 from mpn_rl.options import ConfigError
+from mpn_rl.sweep.schedulers import Resources
+from mpn_rl.sweep.slurm_script import SlurmScript
 from mpn_rl.sweep.submit_file import MACRO, Mistake, SubmitFile
 
 TRAINING = ("train", "train-neurogym")
@@ -65,8 +67,9 @@ class Sweep:
         base: the folder in which the runs start.
         reading_mistakes: mistakes found while reading the files.
         key_lines: for a TOML file, the line of every column's key; mistakes in the rows are reported there.
-        job: the submit file with the command line.
+        job: the submit file or script with the command line.
         experiments_dir: the folder of the experiments, if it is not the one that the command line names.
+        resources: what each row needs on a cluster.
         planned: the correct rows; `check` fills it.
     """
 
@@ -79,8 +82,9 @@ class Sweep:
     base: Path = Path()
     reading_mistakes: list[Mistake] = field(default_factory=list)
     key_lines: dict[str, int] | None = None
-    job: SubmitFile | None = None
+    job: SubmitFile | SlurmScript | None = None
     experiments_dir: str | None = None
+    resources: Resources = field(default_factory=Resources)
     planned: list[Planned] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -193,7 +197,7 @@ class Sweep:
         seen.setdefault(planned.name, row)
         if existing != "ignore" and not without:
             try:
-                _check_existing(planned, existing)
+                check_existing(planned, existing)
             except ConfigError as error:
                 column = self._column_of(str(error), row, without) or self.name_column
                 mistakes.append(Mistake(*self._place(row, column), str(error)))
@@ -235,7 +239,7 @@ def _owners(command: list[str]) -> Iterator[tuple[str, str]]:
             yield from ((flag[0], name) for name in _macros(word))
 
 
-def _check_existing(planned: Planned, existing: Existing) -> None:
+def check_existing(planned: Planned, existing: Existing) -> None:
     """Raises: ConfigError if a training's experiment exists but must not, or an evaluation's is missing."""
     experiment, config = planned.experiment, planned.config
     if config is None:

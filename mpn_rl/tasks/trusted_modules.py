@@ -144,8 +144,12 @@ def _import(prefix: str, name: str) -> None:
 
 
 def _under_experiments(place: Path) -> bool:
-    place = place.resolve()
-    return any(folder in (place, *place.parents) for folder in _consent.experiments)
+    """Whether a place is under a folder of experiments. The snapshot that this program itself runs from is not."""
+    place, program = place.resolve(), Path(__file__).resolve().parents[2]
+    return any(
+        folder in (place, *place.parents) and not (folder in program.parents and program in (place, *place.parents))
+        for folder in _consent.experiments
+    )
 
 
 def _path() -> Path:

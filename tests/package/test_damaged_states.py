@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 import torch
 from test_training import start, tiny
 
+import main
 from model_utils import load_checkpoint, save_checkpoint
 from mpn_rl import registry
 from mpn_rl.config import Config
@@ -21,6 +25,7 @@ from mpn_rl.options import ConfigError
 from mpn_rl.storage.state_trees import StateError
 from mpn_rl.training import Run
 
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "experiments_0.1.0"
 MAZE = {"env_name": "GridMaze-v0", "env_args": {"episode_steps": 15}}
 RUNS: dict[str, dict[str, Any]] = {
     "sequences, growing": {"prioritized": True, "expansion": "paper", "prune": "dormant", "update_interval": 20},
@@ -35,8 +40,6 @@ Place = tuple[Any, ...]  # the keys from the root to a node
 @functools.cache
 def saved_run(kind: str) -> tuple[Config, Run, dict[str, Any]]:
     """A configuration, a new run of it, and the state of another one in mid-training."""
-    import tempfile
-
     config = tiny("train-neurogym" if kind == "trials" else "train", **{"total_steps": 160, **RUNS[kind]})
     with tempfile.TemporaryDirectory() as root:
         run = start(config, Path(root))
@@ -258,3 +261,12 @@ def test_a_damaged_run_names_the_file_and_the_way_out_and_changes_nothing(tmp_pa
     with pytest.raises(ConfigError, match=r"last.pt does not fit .*config.json \(counters.updates_due.*--overwrite"):
         Run.resume(config, experiment)
     assert before == {path: path.read_bytes() for path in experiment.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("versions", [None, [], "x", {"init_from": 3}])
+def test_a_run_resumes_whatever_its_versions_are(versions: object, tmp_path: Path) -> None:
+    experiment = Path(shutil.copytree(FIXTURES / "td3", tmp_path / "td3"))
+    config = json.loads((experiment / "config.json").read_text())
+    (experiment / "config.json").write_text(json.dumps({**config, "versions": versions}))
+    where = ["--experiment-name", "td3", "--experiments-dir", str(tmp_path)]
+    assert main.main(["train", "--resume", "--total-steps", "243", "--no-plot-training", *where]) == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import main
 from neurogym_wrapper import list_tasks
@@ -24,6 +25,19 @@ def test_there_are_as_many_tasks_as_neurogym_has() -> None:
     assert len(TASKS) == 50
 
 
+@pytest.fixture
+def coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw few pixels and no layout, which takes most of the time and has its own tests."""
+    save = Figure.savefig
+
+    def save_coarsely(figure: Figure, path: Path) -> None:
+        figure.set_layout_engine("none")
+        save(figure, path, dpi=20)
+
+    monkeypatch.setattr(Figure, "savefig", save_coarsely)
+
+
+@pytest.mark.usefixtures("coarse_pictures")
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_trains_evaluates_renders_and_is_analysed(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

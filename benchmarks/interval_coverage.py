@@ -1,6 +1,6 @@
-"""How often 95 % intervals hold the truth, and how often a null is exceeded, in seeded simulations: coverage.json.
+"""How often 95 % intervals hold the truth, and how often a null is exceeded, in seeded simulations.
 
-    python benchmarks/coverage.py        five minutes on one core; the table of docs/analysis.md
+    python benchmarks/interval_coverage.py        five minutes on one core; the table of docs/analysis.md
 
 The tests check the same with fewer simulations.
 """
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from mpn_rl.analysis import confidence_intervals, decoding, demixed  # noqa: E402
 from mpn_rl.statistics import normalised_interval, trimmed_mean, wilson  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results" / "coverage.json"
+RESULTS = Path(__file__).parent / "results" / "interval_coverage.json"
 DRAWS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
     "normal": lambda rng, size: rng.normal(size=size),
     "uniform": lambda rng, size: rng.random(size),
