@@ -197,6 +197,7 @@ class Home:
         (folder / "main.py").symlink_to(ROOT / "main.py")
         for name in ("condor", "slurm", "configs"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.gz", ".*"))
+        (folder / ".slurm_logs").mkdir()
         for template in folder.glob("condor/*.job"):
             text = template.read_text()
             command = "train-neurogym" if "train_neurogym" in template.name else "train"

@@ -647,7 +647,7 @@ def test_rows_left_for_later_are_not_success(monkeypatch: pytest.MonkeyPatch, ca
     def state(experiment: Experiment, _: object) -> State:
         return State(states[experiment.name])
 
-    def complete(_: object, planned: Planned) -> int:
+    def complete(_: object, planned: Planned, _enough: object = None) -> int:
         states[planned.name] = "done"
         return 0
 
