@@ -103,7 +103,7 @@ def demixings() -> dict[str, float]:
         s, c = np.repeat([0, 0, 1, 1], sizes), np.repeat([0, 1, 0, 1], sizes)
         for strong in (0.0, 3.0):
             above = []
-            for seed in range(500):
+            for seed in range(300):
                 x = np.random.default_rng(seed).standard_normal((120, 4, 3))
                 x[..., 0] += strong * s[:, None]
                 rows = np.arange(480).reshape(120, 4)

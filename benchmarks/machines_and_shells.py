@@ -204,20 +204,22 @@ def nohup(case: Case) -> None:
 
 def sweep_hangup(case: Case) -> None:
     """SIGHUP to `sweep run` leaves no orphan, and its rows are saved."""
-    options = " ".join([*TINY, "--checkpoint-freq", "1000000", "--eval-freq", "1000000", "--total-steps", "100000000"])
-    rows = [
-        f"train --experiment-name row{seed} --seed {seed} --resume auto {options} {' '.join(COMMON)}" for seed in (0, 1)
-    ]
-    (case.folder / "args.txt").write_text("\n".join(rows) + "\n")
-    argv = ["sweep", "run", "args.txt", "--workers", "2"]
-    process = case.start(argv, "experiments/row1/checkpoints/last.pt")
+    long = {"--checkpoint-freq": "1000000", "--eval-freq": "1000000", "--total-steps": "100000000"}
+    options = {**dict(zip(TINY[::2], TINY[1::2], strict=True)), **long, "--device": "cpu"}
+    fixed = [f"{flag[2:]} = {value if value.isdigit() else repr(value)}" for flag, value in options.items()]
+    lines = ['command = "train"', "seeds = [0, 1]", "", "[fixed]", *fixed, "plot-training = false"]
+    (case.folder / "two.toml").write_text("\n".join(lines) + "\n")
+    process = case.start(["sweep", "run", "two.toml", "--workers", "2"], "experiments/*/checkpoints/last.pt")
     process.send_signal(signal.SIGHUP)
     process.wait(60)
     deadline = time.monotonic() + 30.0
     while (left := _alive(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
     case.expect(not left, f"{len(left)} processes are left")
-    case.resumes("row1")
+    names = [path.parts[-3] for path in case.folder.glob("experiments/*/checkpoints/last.pt")]
+    case.expect(bool(names), "no row was started")
+    for name in names:
+        case.resumes(name)
 
 
 def _alive(session: int) -> list[str]:

@@ -161,7 +161,7 @@ def main() -> int:
 
         make_venv(
             VENV,
-            ["swig==4.5.1", "setuptools"],
+            ["-c", "benchmarks/third_party.txt", "swig", "setuptools"],  # they compile Box2D
             ["-e", ".[mujoco]"],
             ["--no-build-isolation", "-r", "benchmarks/third_party.txt"],
         )

@@ -432,14 +432,16 @@ def try_pip(words: list[str], trial: Trial) -> None:
         parser.add_argument(*flags, action="append", default=[])
     parser.add_argument("--index-url")
     parser.add_argument("--no-deps", action="store_true")
+    parser.add_argument("--no-build-isolation", action="store_true")
     assert words[1] == "install", f"pip {words[1]}"
     args = parser.parse_args(words[2:])
     for file in args.constraint + args.requirement:
         assert (ROOT / file).is_file(), f"no {file}"
-    known = re.findall(r"(?m)^([\w.-]+)==", (ROOT / "constraints.txt").read_text())
+    pinned = [(ROOT / file).read_text() for file in ("constraints.txt", "benchmarks/third_party.txt")]
+    known = re.findall(r"(?m)^([\w.-]+)==", "\n".join(pinned))
     known.append(f"dist/mpn_rl-{PROJECT['version']}-py3-none-any.whl")  # by `make wheel`
     for requirement in args.requirements + args.editable:
-        name, _, extras = requirement.rstrip("]").partition("[")
+        name, _, extras = requirement.partition("==")[0].rstrip("]").partition("[")
         assert name in (".", "mpn-rl", *known), f"{name} is nothing that the project is or requires"
         assert set(extras.split(",")) - {""} <= EXTRAS, requirement
 

@@ -51,6 +51,13 @@ def random_policy(env: gymnasium.Env, rng: np.random.Generator) -> Action:
     return rng.uniform(space.low, space.high)
 
 
+class DoubleAction(np.ndarray):
+    """An action for Box2D, which accepts Python's and NumPy's float64 numbers only; LunarLander casts to float32."""
+
+    def astype(self, *_: Any, **__: Any) -> Any:
+        return self
+
+
 class FlatTask(gymnasium.Wrapper):
     """A Gymnasium task as a `contracts.Task`: observations become a float32 vector, actions one choice or one vector.
 
@@ -75,6 +82,7 @@ class FlatTask(gymnasium.Wrapper):
         self.inner = env.observation_space
         self.steps = 0  # of the episode
         self.longest = None if limited else LONGEST_EPISODE
+        self.in_box2d = type(env.unwrapped).__module__.startswith("gymnasium.envs.box2d.")
         self.trusted = isinstance(env.unwrapped, SingleEnv)  # the toolkit's own tasks
         if (flat := flat_actions(env.action_space)) is not None:
             self.action_space, self.native_action = flat
@@ -104,7 +112,10 @@ class FlatTask(gymnasium.Wrapper):
     def step(self, action: Action) -> tuple[np.ndarray, float, bool, bool, Info]:
         self.steps += 1
         try:
-            answer = self.env.step(self.native_action(action))
+            native = self.native_action(action)
+            if self.in_box2d and isinstance(native, np.ndarray):
+                native = native.astype(np.float64).view(DoubleAction)
+            answer = self.env.step(native)
         except (MemoryError, ConfigError):
             raise
         except (Exception, SystemExit) as error:

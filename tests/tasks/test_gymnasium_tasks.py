@@ -12,7 +12,7 @@ from gymnasium import spaces
 from mpn_rl import config as cfg
 from mpn_rl import registry
 from mpn_rl.options import ConfigError
-from mpn_rl.tasks.gymnasium_tasks import VELOCITIES, make_gymnasium
+from mpn_rl.tasks.gymnasium_tasks import VELOCITIES, FlatTask, make_gymnasium
 
 
 class Dicty(gymnasium.Env):
@@ -159,6 +159,28 @@ def test_velocities_are_hidden_only_where_they_are_known() -> None:
 def test_what_a_gymnasium_task_lacks_is_empty_without_a_warning() -> None:
     env = make_gymnasium("CartPole-v1")
     assert (env.trial_steps, env.dt_ms, env.action_names, env.conditions) == (0, 0.0, None, {})
+
+
+def test_a_box2d_task_gets_numbers_that_box2d_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As LunarLander computes with an action: Box2D refuses NumPy's float32 numbers."""
+    seen = []
+
+    class Lander(gymnasium.Env):
+        observation_space = action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action: np.ndarray) -> tuple:
+            power = (np.clip(np.clip(action, -1, +1).astype(np.float32)[0], 0.0, 1.0) + 1.0) * 0.5
+            seen.extend([power, -action[1]])
+            return np.zeros(2, np.float32), 0.0, False, False, {}
+
+    monkeypatch.setattr(Lander, "__module__", "gymnasium.envs.box2d.lunar_lander")
+    env = FlatTask(Lander())
+    env.reset(seed=0)
+    env.step(np.array([0.5, -0.25], np.float32))
+    assert seen == [0.75, 0.25] and all(isinstance(number, float) for number in seen)
 
 
 @pytest.mark.parametrize(
