@@ -201,7 +201,7 @@ def fit_pca(x: ArrayLike, n_components: int = 10, groups: ArrayLike | None = Non
         raise ConfigError(f"n_components must be at least 1, got {n_components}")
     centred, mean = _centred(x)
     n_components = min(n_components, *centred.shape)
-    ratio = _participation_ratio(centred, groups)
+    ratio = min(_participation_ratio(centred, groups), float(centred.shape[1]))
     if ratio == 0.0:
         zeros = np.zeros((n_components, centred.shape[1]))
         return PCAResult(zeros, mean, zeros[:, 0], np.zeros((len(centred), n_components)), 0.0)

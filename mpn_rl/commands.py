@@ -125,13 +125,16 @@ def _continue(experiment: Experiment, args: argparse.Namespace) -> int:
 
 def _remember_snapshot(experiment: Experiment) -> None:
     """Add the snapshot that this program runs from to those in config.json."""
-    here, config = snapshot().get("snapshot", ""), experiment.read_config()
-    known = config["versions"].get("snapshot", "")
-    if here and here not in known.split("; "):
-        write_json(
-            experiment.config_path,
-            {**config, "versions": {**config["versions"], "snapshot": f"{known}; {here}".lstrip("; ")}},
-        )
+    here = snapshot().get("snapshot", "")
+    if not here:
+        return
+    config = experiment.read_config()
+    stored = config.get("versions")
+    stored = stored if isinstance(stored, dict) else {}
+    known = str(stored.get("snapshot", ""))
+    if here not in known.split("; "):
+        stored = {**stored, "snapshot": f"{known}; {here}".lstrip("; ")}
+        write_json(experiment.config_path, {**config, "versions": stored})
 
 
 def _source(args: argparse.Namespace) -> dict[str, str]:

@@ -120,7 +120,7 @@ def shortened(command: list[str]) -> list[str]:
     kind = command[1].partition("-")[0]
     if "--resume" in command:
         return [*command, *SHORT["--resume"].split()]
-    more = SHORT[kind].split()
+    more = [] if "--num-eval-trials" in command else SHORT[kind].split()
     if kind == "train" and "--algo" not in command:
         dqn = SHORT["dqn"].split()
         more += dqn[2:] if "--core" in command else dqn  # the page's core has no kernels

@@ -44,6 +44,15 @@ def wait_for(process: subprocess.Popen, file: Path) -> None:
         time.sleep(0.02)
 
 
+def wait_for_checkpoint(process: subprocess.Popen, file: Path) -> None:
+    """Until the process has replaced the checkpoint of its start."""
+    wait_for(process, file)
+    first, deadline = file.stat().st_ino, time.monotonic() + PATIENCE
+    while file.stat().st_ino == first:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def processes() -> Iterator[dict[str, subprocess.Popen]]:
     """The processes that a test started by name, none of which outlives it."""
@@ -64,7 +73,10 @@ def test_an_interrupted_a_terminated_and_a_killed_run_end_as_the_undisturbed_one
         processes[name] = start(tmp_path, *train(name, *options))
     for name, (number, _) in ends.items():
         folder = tmp_path / "experiments" / name
-        wait_for(processes[name], folder / ("checkpoints/last.pt" if name == "kill" else "metrics.jsonl"))
+        if name == "kill":
+            wait_for_checkpoint(processes[name], folder / "checkpoints" / "last.pt")
+        else:
+            wait_for(processes[name], folder / "metrics.jsonl")
         processes[name].send_signal(number)
     for name, (_, status) in ends.items():
         folder = tmp_path / "experiments" / name

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = ("LICENSE", "Makefile", ".gitignore")
-FOLDERS = (".ci", "benchmarks", "condor", "configs", "docs", "mpn_rl", "tests")
+FOLDERS = (".ci", "benchmarks", "condor", "configs", "docs", "mpn_rl", "slurm", "tests")
 # Files of a working copy that belong to no release.
 LEFTOVERS = shutil.ignore_patterns("__pycache__", ".venv*", "*.nb[ic]", "*.py[cod]", ".*.tmp", "python.tar.gz", "*.swp")
 TINY = ["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2", "--max-episode-steps", "30", "--eval-episodes", "2",
@@ -90,7 +90,9 @@ def test_the_sdist_is_the_repository(place: Path, sdist: Path) -> None:
 def test_the_wheel_has_every_module_configuration_and_template(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.py"), *ROOT.glob("mpn_rl/**/*.py")]}
-    data = [path for folder in ("configs", "condor") for path in (ROOT / folder).iterdir() if path.suffix != ".gz"]
+    data = [
+        path for folder in ("configs", "condor", "slurm") for path in (ROOT / folder).iterdir() if path.suffix != ".gz"
+    ]
     assert modules | {f"mpn_rl/{path.relative_to(ROOT)}" for path in data if path.is_file()} <= names
 
 

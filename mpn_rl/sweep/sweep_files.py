@@ -14,7 +14,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mpn_rl import arguments
 from mpn_rl.options import ConfigError, nearest, shortened
@@ -228,6 +228,13 @@ class Param(NamedTuple):
         return re.sub(r"\W", "_", f"{self.key}_{self.inner}" if self.inner else self.key, flags=re.ASCII).lower()
 
 
+def _parsed(text: str) -> dict[str, Any]:
+    """The values of a TOML text. Raises: ValueError."""
+    if re.search(r"(?:\.[ \t]*[\w\"'-]+[ \t]*){50}", text):  # tomllib takes a minute for a key of 60,000 parts
+        raise ConfigError("a key must have at most 50 parts")
+    return tomllib.loads(text)
+
+
 def load_toml(path: Path, compare: bool = True) -> Sweep:
     """Read the sweep that a TOML file describes, and make its rows.
 
@@ -238,7 +245,7 @@ def load_toml(path: Path, compare: bool = True) -> Sweep:
     """
     text = read_text(path)
     try:
-        plan = tomllib.loads(text)
+        plan = _parsed(text)
         sweep = _sweep_of(path, plan)
         sweep.resources = Resources.read(plan.get("resources", {}))
         text_of_rows = _args_text(_rows_of(sweep, plan))
@@ -429,7 +436,7 @@ class Space:
     """
 
     def __init__(self, sweep: Sweep) -> None:
-        self.sweep, self.plan = sweep, tomllib.loads(read_text(sweep.path))
+        self.sweep, self.plan = sweep, _parsed(read_text(sweep.path))
         self.params = [param for param in _params(self.plan) if param.section == "search"]
         if self.plan.get("grid"):
             raise ConfigError(f"{sweep.path}: sweep search chooses every value; write [grid] as choice in [search]")

@@ -329,7 +329,7 @@ def test_probes_leave_numbers_tables_and_pictures(home: Path, capsys: pytest.Cap
     assert "accuracy without intervention" in capsys.readouterr().out
     folder = home / "experiments/rival/analysis"
     found = json.loads((folder / "probes.json").read_text())
-    assert found["delay"]["x"] == [100, 300] and found["lesion"]["chance"] == 0.5
+    assert found["delay"]["x"] == [100, 300] and 0.5 <= found["lesion"]["chance"] < 1.0
     with open(folder / "probes.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["probe"] for row in rows} == {"delay", "input_noise", "state_noise", "lesion", "frozen"}

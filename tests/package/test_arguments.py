@@ -222,7 +222,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("mpn-rl eval --experiment-name de", ["demo-3"]),
         ("mpn-rl eval --num-eval-t", ["--num-eval-trials"]),
         ("mpn-rl analyze pr", ["probe"]),
-        ("mpn-rl sweep su", ["summary"]),
+        ("mpn-rl sweep su", ["submit", "summary"]),
         ("mpn-rl sweep summary --heat", ["--heatmap"]),
         ("mpn-rl train --experiments-dir exp", ["experiments"]),
     ],

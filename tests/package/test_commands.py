@@ -59,16 +59,19 @@ def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class SendsSignals(gymnasium.Env):
-    """A task without an end that sends this process `number` at step `at`, and again at each step after it."""
+    """A task without an end that sends this process `number` at step `at`, and again at each step after it.
+
+    The steps count from when `folder` exists: before that, the first steps are only tried.
+    """
 
     observation_space, action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32), gymnasium.spaces.Discrete(2)
-    number, at, steps = signal.SIGTERM, 0, 0
+    number, at, steps, folder = signal.SIGTERM, 0, 0, Path()
 
     def reset(self, *, seed=None, options=None):
         return np.zeros(2, np.float32), {}
 
     def step(self, action):
-        SendsSignals.steps += 1
+        SendsSignals.steps += self.folder.exists()
         if SendsSignals.steps >= self.at:
             os.kill(os.getpid(), self.number)
         return np.zeros(2, np.float32), 0.0, False, False, {}
@@ -89,6 +92,7 @@ def test_a_signal_inside_an_endless_evaluation_saves_the_run(
     signal.signal(number, signal.SIG_DFL)  # under nohup, SIGHUP would be ignored
     monkeypatch.setattr(sends, "number", number)
     monkeypatch.setattr(sends, "at", 30)  # 20 training steps come before the evaluation
+    monkeypatch.setattr(sends, "folder", tmp_path / "endless")
     argv = ["train", "--env-name", "SendsSignals-v0", "--experiment-name", "endless",
             "--experiments-dir", str(tmp_path), *TINY, "--kernel", "reference", "--total-steps", "100",
             "--eval-freq", "20", "--max-episode-steps", "1000000000", "--resume", "auto"]  # fmt: skip

@@ -280,5 +280,5 @@ def test_a_pendulum_is_drawn_after_an_action_of_any_precision(dtype: type) -> No
     env = make_gymnasium("Pendulum-v1", render_mode="rgb_array")
     env.reset(seed=0)
     env.step(np.array([0.5], dtype=dtype))
-    assert _frame(env).shape == (500, 500, 3)
+    assert _frame(env, []).shape == (500, 500, 3)
     env.close()

@@ -117,7 +117,9 @@ def test_a_trial_trains_each_seed_and_its_score_is_their_mean(capsys: pytest.Cap
     for row in rows:
         eta = float(row["eta"])
         assert float(row["mean"]) == pytest.approx(eta + 0.005) and (row["n"], row["steps"]) == ("2", "2000")
-        assert float(row["mean_low"]) == pytest.approx(eta) and float(row["mean_high"]) == pytest.approx(eta + 0.01)
+        half = 12.7062 * 0.005  # Student's interval of eta and eta + 0.01: one degree of freedom, standard error 0.005
+        ends = [eta + 0.005 - half, eta + 0.005 + half]
+        assert [float(row["mean_low"]), float(row["mean_high"])] == pytest.approx(ends, abs=1e-4)
         assert row["eta"] == f"{eta:.4g}"  # the experiments have the same value
         for seed in (0, 1):
             name = f"experiments/s-t{int(row['trial']):04}-s{seed}"
