@@ -565,11 +565,16 @@ def run_block(item: Item, names: dict[str, Any], home: Home, monkeypatch: pytest
     for name in re.findall(r"experiments/(\w+)/analysis/activity.npz", item.text):
         if not Path(f"experiments/{name}/analysis/activity.npz").exists():
             assert run(["analyze", "collect", "--experiment-name", name, *RECORD.split()]) == 0
+    if name := re.match(r"# (\w+\.py)\n", item.text):  # a module that commands of the page import
+        Path(name[1]).write_text(item.text)
     with monkeypatch.context() as patch:
-        for module, makes in (("pandas", "DataFrame"), ("xarray", "Dataset")):  # which read dictionaries of arrays
-            if re.search(rf"import.*\b{module}\b", item.text) and importlib.util.find_spec(module) is None:
+        # pandas and xarray read dictionaries of arrays; `make third-party` tries the real minigrid.
+        for module, makes in (("pandas", "DataFrame"), ("xarray", "Dataset"), ("minigrid.wrappers", "ImgObsWrapper")):
+            package = module.partition(".")[0]
+            if re.search(rf"(import|from) .*\b{package}\b", item.text) and importlib.util.find_spec(package) is None:
                 stub = types.ModuleType(module)
                 setattr(stub, makes, dict)
+                patch.setitem(sys.modules, package, stub)
                 patch.setitem(sys.modules, module, stub)
         exec(compile(item.text, f"line {item.line}", "exec"), names)
 
