@@ -169,7 +169,20 @@ def passing_conditions(case: Case) -> None:
     case.run([*SHORT, "--experiment-name", "run"])
     case.run(["eval", "--experiment-name", "run"], status=75, shell="{} > /dev/full", says="standard output")
     case.run(["train", "--help"], status=75, shell="{} > /dev/full", says="standard output")
-    big = [*SHORT, "--hidden-dim", "3000", "--embed-dim", "3000", "--experiment-name", "big"]
+    # One copy of the weights takes 1.2 GB, so the target network and Adam's moments do not fit.
+    size = [
+        "--core",
+        "lstm",
+        "--hidden-dim",
+        "6000",
+        "--embed-dim",
+        "6000",
+        "--buffer-size",
+        "400",
+        "--batch-size",
+        "4",
+    ]
+    big = ["train", *size, *COMMON, "--num-episodes", "2", "--learning-starts", "50", "--experiment-name", "big"]
     used = resource.getrlimit(resource.RLIMIT_AS)
     case.expect(used[1] == resource.RLIM_INFINITY or used[1] > 2**32, "the memory of this shell is limited")
     case.run(big, status=75, shell="ulimit -v 2600000; {}", says="memory")
