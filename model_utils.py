@@ -189,7 +189,7 @@ class Experiment:
         names = cls.names(root)
         hint = nearest(name, names)
         if names and not hint:
-            hint = f"; the folders there are {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+            hint = f"; the experiments there: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
         hint = hint or "; there are none yet: start one with train or train-neurogym"
         raise ConfigError(f"no experiment '{name}' in {Path(root)}/{hint}")
 

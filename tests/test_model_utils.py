@@ -205,7 +205,7 @@ def test_a_mistyped_name_gets_the_nearest_one_and_creates_nothing(experiment: Ex
     with pytest.raises(ConfigError) as error:
         Experiment.open("gonogo-1", experiment.root)
     assert str(error.value) == f"no experiment 'gonogo-1' in {experiment.root}/; did you mean 'gonogo-2'?"
-    with pytest.raises(ConfigError, match="the folders there are gonogo-2$"):
+    with pytest.raises(ConfigError, match="the experiments there: gonogo-2$"):
         Experiment.open("zzz", experiment.root)
     with pytest.raises(ConfigError, match="there are none yet"):
         Experiment.open("zzz", experiment.root / "nowhere")
