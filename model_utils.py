@@ -23,18 +23,20 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import fnmatch
+import itertools
 import json
 import math
 import os
 import platform
-import random
+import re
 import shlex
 import shutil
 import socket
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -89,10 +91,10 @@ class Experiment:
 
     @classmethod
     def check_new(cls, name: str | None, root: str | Path = ROOT, overwrite: bool = False, resume: bool = False) -> str:
-        """The name of a run that is about to start. Creates no file.
+        """The name of a run that is about to start; "" if `lock_free_name` is to choose it. Creates no file.
 
         Args:
-            name: the user's choice; None draws a readable random name that no experiment has.
+            name: the user's choice, or None.
             root: the folder of the experiments.
             overwrite: whether the run may replace an existing experiment.
             resume: whether the run may continue an existing experiment.
@@ -104,7 +106,7 @@ class Experiment:
         if name is None:
             if overwrite or resume:
                 raise ConfigError(f"--{'overwrite' if overwrite else 'resume'} needs --experiment-name")
-            return _free_name(Path(root))
+            return ""
         experiment = cls(_check_name(name), Path(root))
         if resume:
             return name
@@ -199,6 +201,25 @@ class Experiment:
         names = [config.parent.name for config in Path(root).glob("*/config.json")]
         return sorted(name for name in names if not name.startswith("."))
 
+    @classmethod
+    def matching(cls, patterns: Iterable[str], root: str | Path = ROOT) -> list[str]:
+        """The experiments that names or patterns such as 'ctx-*' mean, each once.
+
+        A name without *, ? and [ need not exist. An existing name, such as run[1], is no pattern.
+
+        Raises: ConfigError for a pattern without a match.
+        """
+        names: list[str] = []
+        there = cls.names(root)
+        for pattern in patterns:
+            matches = [pattern]
+            if pattern not in there and re.search(r"[*?\[]", pattern):
+                matches = fnmatch.filter(there, pattern)
+                if not matches:
+                    raise ConfigError(f"--experiment-name {pattern!r} matches no experiment in {root}/")
+            names += [name for name in matches if name not in names]
+        return names
+
     def exists(self) -> bool:
         return os.path.lexists(self.path)
 
@@ -257,6 +278,26 @@ class Experiment:
             finally:
                 with contextlib.suppress(OSError):
                     self._holder_path.unlink(missing_ok=True)
+
+    @classmethod
+    @contextmanager
+    def lock_free_name(cls, stem: str, root: str | Path = ROOT) -> Iterator[Experiment]:
+        """The first of `stem`-1, `stem`-2, ... that no experiment has and no other process is about to take, locked."""
+        stem = re.sub(r"[^\w.-]+", "-", stem.rpartition(":")[2]).strip("-.")[:60] or "run"
+        for number in itertools.count(1):
+            experiment = cls(f"{stem}-{number}", Path(root))
+            if experiment.exists() or experiment.holder() is not None:
+                continue
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(experiment.lock())
+                except TemporaryError:
+                    if experiment.holder() is None:
+                        raise
+                    continue
+                if not experiment.exists():
+                    yield experiment
+                    return
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -504,17 +545,6 @@ def _flocked(file: IO[bytes], exclusive: bool) -> bool:
         if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
             raise
     return True
-
-
-def _free_name(root: Path) -> str:
-    """Two readable words that no experiment has as its name. They do not depend on --seed."""
-    import coolname
-
-    coolname.replace_random(random.SystemRandom())  # Python's own generator belongs to the run
-    while True:
-        name: str = coolname.generate_slug(2)
-        if not os.path.lexists(root / name):
-            return name
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:

@@ -124,7 +124,7 @@ def _add_training(parser: Parser, command: str) -> None:
     parser.short_help = True
     parser.add_argument("--help-all", action=_HelpAll, help="show every option, not only the common ones, and exit")
     run = parser.add_argument_group("experiment")
-    run.add_argument("--experiment-name", metavar="NAME", help="folder in experiments/ (default: a random name)")
+    run.add_argument("--experiment-name", metavar="NAME", help="folder in experiments/ (default: TASK-CORE-SEED-N)")
     text = "read options from this JSON file, or from the one of this name in the toolkit's configs/; flags override it"
     run.add_argument("--config", metavar="FILE", help=text)
     run.add_argument("--experiments-dir", metavar="DIR", default="experiments", help="(default: %(default)s)")
@@ -342,7 +342,7 @@ def _completion(shell: str) -> str:
 def _add_existing(parser: Parser, several: bool = False) -> None:
     text = "folders in experiments/, or patterns such as 'ctx-*'" if several else "folder in experiments/"
     nargs = "+" if several else None
-    parser.add_argument("--experiment-name", metavar="NAME", required=True, nargs=nargs, type=_name, help=text)
+    parser.add_argument("--experiment-name", metavar="NAME", required=not several, nargs=nargs, type=_name, help=text)
     parser.add_argument("--experiments-dir", metavar="DIR", default="experiments", help="(default: %(default)s)")
     text = "weights to load (default: %(default)s)"
     parser.add_argument("--checkpoint", metavar="best|final|last|PATH", default="best", help=text)
@@ -388,7 +388,10 @@ STAGES = {
     "probe": "vary delays and noise, lesion parts, hold inputs",
     "compare": "compare groups of runs",
     "report": "write all results into one HTML page",
+    "list": "show all experiments in a table",
+    "query": "run SQL over all experiments",
 }
+TABLES = ("list", "query")  # stages that need no --experiment-name
 # The stages that use an option of analyze; an option that is not listed belongs to all stages.
 LOADING = ("collect", "probe", "compare", "report")
 STAGES_OF = {
@@ -399,12 +402,18 @@ STAGES_OF = {
     **dict.fromkeys(("num_trials", "delays"), ("probe", "report")),
     **dict.fromkeys(("group_by", "output", "overwrite", "num_eval_episodes", "num_eval_trials"), ("compare",)),
     "probes": ("report",),
+    "trust_env_module": ("collect", "plot", "probe", "compare", "report"),
+    **dict.fromkeys(("sort", "where"), ("list",)),
+    "sql": ("query",),
+    **dict.fromkeys(("json", "csv"), TABLES),
 }
 
 
 def _add_analyze(parser: Parser) -> None:
     stages = "; ".join(f"{name}: {text}" for name, text in STAGES.items())
     parser.add_argument("stage", nargs="?", choices=tuple(STAGES), help=f"{stages}; none: collect and plot")
+    text = "of query, over the tables runs (one row per experiment), metrics (metrics.jsonl) and evals (eval/*.json)"
+    parser.add_argument("sql", nargs="?", metavar="SQL", help=text)
     _add_existing(parser, several=True)
     parser.add_argument("--format", choices=("svg", "pdf"), help="also write figures in this format, beside the PNG")
     record = parser.add_argument_group("collect")
@@ -433,6 +442,14 @@ def _add_analyze(parser: Parser) -> None:
     bound = parser.add_argument_group("report")
     text = "run the probes if they are missing"
     bound.add_argument("--probes", action=argparse.BooleanOptionalAction, default=True, help=text)
+    tables = parser.add_argument_group("list and query")
+    text = "only runs whose column or option has this value, such as core=gru or task='Perceptual*'; may be repeated"
+    tables.add_argument("--where", metavar="KEY=VALUE", action="append", default=[], help=text)
+    text = "column or option to sort by, the largest number first (default: by name)"
+    tables.add_argument("--sort", metavar="KEY", help=text)
+    formats = tables.add_mutually_exclusive_group()
+    formats.add_argument("--json", action="store_true", help="print a JSON array")
+    formats.add_argument("--csv", action="store_true", help="print CSV")
     options = [action for action in parser._actions if action.dest in STAGES_OF]
     parser.set_defaults(stage_defaults={action.dest: action.default for action in options})
     for action in options:  # `stage_options` sees which ones are given
@@ -451,10 +468,13 @@ def stage_options(args: argparse.Namespace) -> dict[str, object]:
         if not set(running) & set(STAGES_OF[name]):
             *first, last = STAGES_OF[name]
             known = f"{', '.join(first)} or {last}" if first else last
-            raise ConfigError(f"--{name.replace('_', '-')} belongs to analyze {known}; leave it out")
+            shown = "SQL" if name == "sql" else f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{shown} belongs to analyze {known}; leave it out")
     for name, default in args.stage_defaults.items():
         if name not in given:
             setattr(args, name, default)
+    if args.experiment_name is None and args.stage not in TABLES:
+        raise ConfigError("--experiment-name is required; `analyze list` shows the experiments")
     return given
 
 

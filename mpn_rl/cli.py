@@ -110,6 +110,10 @@ def _run(args: argparse.Namespace) -> int:
             from mpn_rl.sweep import commands as sweep_commands
 
             return sweep_commands.sweep(args)
+        if args.command == "analyze" and args.stage in arguments.TABLES:  # without torch, too
+            from mpn_rl.analysis import run_table
+
+            return run_table.tables(args)
         gc.disable()  # saves a quarter of a second: imports allocate much and free nothing
         from mpn_rl import commands
 

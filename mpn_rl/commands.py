@@ -56,7 +56,7 @@ def train(args: argparse.Namespace) -> int:
     directory, resume = args.experiments_dir, args.resume is not None
     name = Experiment.check_new(args.experiment_name, directory, args.overwrite, resume)
     experiment = Experiment(name, Path(directory))
-    work = experiment.work()
+    work = experiment.work() if resume else []
     if args.resume == "yes" or (resume and _has_run(experiment)):
         return _resume(experiment, args)
     if resume and experiment.holder() is None:
@@ -74,7 +74,12 @@ def train(args: argparse.Namespace) -> int:
     record = {**config.to_dict(), "versions": versions() | _source(args)}
     if args.init_from is not None:
         run.start_from(Experiment.open(args.init_from, directory).checkpoint("best"))
-    with experiment.lock():
+    with contextlib.ExitStack() as stack:
+        if name:
+            stack.enter_context(experiment.lock())
+        else:
+            stem = f"{config.env.env_name}-{config.core.name}-{config.run.seed}"
+            experiment = stack.enter_context(Experiment.lock_free_name(stem, directory))
         if resume and _has_run(experiment):  # another process has started it in the meantime
             return _continue(experiment, args)
         if resume:

@@ -72,6 +72,21 @@ class EnvConfig(Kind):
                 f"got {shortened(self.env_name)}"
             )
 
+    @property
+    def task(self) -> str:
+        """The task's name and the options that differ from their defaults, as "CartPole-v1 mask_velocity=true".
+
+        Runs are seeds of one task only where it is equal.
+        """
+        changed: dict[str, object] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "env_args":
+                changed |= value
+            elif field.name != "env_name" and value != field.default:
+                changed[field.name] = value
+        return " ".join([self.env_name, *(f"{name}={json.dumps(changed[name])}" for name in sorted(changed))])
+
 
 @dataclass(frozen=True)
 class GymnasiumConfig(EnvConfig, name="gymnasium"):

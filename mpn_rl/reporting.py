@@ -89,10 +89,12 @@ class Reporter:
         where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
         given = ", ".join(f"{name}={value!r}" for name, value in config.env.env_args.items())
         task = f"{env}({given})" if given else env
-        stdout.print(f"{task}: {core}, {weights:,} weights on {run.device}, {run.num_lanes} lanes; {where}")
+        lanes = f"{run.num_lanes} lane{'' if run.num_lanes == 1 else 's'}"
+        stdout.print(f"{task}: {core}, {weights:,} weights on {run.device}, {lanes}; {where}")
         for log in self.logs:
             stdout.print(log.where)
-        stdout.print(f"{config.learner.name}, {run.learner.memory}: {run.replay.nbytes / 2**20:,.0f} MiB when full")
+        size = f": {run.replay.nbytes / 2**20:,.0f} MiB when full" if run.replay.nbytes else ""
+        stdout.print(f"{config.learner.name}, {run.learner.memory}{size}")
         if note := config.core.note():
             stderr.print(f"note: {note}")
         limit = config.env.max_episode_steps
@@ -172,7 +174,7 @@ def draw_training_curves(experiment: Experiment, config: Config) -> Path:
     from mpn_rl.expansion import growth_figures
 
     rows = experiment.read_metrics()
-    title = f"{config.env.env_name}, {config.core.name}"
+    title = f"{config.env.task}, {config.core.name}"
     curves = growth_figures.curves_of([row for row in rows if row.get("kind") == "plasticity"])
     runs = {network: {name: [curve] for name, curve in run.items()} for network, run in curves.items() if run}
     if runs:
@@ -229,7 +231,7 @@ def print_scores(config: Config, scores: dict[str, Any], how: str = "greedy") ->
         )
 
     neurogym = "trials" in scores
-    title = f"{config.env.env_name}, {config.core.name}, {how}"
+    title = f"{config.env.task}, {config.core.name}, {how}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("policy", no_wrap=True)
     hits = "quarter_hits" in scores

@@ -44,8 +44,15 @@ SHORT = {"total_steps": 240, "hidden_dim": 6, "embed_dim": 3, "num_envs": 2, "ma
 LENGTHS = {"total_steps"}  # which are lowered where the page gives them, too
 # Random actions, so that an agent that has learned nothing makes every choice.
 RECORD = "--num-episodes 12 --epsilon 1"
-STAGES = {None: RECORD, "collect": RECORD, "plot": "", "probe": "--num-trials 4",
-          "report": f"{RECORD} --num-trials 4", "compare": "--num-eval-episodes 2"}  # fmt: skip
+STAGES = {
+    None: RECORD,
+    "collect": RECORD,
+    "plot": "",
+    "probe": "--num-trials 4",
+    "report": f"{RECORD} --num-trials 4",
+    "compare": "--num-eval-episodes 2",
+    **dict.fromkeys(arguments.TABLES, ""),
+}
 # Placeholders for names that the reader chooses.
 PLACEHOLDERS = {"FILE": "FILE.toml"}
 SHELLS = {"bash", "sh", "console"}
@@ -349,7 +356,7 @@ def further(words: list[str], home: Home) -> list[str]:
     if words[0] in ("eval", "render", "analyze"):
         args = arguments.parse(words)
         names = [args.experiment_name] if isinstance(args.experiment_name, str) else args.experiment_name
-        for name in names:
+        for name in names or []:
             home.need(name)
         if words[0] == "eval":
             return ["--num-eval-trials", "4"] if args.num_eval_trials else ["--num-eval-episodes", "2"]

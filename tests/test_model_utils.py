@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import random
-import re
 import shutil
 import signal
 import socket
@@ -89,26 +88,40 @@ def test_a_name_that_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path, n
 def test_check_new_creates_nothing(tmp_path: Path) -> None:
     root = tmp_path / "experiments"
     assert Experiment.check_new("fresh", root) == "fresh"
-    assert re.fullmatch(r"[a-z]+-[a-z]+", Experiment.check_new(None, root))
+    assert Experiment.check_new(None, root) == ""
     assert not root.exists()
 
 
-def test_a_random_name_is_never_one_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "brave-otter").mkdir()
-    drawn = iter(["brave-otter", "brave-otter", "calm-heron"])
-    monkeypatch.setattr("coolname.generate_slug", lambda words: next(drawn))
-    assert Experiment.check_new(None, tmp_path) == "calm-heron"
+def test_a_free_name_is_the_first_that_no_experiment_and_no_process_has(tmp_path: Path) -> None:
+    Experiment.create("CartPole-v1-mpn-0-1", tmp_path)
+    with Experiment("CartPole-v1-mpn-0-2", tmp_path).lock():  # of a run that is about to create its folder
+        assert lock_free_name_elsewhere("CartPole-v1-mpn-0", tmp_path) == "CartPole-v1-mpn-0-3"
+    with Experiment.lock_free_name("CartPole-v1-mpn-0", tmp_path) as experiment:
+        assert experiment.name == "CartPole-v1-mpn-0-2" and experiment.holder() is not None
 
 
-def test_drawing_a_name_ignores_and_spares_the_seeded_generator(tmp_path: Path) -> None:
-    names = set()
-    for _ in range(3):
-        random.seed(5)
-        names.add(Experiment.check_new(None, tmp_path))
-        after = random.random()
-    random.seed(5)
-    assert after == random.random()
-    assert len(names) > 1  # 370,000 names: three equal draws do not happen
+def lock_free_name_elsewhere(stem: str, root: Path) -> str:
+    """The name that another process gets."""
+    code = (
+        "import sys; from model_utils import Experiment\n"
+        "with Experiment.lock_free_name(*sys.argv[1:]) as experiment: print(experiment.name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, stem, root], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("my_task:MyTask-v0-gru-3", "MyTask-v0-gru-3-1"),
+        ("ALE/Pong-v5-mpn-0", "ALE-Pong-v5-mpn-0-1"),
+        ("x" * 200, "x" * 60 + "-1"),
+        ("", "run-1"),
+    ],
+)
+def test_a_free_name_fits_a_folder(tmp_path: Path, stem: str, name: str) -> None:
+    with Experiment.lock_free_name(stem, tmp_path) as experiment:
+        assert experiment.name == name == Experiment.check_new(name, tmp_path)
 
 
 def test_an_existing_experiment_is_refused_unless_resumed_or_overwritten(experiment: Experiment) -> None:

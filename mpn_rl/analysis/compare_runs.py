@@ -103,7 +103,7 @@ def run_of(args: argparse.Namespace, name: str) -> Run | None:
         write_scores(args, experiment, config, scores, played)
     evaluations = [row for row in experiment.read_metrics() if row.get("kind") == "eval"]
     chosen = {key: scores.get(key) for key in MEASURES}
-    return Run(name, group, config.env.env_name, config.run.seed, chosen, evaluations)
+    return Run(name, group, config.env.task, config.run.seed, chosen, evaluations)
 
 
 def group_of(config: Config, fields: list[str]) -> str:
@@ -178,8 +178,8 @@ def plot_plasticity(args: argparse.Namespace, names: list[str]) -> None:
     if "expansion" in fields:  # the last part of the name
         grouped = [(re.sub(r"\bnone$", "dense", group), config, curves) for group, config, curves in grouped]
     folder = compare_folder(args, list(dict.fromkeys(group for group, _, _ in grouped)))
-    for task in dict.fromkeys(config.env.env_name for _, config, _ in grouped):
-        of_task = [(group, curves) for group, config, curves in grouped if config.env.env_name == task]
+    for task in dict.fromkeys(config.env.task for _, config, _ in grouped):
+        of_task = [(group, curves) for group, config, curves in grouped if config.env.task == task]
         figure = growth_figures.expansion_figure(growth_figures.by_group(of_task), title=task)
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"plasticity_{plain_name(task)}.{suffix}" for suffix in formats_of(args)]

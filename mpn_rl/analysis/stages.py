@@ -1,10 +1,9 @@
-"""The stages of `python main.py analyze`: collect, plot, probe, compare, report."""
+"""The stages of `python main.py analyze` that load an agent or a recording: collect, plot, probe, compare, report."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-import fnmatch
 import io
 import itertools
 import re
@@ -39,7 +38,7 @@ if TYPE_CHECKING:  # matplotlib and SciPy are slow to import
 def analyze(args: argparse.Namespace) -> int:
     """Run a stage on each experiment in turn; `compare` takes all of them together."""
     given = stage_options(args)
-    names = matching_names(args)
+    names = Experiment.matching(args.experiment_name, args.experiments_dir)
     if args.stage == "compare":
         return compare_runs(args, names)
     stages: dict[str | None, list[Callable[[argparse.Namespace, str], None]]] = {
@@ -52,23 +51,6 @@ def analyze(args: argparse.Namespace) -> int:
     if len(names) > 1 and plot in stages[args.stage]:
         plot_plasticity(args, names)
     return 0
-
-
-def matching_names(args: argparse.Namespace) -> list[str]:
-    """The experiments that --experiment-name names, each once. An existing name, such as run[1], is no pattern.
-
-    Raises: ConfigError for a pattern without a match.
-    """
-    names: list[str] = []
-    there = Experiment.names(args.experiments_dir)
-    for pattern in args.experiment_name:
-        matches = [pattern]
-        if pattern not in there and re.search(r"[*?\[]", pattern):
-            matches = fnmatch.filter(there, pattern)
-            if not matches:
-                raise ConfigError(f"--experiment-name {pattern!r} matches no experiment in {args.experiments_dir}/")
-        names += [name for name in matches if name not in names]
-    return names
 
 
 # --- collect ------------------------------------------------------------------------------------------------
@@ -152,7 +134,7 @@ def training_pages(experiment: Experiment, config: Config) -> Iterator[Page]:
 
 def title_of(config: Config) -> str:
     """Task and core, for titles."""
-    return f"{config.env.env_name}, {config.core.name}"
+    return f"{config.env.task}, {config.core.name}"
 
 
 def save(page: Page, folder: Path, formats: Iterable[str]) -> list[Path]:

@@ -36,10 +36,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mpn_rl.console import stderr, stdout
 from mpn_rl.options import ConfigError, TemporaryError
+from mpn_rl.run_state import evaluations, last_step, state_of
 from mpn_rl.storage.regular_files import disk_errors, open_regular
 from mpn_rl.sweep import commands
 from mpn_rl.sweep.schedulers import EXIT_CODE
-from mpn_rl.sweep.state import evaluations, last_step, state_of
 from mpn_rl.sweep.sweep_files import Param, Space, Value
 from mpn_rl.sweep.table import Planned, RowError, Sweep, check_existing
 

@@ -14,8 +14,8 @@ import numpy as np
 import visualize
 from model_utils import Experiment, write_bytes_atomic
 from mpn_rl.options import ConfigError
+from mpn_rl.run_state import MetricsRow, State, state_of
 from mpn_rl.statistics import QUARTER, common_grid, mean_interval, trimmed_mean
-from mpn_rl.sweep.state import MetricsRow, State, state_of
 from mpn_rl.sweep.table import Planned, Sweep
 
 SHOWN = 10  # settings in the printed table

@@ -162,7 +162,7 @@ class Sweep:
                 text = f"column {column!r} is not in the command line, so it has no effect"
                 yield Mistake(*self.command_at, text)
         if self.name_column is None:
-            text = "the command line needs --experiment-name $(COLUMN); without it, rows get random names"
+            text = "the command line needs --experiment-name $(COLUMN); without it, rows get names of their own"
             yield Mistake(*self.command_at, text)
         if self.job and self.command[0] in TRAINING and " --resume auto " not in f" {' '.join(self.command)} ":
             text = "the command line needs --resume auto; without it, an evicted job cannot continue"

@@ -20,8 +20,8 @@ import main
 from model_utils import Experiment, load_checkpoint, write_json
 from mpn_rl import arguments
 from mpn_rl.options import ConfigError
+from mpn_rl.run_state import STARTED, State, log_path, state_of
 from mpn_rl.sweep import commands, summary, sweep_files
-from mpn_rl.sweep.state import STARTED, State, log_path, state_of
 from mpn_rl.sweep.table import Planned, Sweep
 
 ROOT = Path(__file__).parents[2]

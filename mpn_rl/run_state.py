@@ -1,4 +1,4 @@
-"""The state of a row. It is read from the experiment's folder alone, so it works while a pool runs the sweep."""
+"""The state of a run. It is read from the experiment's folder alone, so it works while another machine trains it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from model_utils import Experiment
 from mpn_rl import arguments
-from mpn_rl.config import config_from_dict
+from mpn_rl.config import Config, config_from_dict
 from mpn_rl.options import LARGEST, ConfigError
 from mpn_rl.storage.regular_files import METRICS_BYTES, open_regular, read_regular
 
@@ -23,13 +23,13 @@ TAIL_BYTES = 2**16  # read from the end of metrics.jsonl and of logs: a state ne
 
 
 class State(NamedTuple):
-    """The state of one row.
+    """The state of one run.
 
     Args:
         state: one of STATES.
         share: the completed share of the run, in [0, 1].
         score: the last greedy evaluation's score, None before the first evaluation.
-        note: the process that runs the row, or why the row failed.
+        note: the process that trains, or why the run failed.
     """
 
     state: str
@@ -39,7 +39,7 @@ class State(NamedTuple):
 
 
 class MetricsRow(NamedTuple):
-    """The entries of a row of metrics.jsonl that a sweep needs."""
+    """The entries of a row of metrics.jsonl that tables of runs need."""
 
     step: int
     episode: int
@@ -72,23 +72,33 @@ class MetricsRow(NamedTuple):
 
 
 def state_of(experiment: Experiment, args: argparse.Namespace) -> State:
-    """The state of the run that a row's command line asks for.
-
-    done: the run is complete. running: a process holds the experiment's lock. failed: the run ended with an error, or
-    the experiment has other options. interrupted: the run can be continued. missing: the run has not started.
+    """The state of the run that a sweep's row asks for: that of its experiment, unless this has other options.
 
     Args:
         experiment: the row's experiment.
         args: the row's parsed command line.
     """
-    failure = failure_of(experiment)
     if not experiment.config_path.exists():
+        failure = failure_of(experiment)
         return State("failed", note=failure) if failure else State("missing")
     try:
         config = arguments.resumed_config(args, experiment.name, config_from_dict(experiment.read_config()))
     except ConfigError as error:
         return State("failed", note=f"not this row's run: {error}")
-    run, share, score = config.run, 0.0, None
+    return state_of_run(experiment, config)
+
+
+def state_of_run(experiment: Experiment, config: Config) -> State:
+    """The state of an experiment.
+
+    done: the run is complete. running: a process holds the experiment's lock. failed: the run ended with an error.
+    interrupted: the run can be continued.
+
+    Args:
+        experiment: an experiment with a config.json.
+        config: the configuration of the run.
+    """
+    failure, run, share, score = failure_of(experiment), config.run, 0.0, None
     for row in _last_rows(experiment.metrics_path):
         if run.total_steps is None:
             share = row.episode / run.num_episodes
