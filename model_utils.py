@@ -256,10 +256,11 @@ class Experiment:
         raise ConfigError(f"{way}{self.path} {rule}; choose another --experiment-name, or move it away")
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Lock the experiment for this process. The operating system releases the lock when the process ends.
+    def lock(self) -> Iterator[Experiment]:
+        """Lock the experiment for this process; the context is the experiment.
 
-        The folder need not exist. Leftovers of a killed process are removed first.
+        The operating system releases the lock when the process ends. The folder need not exist. Leftovers of a killed
+        process are removed first.
 
         Raises: TemporaryError naming the process that holds the lock, if another process does; ConfigError for a
             folder or file that is a link.
@@ -274,7 +275,7 @@ class Experiment:
             since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
             write_json(self._holder_path, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
             try:
-                yield
+                yield self
             finally:
                 with contextlib.suppress(OSError):
                     self._holder_path.unlink(missing_ok=True)

@@ -163,8 +163,8 @@ class DQNLearner(ReplayLearner):
         return {"loss": loss, "grad_norm": norm}
 
     def status(self) -> dict[str, float]:
-        """The exploration rate."""
-        return {"epsilon": self.epsilon}
+        """The exploration rate and the learning rate."""
+        return {"epsilon": self.epsilon, **super().status()}
 
     def state_dict(self) -> StateDict:
         return {**super().state_dict(), "epsilon": self.epsilon}

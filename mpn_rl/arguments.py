@@ -344,7 +344,7 @@ def _add_existing(parser: Parser, several: bool = False) -> None:
     nargs = "+" if several else None
     parser.add_argument("--experiment-name", metavar="NAME", required=not several, nargs=nargs, type=_name, help=text)
     parser.add_argument("--experiments-dir", metavar="DIR", default="experiments", help="(default: %(default)s)")
-    text = "weights to load (default: %(default)s)"
+    text = f"weights to load (default: %(default)s{'; final with compare' if several else ''})"
     parser.add_argument("--checkpoint", metavar="best|final|last|PATH", default="best", help=text)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     text = "actions of an a2c agent: most probable or drawn (default: --eval-policy)"
@@ -433,7 +433,9 @@ def _add_analyze(parser: Parser) -> None:
     text = "delays to test (default: 0.5 to 8 times the trained delay)"
     probing.add_argument("--delays", nargs="+", metavar="MS", type=_positive, help=text)
     several = parser.add_argument_group("compare")
-    several.add_argument("--group-by", nargs="+", metavar="OPTION", help="core, algo, hidden_dim, ... (default: core)")
+    several.add_argument(
+        "--group-by", nargs="+", metavar="OPTION", help="core, algo, hidden_dim, experiment, ... (default: core)"
+    )
     several.add_argument("--output", metavar="DIR", help="output folder (default: experiments/compare-<groups>)")
     several.add_argument("--overwrite", action="store_true", help="replace the files of a comparison in --output")
     _add_number(several, "--num-eval-episodes", 1, 100_000, 100, "episodes per run for the comparison")

@@ -74,12 +74,7 @@ def train(args: argparse.Namespace) -> int:
     record = {**config.to_dict(), "versions": versions() | _source(args)}
     if args.init_from is not None:
         run.start_from(Experiment.open(args.init_from, directory).checkpoint("best"))
-    with contextlib.ExitStack() as stack:
-        if name:
-            stack.enter_context(experiment.lock())
-        else:
-            stem = f"{config.env.env_name}-{config.core.name}-{config.run.seed}"
-            experiment = stack.enter_context(Experiment.lock_free_name(stem, directory))
+    with experiment.lock() if name else Experiment.lock_free_name(config.stem, directory) as experiment:
         if resume and _has_run(experiment):  # another process has started it in the meantime
             return _continue(experiment, args)
         if resume:
@@ -191,6 +186,7 @@ def _drive(run: Run, args: argparse.Namespace) -> int:
     assert run.experiment is not None
     experiment, reporter = run.experiment, Reporter(run)
     stop_at = time.monotonic() + 60.0 * (args.checkpoint_exit_every or math.inf)
+    draw_at = 0.0
     received: list[int] = []
 
     def save_first(number: int, _frame: FrameType | None) -> None:
@@ -210,7 +206,10 @@ def _drive(run: Run, args: argparse.Namespace) -> int:
             try:
                 try:
                     while not run.done:
-                        reporter.rows(run.advance(check))
+                        rows = run.advance(check)
+                        reporter.rows(rows)
+                        if time.monotonic() >= draw_at and any(row["kind"] == "eval" for row in rows):
+                            draw_at = time.monotonic() + _draw_curves(run) / DRAW_SHARE
                         if time.monotonic() >= stop_at and not run.done:  # never inside an evaluation, which may last
                             received.append(signal.SIGTERM)
                         check()
@@ -228,15 +227,25 @@ def _drive(run: Run, args: argparse.Namespace) -> int:
                 stderr.print(f"training stopped: {error}")
                 experiment.note_failure(str(error))
                 status = 1
-        # SIGTERM is usually followed by SIGKILL, so skip the plots.
-        if run.config.run.plot_training and experiment.metrics_size() and status != 128 + signal.SIGTERM:
-            draw_training_curves(experiment, run.config)
+        if status != 128 + signal.SIGTERM:  # which SIGKILL usually follows: there may be no time for plots
+            _draw_curves(run)
         if status >= 128:
             where = f"stopped at step {run.step:,}; the run is saved in {experiment.path}"
             stderr.print(f"{where}: continue with {experiment.options} --resume")
         elif status == 0:
             reporter.closing()
     return args.checkpoint_exit_code or status if status == 128 + signal.SIGTERM else status
+
+
+DRAW_SHARE = 0.02  # of the time that curves may take while the run goes on
+
+
+def _draw_curves(run: Run) -> float:
+    """Draw plots/training_curves.png, unless --no-plot-training says not to. Returns: the seconds that it took."""
+    began = time.monotonic()
+    if run.config.run.plot_training and run.experiment is not None and run.experiment.metrics_size():
+        draw_training_curves(run.experiment, run.config)
+    return time.monotonic() - began
 
 
 # Signals that ask a process to leave: schedulers and closing terminals send the last four, which count as SIGTERM.

@@ -765,6 +765,11 @@ class Config:
     expansion: ExpansionConfig
     run: RunConfig
 
+    @property
+    def stem(self) -> str:
+        """Task, core and seed, with which the names of experiments begin that the user does not choose."""
+        return f"{self.env.env_name}-{self.core.name}-{self.run.seed}"
+
     def values(self) -> dict[str, object]:
         """Every option by name, and the kind of each part by the part's name."""
         sections = {part: getattr(self, part) for part in PARTS}

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from model_utils import Experiment, jsonable, load_checkpoint, write_json
+from model_utils import ROOT, Experiment, jsonable, load_checkpoint, write_json
 from mpn_rl import config as cfg
 from mpn_rl import registry
 from mpn_rl.config import Config
-from mpn_rl.contracts import Lesionable
+from mpn_rl.contracts import Action, Lesionable, Task
 from mpn_rl.networks.encoder import AgentNetwork, check_weights
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import Evaluation, evaluate, run_batched, run_scripted
 from mpn_rl.statistics import mean_interval, normalised_interval, score_interval
 from mpn_rl.storage.state_trees import StateError
 from mpn_rl.tasks import trusted_modules
-from mpn_rl.tasks.lanes import EpisodeSeeds
+from mpn_rl.tasks.lanes import EpisodeSeeds, per_lane
 from neurogym_wrapper import REFERENCE_POLICIES, normalised_score, reference_scores
 
 EVAL_LANES = 64
@@ -162,8 +162,59 @@ def stored_config(experiment: Experiment) -> Config:
         raise ConfigError(f"{experiment.config_path}: {error}") from error
 
 
+class Agent:
+    """A trained agent that acts step by step in one environment, without exploration.
+
+    Args:
+        config: of its experiment.
+        network: its network.
+    """
+
+    def __init__(self, config: Config, network: AgentNetwork) -> None:
+        self.config, self.network = config, network
+        self.reset()
+
+    def make_env(self, render_mode: str | None = None) -> Task:
+        """A new environment of the task it was trained on, with the same options."""
+        return registry.make_env(self.config.env, render_mode=render_mode)
+
+    def reset(self, seed: int = 0) -> None:
+        """Start a new episode: the core's state is that before the first observation.
+
+        Args: seed: of the actions, where the agent samples them from its policy.
+        """
+        self.state = self.network.init_state(1)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def act(self, obs: np.ndarray) -> Action:
+        """The action for an observation (D,); the core's state moves on by one step."""
+        seen = torch.as_tensor(obs, dtype=torch.float32, device=next(self.network.parameters()).device)
+        actions, self.state = self.network.select_action(seen[None], self.state, 0.0, self.generator)
+        return per_lane(actions.cpu().numpy())[0]
+
+    @property
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """The parts of the core's state after the last step: of an MPN {"M": (H, D)}, of an LSTM {"h", "c": (H,)}."""
+        return {name: part[0].cpu().numpy() for name, part in self.network.state_arrays(self.state).items()}
+
+
+def load_agent(name: str | Path, checkpoint: str | Path = "best", device: str = "cpu") -> Agent:
+    """Load a trained agent.
+
+    Args:
+        name: an experiment in experiments/, such as "demo", or the path of an experiment's folder.
+        checkpoint: best, final or last, or the path of a checkpoint.
+        device: auto, cpu or cuda.
+    Raises: ConfigError for a missing or damaged experiment, and for a task module of a stranger's experiment.
+    """
+    folder = Path(name)
+    root = Path(ROOT) if len(folder.parts) == 1 and not folder.is_absolute() else folder.parent
+    experiment = Experiment.open(folder.name, root)
+    return Agent(*load_network(experiment, checkpoint, device))
+
+
 def load_policy(args: argparse.Namespace, name: str | None = None) -> tuple[Experiment, Config, AgentNetwork]:
-    """Load a trained agent from config.json and a checkpoint.
+    """Load the agent that a command line names.
 
     Args:
         args: the command line: checkpoint, device, threads, policy and lesion.
@@ -172,23 +223,8 @@ def load_policy(args: argparse.Namespace, name: str | None = None) -> tuple[Expe
     Raises: ConfigError where the checkpoint does not fit, or the agent has no such policy or part.
     """
     experiment = Experiment.open(args.experiment_name if name is None else name, args.experiments_dir)
-    config = stored_config(experiment)
     torch.set_num_threads(args.threads)
-    device = registry.make_device(args.device)
-    path = experiment.checkpoint(args.checkpoint)
-    follow = path.parent.parent != experiment.path  # a file that the user names may be a link
-    saved = load_checkpoint(path, device, follow)
-    env = registry.make_env(config.env)
-    network: AgentNetwork = registry.make_network(config, registry.spaces(env)).to(device)
-    env.close()
-    try:
-        check_weights(saved.get("network"), network)
-    except StateError as error:
-        raise ConfigError(
-            f"--checkpoint {path} does not fit the {config.core.name} network of {experiment.config_path} ({error}); "
-            "use a checkpoint of this experiment"
-        ) from error
-    network.load_state_dict(saved["network"])
+    config, network = load_network(experiment, args.checkpoint, args.device)
     if args.policy is not None:
         if network.sample_policy is None:
             raise ConfigError(
@@ -201,7 +237,30 @@ def load_policy(args: argparse.Namespace, name: str | None = None) -> tuple[Expe
                 f"--lesion {args.lesion}: the core {config.core.name} has no part to remove; use --core backpropamine"
             )
         network.core.lesion = args.lesion
-    return experiment, config, network.requires_grad_(False)
+    return experiment, config, network
+
+
+def load_network(experiment: Experiment, checkpoint: str | Path, device: str) -> tuple[Config, AgentNetwork]:
+    """An experiment's configuration and its network, without gradients.
+
+    Raises: ConfigError where config.json or the checkpoint is damaged, or they do not fit each other.
+    """
+    config = stored_config(experiment)
+    path = experiment.checkpoint(checkpoint)
+    follow = path.parent.parent != experiment.path  # a file that the user names may be a link
+    saved = load_checkpoint(path, registry.make_device(device), follow)
+    env = registry.make_env(config.env)
+    network: AgentNetwork = registry.make_network(config, registry.spaces(env)).to(registry.make_device(device))
+    env.close()
+    try:
+        check_weights(saved.get("network"), network)
+    except StateError as error:
+        raise ConfigError(
+            f"--checkpoint {path} does not fit the {config.core.name} network of {experiment.config_path} ({error}); "
+            "use a checkpoint of this experiment"
+        ) from error
+    network.load_state_dict(saved["network"])
+    return config, network.requires_grad_(False)
 
 
 def acting(network: AgentNetwork) -> str:
@@ -225,12 +284,13 @@ def network_key(checkpoint: Path, config: Config) -> str:
 
 
 def scores_file(args: argparse.Namespace, experiment: Experiment, config: Config) -> Path:
-    """The file for the scores of an evaluation, such as eval/best_seed0_<network_key>.json; it need not exist."""
+    """The file for the scores of an evaluation, such as eval/best_seed0_10ep_<network_key>.json; it need not exist."""
     key = network_key(experiment.checkpoint(args.checkpoint), config)
     stem = re.sub(r"[^\w.-]+", "-", Path(args.checkpoint).stem)[:40]
     lesion = f"_without_{args.lesion}" if args.lesion else ""
     policy = f"_{args.policy}" if args.policy else ""
-    return experiment.path / "eval" / f"{stem}_seed{args.seed}{policy}{lesion}_{key}.json"
+    length = f"{args.num_eval_trials}trials" if args.num_eval_trials else f"{args.num_eval_episodes}ep"
+    return experiment.path / "eval" / f"{stem}_seed{args.seed}_{length}{policy}{lesion}_{key}.json"
 
 
 def measure(args: argparse.Namespace, config: Config, network: AgentNetwork) -> tuple[Scores, list[int]]:

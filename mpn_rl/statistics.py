@@ -6,7 +6,7 @@ uniform or Beta(20, 2) values; in fewer where the values are strongly skewed or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,18 @@ from numpy.typing import ArrayLike
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 QUARTER = 0.25  # cut off at each end by the interquartile mean
+
+
+FEWEST_SEEDS = 5  # with fewer, the order of two groups often changes with the seeds
+
+
+def few_seeds_note(counts: Mapping[str, int]) -> str:
+    """A remark on groups of fewer than FEWEST_SEEDS runs, by name; "" without such a group."""
+    few = [f"{name} has {n}" for name, n in counts.items() if n < FEWEST_SEEDS]
+    if not few:
+        return ""
+    more = f", and {len(few) - 3} more" if len(few) > 3 else ""
+    return f"fewer than {FEWEST_SEEDS} seeds: {', '.join(few[:3])}{more}; more seeds may change the order"
 
 
 class Mean(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from model_utils import Experiment, atomic_file, load_checkpoint, save_checkpoint, write_json
+from model_utils import ROOT, Experiment, atomic_file, load_checkpoint, save_checkpoint, versions, write_json
 from mpn_rl import registry
 from mpn_rl.config import Config, RunConfig
 from mpn_rl.contracts import Learner, MetricsRow, Played, State, StateDict, map_state, to_tensor
@@ -52,6 +52,34 @@ class DivergedError(RuntimeError):
 
 class StoppedError(RuntimeError):
     """A check asked to stop inside an evaluation. The run can be saved; a resumed run repeats the evaluation."""
+
+
+def train(config: Config, name: str | None = None, root: str | Path = ROOT, overwrite: bool = False) -> Experiment:
+    """Train an agent to the end of its run, as the command `train` does, without printing and plots.
+
+        config = make_config("train-neurogym", {"env_name": "GoNogo-v0", "total_steps": 20_000})
+        agent = load_agent(train(config, "gonogo").path)
+
+    Args:
+        config: all options; `mpn_rl.config.make_config` makes them from those that differ from the defaults.
+        name: of the experiment; None: task, core, seed and a number.
+        root: the folder of the experiments.
+        overwrite: whether to replace an experiment of that name.
+    Returns: the experiment.
+    Raises: ConfigError for options that do not fit the task, and for a name that is taken; DivergedError.
+    """
+    Experiment.check_new(name, root, overwrite)
+    run = Run(config)
+    lock = Experiment.lock_free_name(config.stem, root) if name is None else Experiment(name, Path(root)).lock()
+    with lock as experiment:
+        experiment.write_new({**config.to_dict(), "versions": versions()}, overwrite)
+        with experiment.noting_failure():
+            run.start(experiment)
+            run.save()  # a run that is killed before its first checkpoint can be resumed
+            while not run.done:
+                run.advance()
+            run.finish()
+    return experiment
 
 
 class Run:

@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from mpn_rl.config import Config
 from mpn_rl.console import stderr, stdout
 from mpn_rl.evaluation import load_policy, measure, scores_file, stored_config, write_scores
 from mpn_rl.options import ConfigError, nearest
+from mpn_rl.statistics import few_seeds_note
 from mpn_rl.storage.json_files import SCORES, check_json
 from mpn_rl.tasks.lanes import EpisodeSeeds
 
@@ -56,6 +58,12 @@ def compare_runs(args: argparse.Namespace, names: list[str]) -> int:
     if not runs:
         raise ConfigError("none of these experiments has a checkpoint to compare; train them first")
     groups = list(dict.fromkeys(run.group for run in runs))
+    played = f"{args.num_eval_trials} trials" if args.num_eval_trials else f"{args.num_eval_episodes} episodes"
+    stdout.print(f"checkpoint {args.checkpoint} of {len(runs)} runs, each on the same {played} of seed {args.seed}")
+    several = len({run.task for run in runs}) > 1
+    seeds = Counter(f"{run.group}, {run.task}" if several else run.group for run in runs)
+    if note := few_seeds_note(seeds):
+        stderr.print(f"note: {note}")
     rows, pairs = confidence_intervals.compare(measures_of(runs))
     curves = {task: learning_bands(task, runs) for task in dict.fromkeys(run.task for run in runs)}
     folder = Path(args.output) if args.output else compare_folder(args, groups)
@@ -88,7 +96,7 @@ def run_of(args: argparse.Namespace, name: str) -> Run | None:
     if not checkpoint.is_file():
         stderr.print(f"note: {name} is left out: it has no checkpoint {checkpoint}")
         return None
-    group = group_of(config, args.group_by or ["core"])
+    group = group_of(config, args.group_by or ["core"], name)
     source = EpisodeSeeds("eval", args.seed)
     seeds = [source() for _ in range(args.num_eval_episodes)]
     file, scores = scores_file(args, experiment, config), {}
@@ -106,20 +114,24 @@ def run_of(args: argparse.Namespace, name: str) -> Run | None:
     return Run(name, group, config.env.task, config.run.seed, chosen, evaluations)
 
 
-def group_of(config: Config, fields: list[str]) -> str:
+def group_of(config: Config, fields: list[str], experiment: str = "") -> str:
     """The values of the options `fields` as the name of a group: "mpn", or "mpn, hidden_dim 64".
+
+    The field "experiment" is the experiment's name, so that each one is a group.
 
     Raises: ConfigError for an option that the run does not have.
     """
     nested = config.to_dict()
     named = {part: section["name"] for part, section in nested.items() if "name" in section}
     flat = {key: value for section in nested.values() for key, value in section.items() if key != "name"} | named
-    flat["algo"] = named["learner"]
+    flat |= {"algo": named["learner"], "experiment": experiment}
     labels = []
     for field in (field.replace("-", "_") for field in fields):
         if field not in flat:
             raise ConfigError(f"--group-by {field!r} is no option of {config.core.name} runs{nearest(field, flat)}")
-        labels.append(str(flat[field]) if field in (*named, "algo", "env_name") else f"{field} {flat[field]}")
+        labels.append(
+            str(flat[field]) if field in (*named, "algo", "env_name", "experiment") else f"{field} {flat[field]}"
+        )
     return ", ".join(labels)
 
 

@@ -40,6 +40,8 @@ def analyze(args: argparse.Namespace) -> int:
     given = stage_options(args)
     names = Experiment.matching(args.experiment_name, args.experiments_dir)
     if args.stage == "compare":
+        if "checkpoint" not in given:
+            args.checkpoint = "final"  # as in `sweep summary`: best_model.pt was chosen by its score
         return compare_runs(args, names)
     stages: dict[str | None, list[Callable[[argparse.Namespace, str], None]]] = {
         None: [collect, plot], "collect": [collect], "plot": [plot], "probe": [probe],

@@ -186,7 +186,3 @@ class A2CLearner(RolloutLearner):
             norm = self.descend("online", self.config.grad_clip)
         self.updates += 1
         return {**values, "grad_norm": norm}
-
-    def status(self) -> dict[str, float]:
-        """The learning rate."""
-        return {"learning_rate": self.optimizer.param_groups[0]["lr"]}

@@ -170,7 +170,7 @@ class BaseLearner:
 
     def status(self) -> dict[str, float]:
         """Current values of the schedules, for the log."""
-        return {}
+        return {"learning_rate": next(iter(self.optimizers.values())).param_groups[0]["lr"]}
 
     def descend(self, name: str, grad_clip: float | None = None) -> Tensor:
         """One step of the optimiser `name` along the gradients in `.grad`. Returns: their norm before clipping."""

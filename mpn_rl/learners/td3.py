@@ -407,8 +407,8 @@ class TD3Learner(ReplayLearner):
         self.buffer_held = len(replay)
 
     def status(self) -> dict[str, float]:
-        """Current values of the options in use, for the log."""
-        shown: dict[str, float] = {}
+        """The learning rate, and current values of the options in use, for the log."""
+        shown = super().status()
         if self.config.n_step > 1:
             shown["n_step"] = self.n_step
         if self.config.experience_review:

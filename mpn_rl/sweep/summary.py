@@ -15,7 +15,7 @@ import visualize
 from model_utils import Experiment, write_bytes_atomic
 from mpn_rl.options import ConfigError
 from mpn_rl.run_state import MetricsRow, State, state_of
-from mpn_rl.statistics import QUARTER, common_grid, mean_interval, trimmed_mean
+from mpn_rl.statistics import QUARTER, common_grid, few_seeds_note, mean_interval, trimmed_mean
 from mpn_rl.sweep.table import Planned, Sweep
 
 SHOWN = 10  # settings in the printed table
@@ -87,6 +87,7 @@ def summarise(sweep: Sweep, folder: Path, which: str = "final", heatmap: Sequenc
     evaluations = {planned.name: evaluations_of(planned.experiment) for planned in done}
     accurate = all(one.accuracy is not None for many in evaluations.values() for one in many)
     label = f"{which} greedy {'accuracy' if accurate else 'return'}"
+    played = sorted({planned.config.run.eval_episodes for planned in done if planned.config})
     results = [_result(planned, evaluations[planned.name], accurate, which) for planned in done]
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
@@ -107,13 +108,17 @@ def summarise(sweep: Sweep, folder: Path, which: str = "final", heatmap: Sequenc
         *_curves(stem, columns, {setting: groups[setting] for setting in ranked}, label),
         *(_heat_map(stem, columns, results, heatmap, label) if heatmap else ()),
     ]
-    head = f"{len(done)} of {len(states)} rows complete, {len(table)} of {len(rows_of)} settings; {label}"
+    head = f"{len(done)} of {len(states)} rows complete, {len(table)} of {len(rows_of)} settings; {label}, "
+    head += "of the last weights" if which == "final" else "of best_model.pt"
+    head += f" in the run's own evaluations of {' or '.join(map(str, played))} episodes"
     if which == "best":
         head += (
             "\nEach run's best evaluation was chosen by its score, so it is too high on average; "
             "`eval` scores best_model.pt on other episodes"
         )
     lines = [head, *_table(columns, ranked[:SHOWN], table)]
+    if note := few_seeds_note({label_of(columns, setting): table[setting].n for setting in ranked}):
+        lines.append(note)
     if len(ranked) > SHOWN:
         lines.append(f"... and {len(ranked) - SHOWN} more in {files[1]}")
     if unfinished:

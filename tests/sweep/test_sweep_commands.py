@@ -438,7 +438,11 @@ def test_a_summary_ranks_settings_and_names_what_is_unfinished(capsys: pytest.Ca
                               strict=False)))  # fmt: skip
     out = said(capsys, "summary", "grid.toml", "--heatmap", "eta", "lambda_decay")
     lines = out.splitlines()
-    assert lines[0] == "7 of 8 rows complete, 4 of 4 settings; final greedy accuracy"
+    assert lines[0] == (
+        "7 of 8 rows complete, 4 of 4 settings; final greedy accuracy, of the last weights in the run's own "
+        f"evaluations of {found.planned[0].config.run.eval_episodes} episodes"
+    )
+    assert "fewer than 5 seeds: eta 0.5, lambda_decay 0.9 has 2" in out and "may change the order" in out
     assert lines[1].split() == ["eta", "lambda_decay", "n", "IQM", "95", "%", "interval", "mean", "95", "%", "interval"]
     assert lines[2].split()[:6] == [
         "0.5",

@@ -1,0 +1,91 @@
+"""Loading an agent in Python, and the files of scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from main import main
+from model_utils import Experiment
+from mpn_rl.config import make_config
+from mpn_rl.evaluation import load_agent
+from mpn_rl.options import ConfigError
+from mpn_rl.tasks.lanes import EpisodeSeeds
+from mpn_rl.training import train
+
+TINY = {"total_steps": 240, "num_envs": 2, "hidden_dim": 6, "embed_dim": 3, "max_episode_steps": 40,
+        "eval_episodes": 2, "eval_freq": 100, "learning_starts": 60, "buffer_size": 300, "batch_size": 4,
+        "kernel": "reference"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that `train` made in a folder of another name than experiments."""
+    root = tmp_path_factory.mktemp("runs")
+    config = make_config("train-neurogym", {"env_name": "DelayMatchSample-v0", **TINY})
+    return train(config, "trained", root).path
+
+
+def test_train_in_python_writes_what_the_command_writes(folder: Path, tmp_path: Path) -> None:
+    flags = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    argv = ["train-neurogym", "--env-name", "DelayMatchSample-v0", *flags, "--no-plot-training", "--experiment-name"]
+    assert main([*argv, "trained", "--experiments-dir", str(tmp_path)]) == 0
+    saved = [torch.load(root / "checkpoints/final_model.pt", weights_only=True)["network"]
+             for root in (folder, tmp_path / "trained")]  # fmt: skip
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[1]) and saved[0].keys() == saved[1].keys()
+    assert (folder / "metrics.jsonl").read_text() == (tmp_path / "trained/metrics.jsonl").read_text()
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best_model.pt", "final_model.pt", "last.pt"}
+
+
+def test_a_name_that_is_taken_is_refused_and_none_draws_the_next_number(folder: Path) -> None:
+    config = make_config("train-neurogym", {"env_name": "DelayMatchSample-v0", **TINY})
+    with pytest.raises(ConfigError, match="exists"):
+        train(config, "trained", folder.parent)
+    names = [train(config, None, folder.parent).name for _ in range(2)]
+    assert names == ["DelayMatchSample-v0-mpn-0-1", "DelayMatchSample-v0-mpn-0-2"]
+
+
+def test_an_agent_acts_as_eval_does_and_shows_m(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    argv = ["eval", "--experiment-name", "trained", "--experiments-dir", str(folder.parent), "--checkpoint", "final"]
+    assert main([*argv, "--num-eval-episodes", "1", "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)["return_mean"]
+    agent = load_agent(folder, checkpoint="final")
+    env = agent.make_env()
+    obs, _ = env.reset(seed=EpisodeSeeds("eval", 0)())
+    returned, done, norms = 0.0, False, []
+    while not done:
+        obs, reward, terminated, truncated, _ = env.step(agent.act(obs))
+        returned, done = returned + float(reward), terminated or truncated
+        norms.append(np.linalg.norm(agent.state_arrays["M"]))
+    assert returned == pytest.approx(expected)
+    assert agent.state_arrays["M"].shape == (6, 3) and len(set(norms)) > 10
+    agent.reset()
+    assert not agent.state_arrays["M"].any()
+
+
+def test_agents_are_found_by_name_or_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(ConfigError, match="no experiment 'trained' in experiments"):
+        load_agent("trained")
+    Path("experiments").symlink_to(folder.parent)
+    assert load_agent("trained").config == load_agent("./trained").config == load_agent(folder).config
+
+
+def test_evaluations_of_other_lengths_do_not_replace_one_another(folder: Path) -> None:
+    argv = ["eval", "--experiment-name", "trained", "--experiments-dir", str(folder.parent)]
+    for length in (["--num-eval-episodes", "1"], ["--num-eval-episodes", "2"], ["--num-eval-trials", "2"]):
+        assert main([*argv, *length]) == 0
+    files = sorted(path.name.rsplit("_", 1)[0] for path in Experiment("trained", folder.parent).eval_dir.iterdir())
+    assert [name for name in files if name.startswith("best")] == [
+        "best_seed0_1ep", "best_seed0_2ep", "best_seed0_2trials"]  # fmt: skip
+
+
+def test_the_learning_rate_is_logged(folder: Path) -> None:
+    rows = [row for row in Experiment("trained", folder.parent).read_metrics() if row["kind"] == "episode"]
+    config = make_config("train-neurogym", {"env_name": "DelayMatchSample-v0", **TINY})
+    assert rows[0]["learning_rate"] <= config.learner.learning_rate
+    assert rows[-1]["learning_rate"] < rows[0]["learning_rate"]
