@@ -43,7 +43,7 @@ from mpn_rl.analysis.pages import mechanism_pages, probe_pages, standard_pages  
 from mpn_rl.sweep import commands  # noqa: F401
 
 LIMIT_S = 10  # of processor time, as other work may slow this machine down
-REPORT_S = 30  # for a report, which records and plots again if the recording is missing
+REPORT_S = 60  # for a report, which records and plots again if the recording is missing
 LIMIT_WALL_S = 30  # without any processor time
 LIMIT_BYTES = 12 * 2**30  # of address space
 BASE = [*["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2"], *torture.COMMON,
@@ -480,7 +480,9 @@ def answer(case: Case, home: Path, logs: Path) -> str | None:
 
 
 def fault(status: int, err: str, home: Path, before: dict[str, tuple], after: dict[str, tuple]) -> str | None:
-    lines = [line for line in err.strip().splitlines() if not line.startswith(("note: ", "evaluating "))]
+    lines = [
+        line for line in err.strip().splitlines() if not line.startswith(("note: ", "evaluating ")) and "━" not in line
+    ]  # a bar may end before a refusal
     if (home / "marker").exists():
         return "code of the folder ran"
     if before != after:

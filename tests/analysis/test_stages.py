@@ -270,6 +270,8 @@ def test_compare_judges_groups_on_the_same_episodes(home: Path, capsys: pytest.C
     assert main.main(argv) == 0
     captured = capsys.readouterr()
     assert "evaluating seed-0: 3 episodes" in captured.err
+    assert "note: fewer than 5 seeds: mpn has 2, gru has 1; more seeds may change the order" in captured.err
+    assert captured.out.startswith("checkpoint final of 3 runs, each on the same 3 episodes of seed 0\n")
     assert "P(mpn > gru)" in captured.out
     folder = home / "experiments" / "compare-mpn-gru"
     assert {path.name for path in folder.iterdir()} == {
@@ -278,7 +280,7 @@ def test_compare_judges_groups_on_the_same_episodes(home: Path, capsys: pytest.C
         runs = list(csv.DictReader(file))
     assert [(run["experiment"], run["group"], run["seed"]) for run in runs] == [
         ("seed-0", "mpn", "0"), ("seed-1", "mpn", "1"), ("rival", "gru", "0")]  # fmt: skip
-    files = [home.glob(f"experiments/{run['experiment']}/eval/best_seed0_*.json") for run in runs]
+    files = [home.glob(f"experiments/{run['experiment']}/eval/final_seed0_3ep_*.json") for run in runs]
     seeds = [json.loads(file.read_text())["episode_seeds"] for (file,) in files]
     assert seeds[0] == seeds[1] == seeds[2] and len(seeds[0]) == 3
     with open(folder / "comparison.csv", newline="") as file:
@@ -289,6 +291,8 @@ def test_compare_judges_groups_on_the_same_episodes(home: Path, capsys: pytest.C
     assert main.main(argv) == 0
     assert "evaluating" not in capsys.readouterr().err  # what eval has written serves again
     assert "rival" not in Experiment.names("experiments/compare-mpn-gru")
+    assert main.main([*argv, "--group-by", "experiment"]) == 0
+    assert "P(seed-0 > rival)" in capsys.readouterr().out
 
 
 def test_measures_are_taken_together_where_all_groups_have_all_tasks() -> None:
