@@ -21,7 +21,6 @@ from model_utils import Experiment, snapshot, versions, write_json
 from mpn_dqn import epsilon_at
 from mpn_rl import arguments, event_logs, registry
 from mpn_rl import config as cfg
-from mpn_rl.analysis import stages
 from mpn_rl.evaluation import acting, load_policy, measure, stored_config, write_scores
 from mpn_rl.learners.base import learning_rate_at
 from mpn_rl.options import ConfigError
@@ -363,10 +362,17 @@ def _checked_output(args: argparse.Namespace) -> Path | None:
     return output
 
 
+def analyze(args: argparse.Namespace) -> int:
+    """analyze: record, plot, probe, compare, report."""
+    from mpn_rl.analysis import stages  # imports SciPy, which takes a second
+
+    return stages.analyze(args)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": train,
     "train-neurogym": train,
     "eval": evaluate_command,
     "render": render,
-    "analyze": stages.analyze,
+    "analyze": analyze,
 }

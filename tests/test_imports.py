@@ -47,9 +47,11 @@ def test_an_import_that_breaks_a_rule_is_reported(module: str, line: str, tmp_pa
     [
         (HELP, {"torch", "neurogym", "gymnasium", "numba", "numpy", "matplotlib", "rich", "sklearn"}),
         (MEASURES, {"torch", "neurogym", "matplotlib"}),
+        (("mpn_rl.commands",), {"neurogym", "numba", "matplotlib", "scipy", "sklearn"}),
+        (("mpn_rl.sweep.commands", "mpn_rl.analysis.run_table"), {"torch", "scipy", "sklearn"}),
         (FIGURES, {"torch", "neurogym"}),
     ],
-    ids=["--help", "measures", "figures"],
+    ids=["--help", "measures", "commands", "tables", "figures"],
 )
 def test_heavy_packages_are_imported_late(modules: tuple[str, ...], heavy: set[str]) -> None:
     """As the interpreter sees it: what a module imports may import more."""
