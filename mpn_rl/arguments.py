@@ -6,9 +6,11 @@ import argparse
 import ast
 import copy
 import dataclasses
+import decimal
 import functools
 import itertools
 import math
+import re
 import typing
 import warnings
 from collections.abc import Callable, Sequence
@@ -36,6 +38,21 @@ COMMON = {"help", "help_all", "experiment_name", "config", "resume", "overwrite"
           "mask_velocity", "core", "hidden_dim", "eta", "lambda_decay", "embed_dim", "learner", "learning_rate",
           "gamma", "replay", "expansion", "num_episodes", "total_steps", "num_envs", "seed", "tensorboard",
           "device"}  # fmt: skip
+
+
+# What the values of options count, for --help; other whole numbers are N, other numbers X.
+UNITS = {
+    "STEPS": {"bptt_chunk_size", "buffer_adjustment_interval", "buffer_min_size", "buffer_size", "burn_in",
+              "checkpoint_freq", "eval_freq", "expansion_end", "expansion_start", "learning_starts",
+              "max_episode_steps", "n_step", "plasticity_metrics_freq", "rollout_steps", "sequence_length",
+              "sequence_stride", "total_steps", "update_every", "update_interval"},
+    "EPISODES": {"eval_episodes", "log_freq", "num_episodes", "print_freq"},
+    "UPDATES": {"n_step_delay", "policy_freq", "target_update_freq", "warmup_updates"},
+    "UNITS": {"embed_dim", "hidden_dim"},
+    "NAME": {"env_name", "wandb_project"},
+    "LAYERS": {"exempt"},
+}  # fmt: skip
+ALIASES = {"learning_rate": "--lr"}  # other spellings that users try first
 
 
 class _Lines(argparse.HelpFormatter):
@@ -162,7 +179,11 @@ def _add_section(group: argparse._ArgumentGroup, part: str, command: str) -> Non
         for field, kind in fields_of(choice.section):
             if field.name not in seen:
                 seen.add(field.name)
-                _add_field(group, field, kind, _defaults(command, part, choices, field.name))
+                sections = {other.section.name for other in choices.values() if issubclass(other.section, cfg.Kind)}
+                owners = {other.section.name for other in choices.values() if issubclass(other.section, cfg.Kind)
+                          and field.name in {one.name for one in dataclasses.fields(other.section)}}  # fmt: skip
+                tag = f"[{', '.join(sorted(owners))}] " if part in SELECTED and owners < sections else ""
+                _add_field(group, field, kind, _defaults(command, part, choices, field.name), tag)
 
 
 def _defaults(command: str, part: str, choices: dict[str, Choice], name: str) -> str:
@@ -180,12 +201,13 @@ def _defaults(command: str, part: str, choices: dict[str, Choice], name: str) ->
     return "; ".join([first[0], *(f"{default} with {', '.join(users)}" for default, users in others)])
 
 
-def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: object, default: str) -> None:
-    """Add the flag of one field. The parsed result contains it only if the user gives it."""
-    flag, text = flag_of(field), field.metadata["help"].replace("%", "%%")
+def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: object, default: str, tag: str) -> None:
+    """Add the flag of one field. The parsed result contains it only if the user gives it; `tag` begins its help."""
+    flags, text = [flag_of(field)], tag + field.metadata["help"].replace("%", "%%")
+    flags += [ALIASES[field.name]] if field.name in ALIASES else []
     kind, optional = unwrap_optional(kind)
     shown, effect = f"{text}{_range(field)} (default: {default})", _effect(field)
-    add = functools.partial(group.add_argument, flag, dest=field.name, default=argparse.SUPPRESS)
+    add = functools.partial(group.add_argument, *flags, dest=field.name, default=argparse.SUPPRESS)
     if kind is bool:
         add(action=argparse.BooleanOptionalAction, help=shown + effect)
     elif typing.get_origin(kind) is Literal:
@@ -194,7 +216,8 @@ def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: o
     elif typing.get_origin(kind) is dict:
         add(action=_KeyValue, metavar="KEY=VALUE", help=f"{text}; may be repeated")
     elif isinstance(kind, type):
-        metavar = field.name.upper().rsplit("_", 1)[-1]
+        units = (unit for unit, names in UNITS.items() if field.name in names)
+        metavar = next(units, {int: "N", float: "X"}.get(kind, "TEXT"))
         add(type=_reader(kind, optional), metavar=metavar, help=shown + effect)
 
 
@@ -221,10 +244,25 @@ def _show(default: object) -> str:
 
 def _reader(kind: type, optional: bool) -> Callable[[str], object]:
     def read(text: str) -> object:
-        return None if optional and text.lower() == "none" else kind(text)
+        if optional and text.lower() == "none":
+            return None
+        return whole_number(text) if kind is int else kind(text)
 
     read.__name__ = {int: "whole number", float: "number"}.get(kind, kind.__name__)
     return read
+
+
+def whole_number(text: str) -> int:
+    """An int from its digits, or from a notation such as 1e5. Raises: ValueError."""
+    try:
+        return int(text)
+    except ValueError:
+        if not re.fullmatch(r"[+-]?\d+(\.\d*)?[eE]\+?\d{1,2}", text.strip()):
+            raise
+        value = decimal.Decimal(text)
+        if value != int(value):
+            raise
+        return int(value)
 
 
 LONGEST_VALUE = 10_000  # characters of one --env-arg
@@ -533,7 +571,7 @@ def _add_sweep(parser: Parser) -> None:
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def read(text: str) -> int:
-        value = int(text)
+        value = whole_number(text)
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"must lie in [{low}, {high}], got {value}")
         return value

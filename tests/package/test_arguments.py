@@ -249,3 +249,31 @@ def test_completion_without_its_extra_is_one_line(
     assert "--print-completion needs the extra: pip install 'mpn-rl[completion]'" in refused(
         capsys, "--print-completion", "bash"
     )
+
+
+@pytest.mark.parametrize(("text", "steps"), [("1e5", 100_000), ("2.5e4", 25_000), ("3E+2", 300), ("40000", 40_000)])
+def test_whole_numbers_may_have_an_exponent(text: str, steps: int) -> None:
+    assert arguments.config_of(arguments.parse(["train", "--total-steps", text])).run.total_steps == steps
+
+
+@pytest.mark.parametrize("text", ["1.5", "1e-3", "1.55e1", "1e400", "nan", "e5", "0x10"])
+def test_other_notations_are_no_whole_numbers(text: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        arguments.parse(["train", "--total-steps", text])
+    assert f"invalid whole number value: {text!r}" in capsys.readouterr().err
+
+
+def test_lr_is_the_learning_rate() -> None:
+    assert arguments.config_of(arguments.parse(["train", "--lr", "2e-4"])).learner.learning_rate == 2e-4
+
+
+def test_help_names_the_core_or_learner_of_an_option_and_its_unit() -> None:
+    parser = arguments.commands_of(arguments.make_parser())["train"]
+    shown = " ".join(parser.format_help(everything=True).split())
+    assert "--lambda-decay X [mpn] decay of M" in shown
+    assert "--burn-in STEPS [dqn, td3] steps that only warm up the state" in shown
+    assert "--hidden-dim UNITS hidden units per layer" in shown  # of every core
+    names = {name for names in arguments.UNITS.values() for name in names} | arguments.ALIASES.keys()
+    known = {field.name for part in cfg.PARTS for one in cfg.choices(part).values()
+             for field in dataclasses.fields(one.section)}  # fmt: skip
+    assert names <= known
