@@ -199,7 +199,7 @@ class BackpropamineConfig(CoreConfig, name="backpropamine"):
         "hard-clip", "how H changes and how it is bounded"
     )
     modulation: Literal["none", "simple", "fanout", "retroactive"] = option(
-        "simple", "what gates H: eta; M; one M per unit (fanout); or M on an eligibility trace"
+        "simple", "what gates H: eta; the modulator m; one m per unit (fanout); or m on an eligibility trace"
     )
     alpha_shape: Literal["connection", "neuron", "scalar"] = option(
         "connection", "one plasticity alpha per connection, per postsynaptic neuron, or for all"
@@ -211,7 +211,7 @@ class BackpropamineConfig(CoreConfig, name="backpropamine"):
         needs={"modulation": ("none", "retroactive")},
     )
     modulator_activation: Literal["tanh", "sigmoid", "linear"] = option(
-        "tanh", "activation function of M", idle=[{"modulation": ("none",)}]
+        "tanh", "activation function of the modulator m", idle=[{"modulation": ("none",)}]
     )
     init_scale: float = option(0.01, "alpha, and w of an RNN, start at this value times U(0, 1)", low=0.0)
     kernel: Literal["auto", "reference", "fused"] = option("auto", "scan over time: fused, or plain PyTorch")
@@ -665,7 +665,7 @@ PRESETS = [
     Choice(
         "backpropamine-simplemaze",
         BackpropamineConfig,
-        "as in the public code's simplemaze, plastic even where M is 0 (by the bias of the fan-out)",
+        "as in the public code's simplemaze, plastic even where m is 0 (by the bias of the fan-out)",
         {"modulation": "fanout", "trace_clip": 2.0, "init_scale": 0.001},
     ),
     Choice(

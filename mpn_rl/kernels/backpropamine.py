@@ -3,9 +3,9 @@ r"""The scan of a plastic recurrent layer over time: the plain reference, and th
 For every batch row, with w, alpha, H and E of shape (N, N), presynaptic unit i first, from given h_{-1}, H_0 and E_0
 (Miconi et al. 2018, arXiv 1804.02464; Miconi et al. 2019, arXiv 2002.10585):
 
-    h_t = tanh( drive_t + h_{t-1} (w + alpha * H_t) )          M_t = f( u h_t + c )
+    h_t = tanh( drive_t + h_{t-1} (w + alpha * H_t) )          m_t = f( u h_t + c )
 
-    gain_j =  eta (none)  |  M_t (simple, retroactive)  |  a_j M_t + d_j (fanout)
+    gain_j =  eta (none)  |  m_t (simple, retroactive)  |  a_j m_t + d_j (fanout)
     S_ij   =  h_{t-1,i} h_{t,j}, or for retroactive modulation the trace E_t, which then becomes
               E_{t+1} = (1 - eta) E_t + eta h_{t-1} h_t^T
 
@@ -14,8 +14,8 @@ For every batch row, with w, alpha, H and E of shape (N, N), presynaptic unit i 
     decay      H_{t+1} = (1 - gain) H + D
     oja        H_{t+1} = H + gain h_t (h_{t-1} - h_t H)
 
-M reads the new h_t; retroactive modulation uses the old E. An LSTM's plastic connections are those from h_{t-1} to the
-cell's candidate g_t, which replaces h_t in S; its three gates are not plastic, and M reads h_t.
+m reads the new h_t; retroactive modulation uses the old E. An LSTM's plastic connections are those from h_{t-1} to the
+cell's candidate g_t, which replaces h_t in S; its three gates are not plastic, and m reads h_t.
 
 The adjoint of the kernel runs from T to 1 with A = dL/dH_{t+1}. Both clips pass no gradient where they cut (A = 0
 there). For the hard clip with simple modulation:
@@ -26,7 +26,7 @@ there). For the hard clip with simple modulation:
     dalpha += h_{t-1} g_u^T * H_t              dw += h_{t-1} g_u^T         A <- A + h_{t-1} g_u^T * alpha
 
 The other variants follow from D = gain * S. The H of every ~sqrt(T)-th step is stored; the others are computed again
-from the stored h and M: an elementwise update, without a product. Memory: O(B T N) and O(sqrt(T)) copies of the
+from the stored h and m: an elementwise update, without a product. Memory: O(B T N) and O(sqrt(T)) copies of the
 (B, N, N) traces; autograd keeps O(T) copies, several per step. The reference uses autograd, with a checkpoint every
 sqrt(T) steps.
 """

@@ -128,7 +128,7 @@ def is_reset(table, k):
 
 @inner
 def rates(step, fan_a, fan_d, modulator, N, oja, kind, retro):
-    """Set the step's gain_j = a_j M + d_j, its product gp with the step's h (retroactive: gain alone), and `keep`."""
+    """Set the step's gain_j = a_j m + d_j, its product gp with the step's h (retroactive: gain alone), and `keep`."""
     numba.literally(kind)
     numba.literally(retro)
     for j in range(0, N, 16):
@@ -142,7 +142,7 @@ def rates(step, fan_a, fan_d, modulator, N, oja, kind, retro):
 
 @inner
 def new_h(table, here, acc, post, u):
-    """Write h = tanh(drive + acc) to hs and `post`; returns the modulator M."""
+    """Write h = tanh(drive + acc) to hs and `post`; returns the modulator m."""
     N = table[N_]
     m = splat(0.0, 16)
     for j in range(0, N, 16):
@@ -491,7 +491,7 @@ def _launch(kernel: Kernel, every: int, size: int, sum_size: int, variant, weigh
 
 
 def _forward(variant, weights, drive, reset, h, trace, elig):
-    """hs (B, T, N), M (B, T), H_T and E_T."""
+    """hs (B, T, N), m (B, T), H_T and E_T."""
     (B, T, N), retro = drive.shape, elig is not None
     padded = -(-N // 16) * 16
     hs, ms = torch.empty_like(drive), drive.new_empty(B, T)

@@ -1,10 +1,10 @@
 """Backpropamine: a recurrent network whose connections carry Hebbian traces, gated by its own neuromodulator.
 
-    h_t = tanh( b + U x_t + h_{t-1} (w + alpha * H_t) )      M_t = tanh( u h_t + c )
-    H_{t+1} = clip( H_t + M_t h_{t-1} h_t^T, -c, c )
+    h_t = tanh( b + U x_t + h_{t-1} (w + alpha * H_t) )      m_t = tanh( u h_t + c )
+    H_{t+1} = clip( H_t + m_t h_{t-1} h_t^T, -c, c )
 
-w, alpha, U, b and the modulator are learned by backpropagation. H changes at every step; the network's own output M
-sets how strongly. Source: Miconi et al. 2019 (ICLR, arXiv 2002.10585); without M: Miconi et al. 2018 (ICML, arXiv
+w, alpha, U, b and the modulator are learned by backpropagation. H changes at every step; the network's own output m
+sets how strongly. Source: Miconi et al. 2019 (ICLR, arXiv 2002.10585); without m: Miconi et al. 2018 (ICML, arXiv
 1804.02464).
 """
 
@@ -29,12 +29,12 @@ class Backpropamine(nn.Module):
     """A plastic, neuromodulated recurrent layer behind the core contract.
 
     The state is a tuple: h (B, N); for an LSTM its c (B, N); the trace H (B, N, N), presynaptic unit first; with
-    retroactive modulation the eligibility trace E (B, N, N); and, if there is a modulator, its last output M (B, 1),
+    retroactive modulation the eligibility trace E (B, N, N); and, if there is a modulator, its last output m (B, 1),
     which is kept for recordings only. All start at zero. With S = h_{t-1} h_t^T and per postsynaptic unit j
 
-        none         gain_j = eta                    retroactive  gain_j = M_t, and the trace E_t replaces S, then
-        simple       gain_j = M_t                                 E_{t+1} = (1 - eta) E_t + eta S
-        fanout       gain_j = a_j M_t + d_j
+        none         gain_j = eta                    retroactive  gain_j = m_t, and the trace E_t replaces S, then
+        simple       gain_j = m_t                                 E_{t+1} = (1 - eta) E_t + eta S
+        fanout       gain_j = a_j m_t + d_j
 
         hard-clip    H + gain S, clipped to [-c, c]
         soft-clip    H + max(gain S, 0) (c - H) + min(gain S, 0) (c + H), clipped to [-c, c]
@@ -42,7 +42,7 @@ class Backpropamine(nn.Module):
         oja          H + gain h_j (h_i - h_j H)
 
     fanout is not the paper's equation 3 but the form of its public simplemaze code: d_j keeps connections plastic at
-    M = 0, and gain_j is not bounded. none, simple and fanout go with every rule, retroactive with the two clips only.
+    m = 0, and gain_j is not bounded. none, simple and fanout go with every rule, retroactive with the two clips only.
 
     An LSTM's plastic connections are those to its candidate, g_t = tanh( U_g x_t + h_{t-1} (w + alpha * H_t) ), and
     S = h_{t-1} g_t^T; it has only the hard clip, and no retroactive modulation, as in the public code.
@@ -57,7 +57,7 @@ class Backpropamine(nn.Module):
             alpha_shape: connection (N, N), neuron (one per postsynaptic unit) or scalar.
             trace_clip: c, of hard-clip and soft-clip.
             eta: initial value of the trained, unconstrained eta, which only none and retroactive have.
-            modulator_activation: tanh, sigmoid or linear, for M.
+            modulator_activation: tanh, sigmoid or linear, for m.
             init_scale: alpha, and an RNN's w, start at init_scale times U(0, 1), so alpha is positive at first. U, b,
                 the modulator and a, d start like those of torch.nn.Linear, an LSTM's w like that of torch.nn.LSTM.
             kernel: auto, reference (plain PyTorch, which needs less memory and more time for gradients than a loop

@@ -160,7 +160,7 @@ def modulator_page(recording: Recording) -> Page:
     course = confidence_intervals.gather(columns)
     overall = confidence_intervals.mean(_nanmean(signal[None]))
     figure = behaviour_figures.curve_figure(
-        {"modulator": (offsets[kept], course)}, xlabel="steps after a rewarded step", ylabel="modulator M",
+        {"modulator": (offsets[kept], course)}, xlabel="steps after a rewarded step", ylabel="modulator m",
         of="episodes", reference=(overall.value, "mean over all steps"),
         title=f"{recording.title}: neuromodulator around rewards",
     )  # fmt: skip
