@@ -43,7 +43,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from mpn_rl.options import ConfigError, TemporaryError, is_out_of_memory, nearest
+from mpn_rl.options import LARGEST, ConfigError, TemporaryError, is_out_of_memory, nearest
 from mpn_rl.storage.json_files import row_fault
 from mpn_rl.storage.regular_files import (
     JSON_BYTES,
@@ -422,6 +422,12 @@ class Experiment:
     def read_config(self) -> Record:
         """The contents of config.json. Raises: ConfigError if it is missing or damaged."""
         return read_json(self.config_path)
+
+    def num_weights(self) -> int | None:
+        """Trained weights of the network that acts; None if config.json does not say, as in version 0.1.0."""
+        network = self.read_config().get("network")
+        weights = network.get("weights") if isinstance(network, dict) else None
+        return weights if type(weights) is int and 0 <= weights <= LARGEST else None
 
     def append_metrics(self, row: Mapping[str, object]) -> None:
         """Add one line to metrics.jsonl, in which NaN becomes null. A full disk leaves no partial line.

@@ -153,6 +153,8 @@ def _add_training(parser: Parser, command: str) -> None:
     run.add_argument("--overwrite", action="store_true", help="replace an experiment of the same name")
     text = "start with the weights of this experiment's best_model.pt, of the same network"
     run.add_argument("--init-from", metavar="NAME", help=text)
+    text = "set --hidden-dim so that the network has as many trained weights as with this core and its defaults"
+    run.add_argument("--match-weights", metavar="CORE", choices=tuple(cfg.choices("core")), help=text)
     text = "exit status after a SIGTERM or --checkpoint-exit-every, when all is saved: 85 for HTCondor "
     text += "(default: 143, as SIGTERM gives)"
     run.add_argument("--checkpoint-exit-code", metavar="CODE", type=_whole(3, 125), help=text)
@@ -610,6 +612,8 @@ def config_flags(args: argparse.Namespace) -> dict[str, object]:
 def config_of(args: argparse.Namespace) -> cfg.Config:
     """The configuration that a training command line asks for. Raises: ConfigError."""
     file = cfg.read_config_file(args.config) if args.config else None
+    if args.match_weights is not None and "hidden_dim" in vars(args):
+        raise ConfigError("--match-weights sets --hidden-dim; leave one of them out")
     return cfg.make_config(args.command, config_flags(args), file)
 
 

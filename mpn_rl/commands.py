@@ -17,7 +17,7 @@ from types import FrameType
 
 import numpy as np
 
-from model_utils import Experiment, snapshot, versions, write_json
+from model_utils import Experiment, snapshot, write_json
 from mpn_dqn import epsilon_at
 from mpn_rl import arguments, event_logs, registry
 from mpn_rl import config as cfg
@@ -52,6 +52,8 @@ def train(args: argparse.Namespace) -> int:
         )
     if args.fresh_episodes and args.resume is None:
         raise ConfigError("--fresh-episodes does nothing without --resume; leave it out")
+    if args.match_weights is not None and args.resume == "yes":
+        raise ConfigError("--match-weights does nothing with --resume; leave it out")
     directory, resume = args.experiments_dir, args.resume is not None
     name = Experiment.check_new(args.experiment_name, directory, args.overwrite, resume)
     experiment = Experiment(name, Path(directory))
@@ -61,6 +63,8 @@ def train(args: argparse.Namespace) -> int:
     if resume and experiment.holder() is None:
         _check_restart(experiment, work, args)
     config = arguments.config_of(args)
+    if args.match_weights is not None:
+        config = registry.match_weights(config, args.match_weights)
     registry.check_trials(config)
     if not registry.resumes_exactly(config.env) and not args.fresh_episodes:
         stderr.print(
@@ -70,8 +74,9 @@ def train(args: argparse.Namespace) -> int:
         )
     run = Run(config)  # finds every mistake in the options, before anything is written
     event_logs.check(config)
-    record = {**config.to_dict(), "versions": versions() | _source(args)}
+    record = run.record()
     if args.init_from is not None:
+        record["versions"]["init_from"] = args.init_from
         run.start_from(Experiment.open(args.init_from, directory).checkpoint("best"))
     with experiment.lock() if name else Experiment.lock_free_name(config.stem, directory) as experiment:
         if resume and _has_run(experiment):  # another process has started it in the meantime
@@ -134,11 +139,6 @@ def _remember_snapshot(experiment: Experiment) -> None:
     if here not in known.split("; "):
         stored = {**stored, "snapshot": f"{known}; {here}".lstrip("; ")}
         write_json(experiment.config_path, {**config, "versions": stored})
-
-
-def _source(args: argparse.Namespace) -> dict[str, str]:
-    """The entry of config.json that says where the weights are from."""
-    return {} if args.init_from is None else {"init_from": args.init_from}
 
 
 def _print_schedules(run: Run, stored: cfg.Config) -> None:

@@ -890,7 +890,7 @@ def make_config(command: str, flags: Options, file: Nested | None = None) -> Con
     Raises: ConfigError for an unknown key, a flag without effect, or a value out of range.
     """
     file = file or {}
-    unknown = [key for key in file if key not in (*PARTS, "versions")]
+    unknown = [key for key in file if key not in (*PARTS, "network", "versions")]
     if unknown:
         raise ConfigError(f"unknown section {shortened(unknown[0])} in the configuration{nearest(unknown[0], PARTS)}")
     for other, preset in COMMAND_DEFAULTS.items():  # its tasks would silently replace this command's

@@ -5,6 +5,7 @@ A new core, environment family or learner needs one row here, besides its module
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import os
 import shlex
@@ -186,6 +187,37 @@ def make_network(config: cfg.Config, spaces: Spaces) -> AgentNetwork:
     if spaces.low is not None:
         more |= {"low": spaces.low, "high": spaces.high}
     return network(spaces.obs_dim, core.hidden_dim, spaces.action_dim, encoder=encoder, core=core, **more)
+
+
+def match_weights(config: cfg.Config, core: str) -> cfg.Config:
+    """The configuration with the hidden size at which its network has as many trained weights as with another core.
+
+    Args:
+        config: the configuration, whose encoder, learner and task both networks have.
+        core: name of the other core, with its default options.
+    Raises: ConfigError where even the largest or smallest size is far from that number.
+    """
+    spaces_of_task = spaces(make_env(config.env))
+
+    def weights(candidate: cfg.CoreConfig) -> int:
+        with torch.random.fork_rng(devices=[]):
+            network = make_network(dataclasses.replace(config, core=candidate), spaces_of_task)
+        return sum(part.numel() for part in network.parameters() if part.requires_grad)
+
+    def sized(hidden_dim: int) -> cfg.CoreConfig:
+        changed = dataclasses.replace(config.core, hidden_dim=hidden_dim)  # type: ignore[call-arg]
+        object.__setattr__(changed, "name", config.core.name)  # no field of the dataclass
+        return changed
+
+    target = weights(cfg.choices("core")[core].build())
+    size = bisect.bisect_left(range(1, 4096), target, key=lambda hidden_dim: weights(sized(hidden_dim))) + 1
+    size = min((size - 1, size), key=lambda hidden_dim: abs(weights(sized(hidden_dim)) - target)) if size > 1 else 1
+    if abs(weights(sized(size)) / target - 1.0) > 0.1:
+        raise ConfigError(
+            f"--match-weights {core}: no hidden size gives {config.core.name} about {target:,} weights, "
+            f"{size} gives {weights(sized(size)):,}; set --hidden-dim"
+        )
+    return dataclasses.replace(config, core=sized(size))
 
 
 def make_learner(config: cfg.Config, spaces: Spaces, device: torch.device) -> Learner[Any]:

@@ -84,13 +84,12 @@ class Reporter:
     def opening(self) -> None:
         """Print what is trained, where, and how much memory it takes."""
         run, config = self.run, self.config
-        weights = sum(part.numel() for part in run.network.parameters() if part.requires_grad)
         env, core = config.env.env_name, config.core.name
         where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
         given = ", ".join(f"{name}={value!r}" for name, value in config.env.env_args.items())
         task = f"{env}({given})" if given else env
         lanes = f"{run.num_lanes} lane{'' if run.num_lanes == 1 else 's'}"
-        stdout.print(f"{task}: {core}, {weights:,} weights on {run.device}, {lanes}; {where}")
+        stdout.print(f"{task}: {core}, {run.num_weights:,} weights on {run.device}, {lanes}; {where}")
         for log in self.logs:
             stdout.print(log.where)
         size = f": {run.replay.nbytes / 2**20:,.0f} MiB when full" if run.replay.nbytes else ""

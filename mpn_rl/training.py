@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from model_utils import ROOT, Experiment, atomic_file, load_checkpoint, save_checkpoint, versions, write_json
+from model_utils import ROOT, Experiment, Record, atomic_file, load_checkpoint, save_checkpoint, versions, write_json
 from mpn_rl import registry
 from mpn_rl.config import Config, RunConfig
 from mpn_rl.contracts import Learner, MetricsRow, Played, State, StateDict, map_state, to_tensor
@@ -72,7 +72,7 @@ def train(config: Config, name: str | None = None, root: str | Path = ROOT, over
     run = Run(config)
     lock = Experiment.lock_free_name(config.stem, root) if name is None else Experiment(name, Path(root)).lock()
     with lock as experiment:
-        experiment.write_new({**config.to_dict(), "versions": versions()}, overwrite)
+        experiment.write_new(run.record(), overwrite)
         with experiment.noting_failure():
             run.start(experiment)
             run.save()  # a run that is killed before its first checkpoint can be resumed
@@ -132,6 +132,15 @@ class Run:
     def num_lanes(self) -> int:
         """Lanes of the task, N."""
         return len(self.lanes)
+
+    @property
+    def num_weights(self) -> int:
+        """Trained weights of the network that acts."""
+        return sum(part.numel() for part in self.network.parameters() if part.requires_grad)
+
+    def record(self) -> Record:
+        """The contents of config.json."""
+        return {**self.config.to_dict(), "network": {"weights": self.num_weights}, "versions": versions()}
 
     @property
     def progress(self) -> float:

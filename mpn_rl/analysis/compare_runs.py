@@ -39,6 +39,7 @@ class Run:
     group: str
     task: str
     seed: int
+    weights: int | None  # trained ones
     scores: Mapping[str, float | None]
     evaluations: list[dict[str, float | None]]
 
@@ -68,13 +69,16 @@ def compare_runs(args: argparse.Namespace, names: list[str]) -> int:
     curves = {task: learning_bands(task, runs) for task in dict.fromkeys(run.task for run in runs)}
     folder = Path(args.output) if args.output else compare_folder(args, groups)
     folder.mkdir(parents=True, exist_ok=True)
-    print_comparison(rows, pairs)
+    print_comparison(rows, pairs, weights_of(runs))
     page = behaviour_figures.comparison_page(
         rows, pairs, curves, title=f"{len(runs)} runs, evaluation seed {args.seed}"
     )
     pictures = [save_figure(page, folder / f"comparison.{suffix}") for suffix in formats_of(args)]
-    head = ["experiment", "group", "task", "seed", *MEASURES]
-    cells = ([run.experiment, run.group, run.task, run.seed, *(run.scores[key] for key in MEASURES)] for run in runs)
+    head = ["experiment", "group", "task", "seed", "weights", *MEASURES]
+    cells = (
+        [run.experiment, run.group, run.task, run.seed, run.weights, *(run.scores[key] for key in MEASURES)]
+        for run in runs
+    )
     write_bytes_atomic(folder / "runs.csv", as_csv(head, cells))
     head = ["kind", "measure", "group", "other", "value", "low", "high", "n"]
     means = [["interquartile mean", row.measure, row.group, "", *row.iqm] for row in rows]
@@ -111,7 +115,7 @@ def run_of(args: argparse.Namespace, name: str) -> Run | None:
         write_scores(args, experiment, config, scores, played)
     evaluations = [row for row in experiment.read_metrics() if row.get("kind") == "eval"]
     chosen = {key: scores.get(key) for key in MEASURES}
-    return Run(name, group, config.env.task, config.run.seed, chosen, evaluations)
+    return Run(name, group, config.env.task, config.run.seed, experiment.num_weights(), chosen, evaluations)
 
 
 def group_of(config: Config, fields: list[str], experiment: str = "") -> str:
@@ -227,18 +231,27 @@ def _check_output(args: argparse.Namespace) -> None:
         raise ConfigError(f"{there} exists; replace it with --overwrite or choose another --output")
 
 
-def print_comparison(rows: list[GroupScore], pairs: list[Improvement]) -> None:
-    """Print a table of interquartile means and probabilities of improvement."""
+def weights_of(runs: list[Run]) -> dict[str, str]:
+    """The number of trained weights of each group's runs, such as "4,805" or "4,805 to 5,190"; "-" if unknown."""
+    counts: dict[str, list[int]] = {}
+    for run in runs:
+        counts.setdefault(run.group, []).extend([] if run.weights is None else [run.weights])
+    ends = {group: sorted({min(known), max(known)}) for group, known in counts.items() if known}
+    return {group: " to ".join(f"{end:,}" for end in ends.get(group, [])) or "-" for group in counts}
+
+
+def print_comparison(rows: list[GroupScore], pairs: list[Improvement], weights: Mapping[str, str]) -> None:
+    """Print a table of interquartile means, with each group's trained weights, and of probabilities of improvement."""
     table = Table(title="interquartile mean over seeds, 95 % intervals", title_justify="left", box=None, pad_edge=False)
     table.add_column("measure", overflow="fold")
     table.add_column("group", overflow="fold")
-    for column in ("value", "interval", "n"):
+    for column in ("weights", "value", "interval", "n"):
         table.add_column(column, justify="right", no_wrap=True)
     lines = [(row.measure, row.group, row.iqm) for row in rows]
     lines += [(pair.measure, f"P({pair.group} > {pair.other})", pair.probability) for pair in pairs]
     for name, group, part in lines:
         ends = f"[{part.low:.3f}, {part.high:.3f}]" if np.isfinite(part.low) else "none"
-        table.add_row(name, group, f"{part.value:.3f}", ends, str(part.n))
+        table.add_row(name, group, weights.get(group, ""), f"{part.value:.3f}", ends, str(part.n))
     stdout.print(table)
 
 

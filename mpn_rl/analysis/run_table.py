@@ -21,8 +21,8 @@ from mpn_rl.console import stderr, stdout
 from mpn_rl.options import ConfigError, nearest
 from mpn_rl.run_state import MetricsRow, state_of_run
 
-COLUMNS = ("experiment", "task", "core", "learner", "expansion", "seed", "steps", "share", "state", "score", "best",
-           "measure", "age")  # fmt: skip
+COLUMNS = ("experiment", "task", "core", "weights", "learner", "expansion", "seed", "steps", "share", "state", "score",
+           "best", "measure", "age")  # fmt: skip
 
 
 def tables(args: argparse.Namespace) -> int:
@@ -88,6 +88,7 @@ def run_row(experiment: Experiment, config: Config) -> Record:
         "experiment": experiment.name,
         "task": config.env.task,
         "core": config.core.name,
+        "weights": experiment.num_weights(),
         "learner": config.learner.name,
         "expansion": config.expansion.name,
         "seed": config.run.seed,

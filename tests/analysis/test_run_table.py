@@ -101,9 +101,9 @@ def test_runs_are_sorted_and_selected_by_columns_and_options(
 def test_the_table_has_one_line_per_run_and_csv_the_same_numbers(capsys: pytest.CaptureFixture) -> None:
     _, out, _ = printed(["analyze", "list"], capsys)
     head, first, *_ = out.splitlines()
-    assert head.split() == ["experiment", "task", "core", "learner", "seed", "steps", "share", "state", "score", "best",
-                            "measure", "age"]  # fmt: skip
-    assert first.split()[:-2] == ["a", "ContextDecisionMaking-v0", "mpn", "dqn", "0", "300", "30%", "interrupted",
+    assert head.split() == ["experiment", "task", "core", "weights", "learner", "seed", "steps", "share", "state",
+                            "score", "best", "measure", "age"]  # fmt: skip
+    assert first.split()[:-2] == ["a", "ContextDecisionMaking-v0", "mpn", "-", "dqn", "0", "300", "30%", "interrupted",
                                   "0.800", "0.900", "accuracy"]  # fmt: skip
     assert len(out.splitlines()) == 5
     _, out, _ = printed(["analyze", "list", "--csv"], capsys)

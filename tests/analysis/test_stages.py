@@ -298,7 +298,7 @@ def test_compare_judges_groups_on_the_same_episodes(home: Path, capsys: pytest.C
 def test_measures_are_taken_together_where_all_groups_have_all_tasks() -> None:
     def run(group: str, task: str, score: float) -> compare_runs.Run:
         scores = {"accuracy": score, "normalised_score": None, "return_mean": 10 * score}
-        return compare_runs.Run("name", group, task, 0, scores, [])
+        return compare_runs.Run("name", group, task, 0, 4805, scores, [])
 
     even = [run(group, task, score) for score, (group, task) in
             enumerate([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")])]  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 
 from main import main
 from model_utils import Experiment
+from mpn_rl import registry
 from mpn_rl.config import make_config
 from mpn_rl.evaluation import load_agent
 from mpn_rl.options import ConfigError
@@ -89,3 +90,38 @@ def test_the_learning_rate_is_logged(folder: Path) -> None:
     config = make_config("train-neurogym", {"env_name": "DelayMatchSample-v0", **TINY})
     assert rows[0]["learning_rate"] <= config.learner.learning_rate
     assert rows[-1]["learning_rate"] < rows[0]["learning_rate"]
+
+
+@pytest.mark.parametrize("core", ["gru", "lstm", "rnn", "backpropamine", "mlp"])
+def test_match_weights_gives_another_core_as_many_weights(core: str, tmp_path: Path) -> None:
+    argv = ["train-neurogym", "--core", core, "--match-weights", "mpn", "--total-steps", "100", "--no-plot-training",
+            "--eval-episodes", "1", "--experiments-dir", str(tmp_path), "--experiment-name", "matched"]  # fmt: skip
+    assert main(argv) == 0
+    experiment = Experiment("matched", tmp_path)
+    weights, config = experiment.num_weights(), experiment.read_config()
+    assert weights is not None and abs(weights / 4805 - 1) < 0.1  # 4,805 is the MPN's number (README)
+    smaller, larger = (weights_of_core(core, config["core"]["hidden_dim"] + change) for change in (-1, 1))
+    assert abs(weights - 4805) <= min(abs(smaller - 4805), abs(larger - 4805))
+    assert main([*argv, "--resume", "auto"]) == 0  # as a sweep's row continues
+
+
+def weights_of_core(core: str, hidden_dim: int) -> int:
+    config = make_config("train-neurogym", {"core": core, "hidden_dim": hidden_dim})
+    network = registry.make_network(config, registry.spaces(registry.make_env(config.env)))
+    return sum(part.numel() for part in network.parameters() if part.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--hidden-dim", "4"], "--match-weights sets --hidden-dim"),
+        (["--resume", "--experiment-name", "x"], "--match-weights does nothing with --resume"),
+    ],
+)
+def test_weights_that_cannot_be_matched_are_one_line(
+    more: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    argv = ["train-neurogym", "--match-weights", "mpn", *more, "--experiments-dir", str(tmp_path / "none")]
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert text in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
