@@ -72,6 +72,10 @@ class EnvConfig(Kind):
                 f"got {shortened(self.env_name)}"
             )
 
+    def note(self) -> str:
+        """A remark on these options that a training starts with, or an empty text."""
+        return ""
+
 
 @dataclass(frozen=True)
 class GymnasiumConfig(EnvConfig, name="gymnasium"):
@@ -86,6 +90,25 @@ class NeuroGymConfig(EnvConfig, name="neurogym"):
     env_name: str = option("ContextDecisionMaking-v0", "NeuroGym task; --list-envs shows all")
     env_args: dict[str, object] = option({}, "argument of the task's constructor", flag="--env-arg")
     max_episode_steps: int = option(150, "time limit in steps; NeuroGym tasks never terminate by themselves", low=1)
+
+    def note(self) -> str:
+        if self.env_name != "ContextDecisionMaking-v0" or self.env_args.get("use_expl_context"):
+            return ""
+        return (
+            "the context of ContextDecisionMaking-v0 is fixed by default: one channel counts in all trials, the other "
+            "is a distractor. With --env-arg use_expl_context=true it varies from trial to trial, and the task shows it"
+        )
+
+
+def task_title(env: Options) -> str:
+    """The task with its arguments, for headings: ContextDecisionMaking-v0(use_expl_context=True).
+
+    Args: env: the section "env" of a configuration, as in config.json.
+    """
+    arguments = env.get("env_args") or {}
+    assert isinstance(arguments, dict)
+    given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return f"{env['env_name']}({given})" if given else str(env["env_name"])
 
 
 # --- cores ----------------------------------------------------------------------------------------------

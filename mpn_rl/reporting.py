@@ -14,7 +14,7 @@ from rich.table import Table
 
 from model_utils import Experiment
 from mpn_rl import event_logs
-from mpn_rl.config import Config
+from mpn_rl.config import Config, task_title
 from mpn_rl.console import stderr, stdout
 from mpn_rl.contracts import MetricsRow
 from mpn_rl.options import PROGRAM
@@ -87,13 +87,12 @@ class Reporter:
         weights = sum(part.numel() for part in run.network.parameters() if part.requires_grad)
         env, core = config.env.env_name, config.core.name
         where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
-        given = ", ".join(f"{name}={value!r}" for name, value in config.env.env_args.items())
-        task = f"{env}({given})" if given else env
+        task = task_title(vars(config.env))
         stdout.print(f"{task}: {core}, {weights:,} weights on {run.device}, {run.num_lanes} lanes; {where}")
         for log in self.logs:
             stdout.print(log.where)
         stdout.print(f"{config.learner.name}, {run.learner.memory}: {run.replay.nbytes / 2**20:,.0f} MiB when full")
-        if note := config.core.note():
+        for note in filter(None, (config.env.note(), config.core.note())):
             stderr.print(f"note: {note}")
         limit = config.env.max_episode_steps
         longest: int = run.lanes.trial_steps
@@ -172,7 +171,7 @@ def draw_training_curves(experiment: Experiment, config: Config) -> Path:
     from mpn_rl.expansion import growth_figures
 
     rows = experiment.read_metrics()
-    title = f"{config.env.env_name}, {config.core.name}"
+    title = f"{task_title(vars(config.env))}, {config.core.name}"
     curves = growth_figures.curves_of([row for row in rows if row.get("kind") == "plasticity"])
     runs = {network: {name: [curve] for name, curve in run.items()} for network, run in curves.items() if run}
     if runs:
@@ -229,7 +228,7 @@ def print_scores(config: Config, scores: dict[str, Any], how: str = "greedy") ->
         )
 
     neurogym = "trials" in scores
-    title = f"{config.env.env_name}, {config.core.name}, {how}"
+    title = f"{task_title(vars(config.env))}, {config.core.name}, {how}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("policy", no_wrap=True)
     hits = "quarter_hits" in scores

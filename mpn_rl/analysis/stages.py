@@ -21,7 +21,7 @@ from mpn_rl import registry
 from mpn_rl.analysis.compare_runs import compare_runs, formats_of, plot_plasticity
 from mpn_rl.analysis.recording import ActivityWriter, write_npz
 from mpn_rl.arguments import STAGES_OF, stage_options
-from mpn_rl.config import Config
+from mpn_rl.config import Config, task_title
 from mpn_rl.console import stderr, stdout
 from mpn_rl.evaluation import acting, load_policy, network_key, stored_config
 from mpn_rl.options import ConfigError
@@ -151,8 +151,8 @@ def training_pages(experiment: Experiment, config: Config) -> Iterator[Page]:
 
 
 def title_of(config: Config) -> str:
-    """Task and core, for titles."""
-    return f"{config.env.env_name}, {config.core.name}"
+    """Task with its arguments, and core, for titles."""
+    return f"{task_title(vars(config.env))}, {config.core.name}"
 
 
 def save(page: Page, folder: Path, formats: Iterable[str]) -> list[Path]:

@@ -20,6 +20,7 @@ from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed, 
 from mpn_rl.analysis.behaviour import ByCondition, Confusion, Psychometric, Rates
 from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError, attempt
 from mpn_rl.analysis.figures import behaviour_figures, state_figures
+from mpn_rl.config import task_title
 from mpn_rl.expansion import growth_figures
 from pca_analysis import Activity, PCAResult
 
@@ -78,7 +79,7 @@ class Recording:
         colour: str | None = None,
     ) -> None:
         self.activity, self.config, self.weights = activity, config, weights
-        self.title = f"{config['env']['env_name']}, {config['core']['name']}"
+        self.title = f"{task_title(config['env'])}, {config['core']['name']}"
         self.states = pca_analysis.states(activity)
         single = activity["actions"].ndim == 1  # else actions and the right actions are vectors
         choice = "choice" if single and activity["new_trial"].any() else "time"
