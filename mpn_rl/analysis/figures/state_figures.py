@@ -90,11 +90,13 @@ def decoding_figure(
         first = next(iter(of_label.values()))
         ax.set_title(f"{name} ({len(first.classes)} classes, n = {first.n.max():,} trials)", pad=22)
         ax.set(xlabel=f"time, each period aligned on its onset ({unit})", ylabel="balanced accuracy")
-    for ax in axes.flat[len(labels) :]:
-        ax.axis("off")
     handles, names = axes.flat[0].get_legend_handles_labels()
-    interval = Patch(color=STATE_COLOURS["M"], alpha=0.3, lw=0)
-    fig.legend([*handles, interval], [*names, "coloured: 95 % interval"], loc="outside lower left", ncols=columns + 1)
+    legend = [*handles, Patch(color=STATE_COLOURS["M"], alpha=0.3, lw=0)], [*names, "coloured: 95 % interval"]
+    if axes.size > len(labels):  # the legend takes the place that an odd number of panels leaves
+        axes.flat[-1].axis("off")
+        axes.flat[-1].legend(*legend, loc="upper left")
+    else:
+        fig.legend(*legend, loc="outside lower left", ncols=columns + 1)
     page_title(fig, title)
     return fig
 
