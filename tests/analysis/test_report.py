@@ -259,6 +259,45 @@ def test_the_pages_of_a_single_trial_have_messages(tmp_path: Path) -> None:
     assert found["behaviour"].figure is not None
 
 
+@pytest.mark.parametrize("varies", [False, True])
+def test_a_colour_or_a_condition_with_one_value_is_pointed_out(varies: bool) -> None:
+    from recordings import make_recording
+
+    activity = make_recording()
+    context = np.repeat(np.arange(200) % 2 if varies else np.zeros(200, int), 9)
+    config = {"env": {"env_name": "x", "env_args": {"a": 1}}, "core": {"name": "gru"}}
+    recording = standard_pages.Recording({**activity, "condition_context": context}, config, {}, "context")
+    warnings = {page.name: page.warnings for page in standard_pages.pages(recording)}
+    one = "context is 0 in all trials"
+    expected = {
+        "behaviour": f"{one}: nothing can be compared by it",
+        "trajectories_M": f"{one}: all lines have one colour; choose another with --color-by",
+        "trajectories_hidden": f"{one}: all lines have one colour; choose another with --color-by",
+        "decoding": "the context is the same in all trials: it cannot be decoded",
+    }
+    assert recording.title == "x(a=1), gru"
+    for name, found in warnings.items():
+        assert found == ((expected[name],) if name in expected and not varies else ()), name
+
+
+def test_warnings_are_printed_and_stand_in_the_report_and_in_the_numbers(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(home)
+    argv = ["train-neurogym", "--experiment-name", "fixed", *TINY, "--kernel", "reference"]  # the context is fixed
+    assert main.main(argv) == 0
+    outline = report_of(home, "fixed", monkeypatch, "--no-probes", "--color-by", "context")
+    err = " ".join(capsys.readouterr().err.split())
+    for sentence in ("nothing can be compared by it", "all lines have one colour; choose another with --color-by"):
+        assert f"context is 0 in all trials: {sentence}" in err
+        assert f"Note: context is 0 in all trials: {sentence}." in outline.words
+    numbers = json.loads((home / "experiments/fixed/analysis/trajectories_M.json").read_text())
+    assert len(numbers["warnings"]) == 1
+    assert main.main(["analyze", "plot", "--experiment-name", "fixed"]) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert "note: Behaviour: context is 0 in all trials: nothing can be compared by it" in err
+
+
 # --- in a browser -------------------------------------------------------------------------------------------
 
 # A report in a frame as wide as a phone: what a reader could not do without the network, a mouse or a wide screen.

@@ -11,7 +11,7 @@ import pca_analysis
 from mpn_rl.analysis import confidence_intervals, fixed_points, trials
 from mpn_rl.analysis.confidence_intervals import MissingDataError
 from mpn_rl.analysis.figures import behaviour_figures, state_figures
-from mpn_rl.analysis.pages.standard_pages import WITHOUT_WEIGHTS, Page, Recording, Row, attempt_page, row
+from mpn_rl.analysis.pages.standard_pages import WITHOUT_WEIGHTS, Page, Recording, Row, attempt_page, one_value, row
 
 AROUND = 10  # steps before and after a rewarded step
 MODULATOR = "Neuromodulator around rewards"
@@ -48,7 +48,9 @@ def snapshots_page(recording: Recording) -> Page:
         f"{len(table['trial']):,} trials in total) and, for two choices, their difference in the last row. Blue is "
         "negative, red positive; each row has one scale."
     )
-    return Page("snapshots", "memory", f"{name} at the end of each period", caption, figure, arrays=arrays)
+    warnings = one_value("the choice", table["choice"], "there is one row of maps and no difference")
+    title = f"{name} at the end of each period"
+    return Page("snapshots", "memory", title, caption, figure, arrays=arrays, warnings=warnings)
 
 
 # --- dynamics -----------------------------------------------------------------------------------------------

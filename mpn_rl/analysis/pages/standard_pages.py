@@ -47,6 +47,7 @@ class Page(NamedTuple):
     name: of its files. part: of the report, one of PARTS. caption: what the figure shows, n, and the method.
     figure: None where `missing` says why there is none. table: the main numbers. numbers: all numbers, for JSON.
     arrays: long arrays, for NPZ. headline: lines of the table for the overview.
+    warnings: sentences on what the figure cannot show, such as a colour or a group with one value.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Page(NamedTuple):
     arrays: Mapping[str, np.ndarray] = {}
     missing: str = ""
     headline: tuple[Row, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Recording:
@@ -155,6 +157,24 @@ def attempt_page(name: str, part: str, title: str, make: Callable[[], Page]) -> 
     """The page that make() returns, or a page with the sentence of its MissingDataError."""
     page = confidence_intervals.attempt(make)
     return Page(name, part, title, missing=page) if isinstance(page, str) else page
+
+
+def one_value(name: str, values: np.ndarray, consequence: str) -> tuple[str, ...]:
+    """A warning if all known values are equal, else nothing.
+
+    Args: name: of the values. consequence: what the figure then does not show.
+    """
+    known = np.unique(values[trials.known(values)])
+    return (f"{name} is {visualize.short(known[0])} in all trials: {consequence}",) if len(known) == 1 else ()
+
+
+def constant_conditions(table: trials.Table) -> tuple[str, ...]:
+    """A warning for each recorded condition that has one value in all trials."""
+    found: list[str] = []
+    for name in table:
+        if name.startswith("condition_"):
+            found += one_value(name.removeprefix("condition_"), table[name], "nothing can be compared by it")
+    return tuple(found)
 
 
 def row(what: str, estimate: Estimate) -> Row:
@@ -286,7 +306,8 @@ def behaviour_page(recording: Recording) -> Page:
     parts = {"psychometric": curve, "by_condition": groups, "rates": rates, "confusion": confusion}
     numbers = {name: _plain(part) for name, part in parts.items()}
     headline = tuple(line for line in table if line.what in ("accuracy", "psychometric threshold")) or tuple(table[:1])
-    return Page("behaviour", "behaviour", title, caption, figure, table, numbers, headline=headline)
+    warnings = constant_conditions(trial_table)
+    return Page("behaviour", "behaviour", title, caption, figure, table, numbers, headline=headline, warnings=warnings)
 
 
 def _plain(value: object) -> object:
@@ -360,7 +381,8 @@ def trajectory_page(recording: Recording, state: str, name: str, title: str) -> 
         "lines: means over the trials of a condition, up to the step that half of them reach. Symbols: onsets of "
         "periods."
     )
-    return Page(name, "state", title, caption, figure, arrays=arrays)
+    warnings = one_value(colour.label, colour.values, "all lines have one colour; choose another with --color-by")
+    return Page(name, "state", title, caption, figure, arrays=arrays, warnings=warnings)
 
 
 def demixed_page(recording: Recording) -> Page:
@@ -474,4 +496,8 @@ def decoding_page(recording: Recording, shuffles: int = 200) -> Page:
     period = next((name for name in aligned.ends if "delay" in name), list(aligned.ends)[-1])
     asked = {f"{label} from {state}, end of {period}" for state in results}
     headline = tuple(line for line in rows if line.what in asked)
-    return Page("decoding", "memory", DECODING, caption, figure, rows, numbers, arrays, headline=headline)
+    warnings = tuple(f"{why.removeprefix('not available: ')}: it cannot be decoded" for why in missing.values()
+                     if "is the same in all trials" in why)  # fmt: skip
+    return Page(
+        "decoding", "memory", DECODING, caption, figure, rows, numbers, arrays, headline=headline, warnings=warnings
+    )
