@@ -194,7 +194,9 @@ def relaxation_page(numbers: Numbers, title: str) -> Page:
         title=f"{title}: relaxation under constant input",
     )
     caption = (
-        "The input is constant, and the state continues from states that the agent visited (n starts in the legend): "
+        "The input is constant: zeros (silence), and what the task shows in the delay, else in the first period; of "
+        "few different observations, each frequent one, named by the entries in which they differ, else their mean. "
+        "The state continues from states that the agent visited (n starts in the legend): "
         "its distance to the final state, relative to the distance at the start; mean and 95 % t interval over "
         "starts. Several different final states mean that the state can hold a memory under that input. The table "
         "lists the fixed points that a search from these states finds (minima of the speed of the state; the search "
