@@ -259,6 +259,18 @@ def test_the_pages_of_a_single_trial_have_messages(tmp_path: Path) -> None:
     assert found["behaviour"].figure is not None
 
 
+def test_the_decoding_page_says_what_a_state_tells_beyond_the_observation() -> None:
+    """M holds the sum of the evidence; h follows the observation, which is the same in all trials of a delay."""
+    from recordings import make_recording
+
+    config = {"env": {"env_name": "x"}, "core": {"name": "mpn"}}
+    page = standard_pages.decoding_page(standard_pages.Recording(make_recording(episodes=40), config, {}), shuffles=9)
+    about = re.findall(r"(\w) tells more than the current observation about ([^;(]*)", page.caption)
+    told = {state: labels.partition(", and not")[0].strip() for state, labels in about}
+    assert "At the end of delay, " in page.caption
+    assert {"stimulus", "evidence", "choice"} <= set(told["M"].split(", ")) and told["h"] == "no label"
+
+
 @pytest.mark.parametrize("varies", [False, True])
 def test_a_colour_or_a_condition_with_one_value_is_pointed_out(varies: bool) -> None:
     from recordings import make_recording

@@ -61,7 +61,7 @@ def plot_decoding(results: Mapping[str, Decoding], ax: Axes, time: np.ndarray, m
     ax.axhline(limit, color="#777777", lw=0.8, ls=(0, (2, 2)), zorder=2, label="best step of 95 % of shuffles")
     for index, (state, result) in enumerate(results.items()):
         colour = STATE_COLOURS.get(state, OTHER_COLOURS[index % len(OTHER_COLOURS)])
-        label = f"from {state}"
+        label = "from the observation alone" if state == "observation" else f"from {state}"
         ax.fill_between(middle, result.low, result.high, color=colour, alpha=0.22, lw=0, zorder=3)
         ax.plot(middle, result.accuracy, "o-", ms=2.5, lw=1.8, color=colour, label=label, zorder=4)
     ax.set_ylim(None, 1.02)

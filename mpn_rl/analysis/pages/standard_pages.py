@@ -455,6 +455,26 @@ def demixed_page(recording: Recording) -> Page:
 # --- memory -------------------------------------------------------------------------------------------------
 
 
+def beyond_observation(results: Mapping[str, Mapping[str, decoding.Decoding]], column: int, period: str) -> str:
+    """Sentences on what each state tells more of than the current observation, at one aligned step.
+
+    Args:
+        results: {state: {label: Decoding}} with the state "observation".
+        column: of the step. period: whose last step it is.
+    """
+    seen, sentences = results["observation"], []
+    for state, of_state in results.items():
+        known = [label for label in of_state if label in seen and of_state[label].n[column] and seen[label].n[column]]
+        more = [label for label in known if of_state[label].low[column] > seen[label].high[column]]
+        rest = [label for label in known if label not in more]
+        if state != "observation" and known:
+            clause = f"{state} tells more than the current observation about {', '.join(more) or 'no label'}"
+            sentences.append(clause + (f", and not measurably more about {', '.join(rest)}" if rest and more else ""))
+    if not sentences:
+        return ""
+    return f"At the end of {period}, {'; '.join(sentences)} (more: the 95 % intervals do not overlap). "
+
+
 def decoding_page(recording: Recording, shuffles: int = 200) -> Page:
     """Decoding of stimulus, evidence, choice and context from every state at every step."""
     table, aligned = recording.table, recording.aligned
@@ -481,19 +501,22 @@ def decoding_page(recording: Recording, shuffles: int = 200) -> Page:
             arrays |= {f"{key}_{name}": part for name, part in result._asdict().items() if name != "classes"}
     trial_count, episodes = len(table["trial"]), len(np.unique(table["episode"]))
     left_out = " ".join(f"{label.capitalize()} {why}." for label, why in missing.items())
+    # The overview shows what the task requires to remember: at the end of the delay, else at the end of the trial.
+    period = next((name for name in aligned.ends if "delay" in name), list(aligned.ends)[-1])
     caption = (
         "Held-out balanced accuracy (the mean over classes of the share decoded rightly) of a linear (ridge) "
         f"classifier. At each step, it is trained on four fifths of the episodes and tested on the rest, n = "
         f"{trial_count:,} trials of {episodes:,} episodes; unit of inference: the episode. Coloured bands: 95 % "
-        f"intervals. Grey band: the middle 95 % of {shuffles} permutations of the labels over episodes, at each step. "
+        f"intervals, whose variance is multiplied by {decoding.SHARED} because the classifiers share training trials; "
+        f"near chance the permutations decide. Grey band: the middle 95 % of {shuffles} permutations of the labels "
+        "over episodes, at each step. "
         "Dotted line: 95 % of the permutations stay below it at all steps. What is decoded from the observation of the "
-        "same step needs no memory. 'choice given stimulus': equally many trials of each choice for each stimulus, so "
-        f"the stimulus says nothing of the choice. {left_out}"
+        f"same step needs no memory. {beyond_observation(results, aligned.ends[period], period)}"
+        "'choice given stimulus': equally many trials of each choice for each stimulus, so the stimulus says nothing "
+        f"of the choice. {left_out}"
     )
     numbers |= {"missing": missing, "time": aligned.time, "onsets": aligned.onsets, "unit": aligned.unit}
-    # The overview shows what the task requires to remember: at the end of the delay, else at the end of the trial.
     label = next(name for name in ("evidence", "stimulus", "choice", "context") if name in labels)
-    period = next((name for name in aligned.ends if "delay" in name), list(aligned.ends)[-1])
     asked = {f"{label} from {state}, end of {period}" for state in results}
     headline = tuple(line for line in rows if line.what in asked)
     warnings = tuple(f"{why.removeprefix('not available: ')}: it cannot be decoded" for why in missing.values()
