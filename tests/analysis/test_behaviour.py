@@ -138,6 +138,19 @@ def test_accuracy_is_the_mean_score_in_each_group():
     assert groups["coh"].score.value[-1] > groups["coh"].score.value[0] + 0.3
 
 
+def test_accuracy_of_two_channels_is_by_the_attended_and_the_other_one():
+    """Each channel has one of two contexts; trials are right where the attended coherence is 50."""
+    context, first, second = np.array([0, 1, 0, 1, 0, 1] * 4), np.tile([5, 5, 50], 8), np.tile([50, 5, 5, 50], 6)
+    attended = np.where(context == 0, first, second)
+    table = {"correct": (attended == 50).astype(float), "ground_truth": np.ones(24), "condition_context": context,
+             "condition_coh_1": first, "condition_coh_2": second}  # fmt: skip
+    groups = {group.name: group.score.value.tolist() for group in behaviour.accuracy_by_condition(table)}
+    assert list(groups) == ["all", "context", "attended coherence", "unattended coherence"]
+    assert groups["attended coherence"] == [0, 1]
+    other = np.where(context == 0, second, first)
+    assert groups["unattended coherence"] == pytest.approx([np.mean(attended[other == c] == 50) for c in (5, 50)])
+
+
 def test_a_task_without_scores_is_a_sentence():
     table = {**observed()[2], "correct": np.full(200, np.nan)}
     with pytest.raises(MissingDataError, match="scores no trials"):
