@@ -60,8 +60,12 @@ def render(
         notes: sentences for the overview.
     """
     parts: list[dict[str, object]] = []
+    # A page that has only a reason is a line at the end.
+    there = [(page, png) for page, png in saved if not page.missing or png is not None or page.table]
+    absent = [(page.title, page.missing.removeprefix("not available: "))
+              for page, png in saved if (page, png) not in there]  # fmt: skip
     for part, heading in HEADINGS.items():
-        own = [(page, _picture(page, png), list(map(_row, page.table))) for page, png in saved if page.part == part]
+        own = [(page, _picture(page, png), list(map(_row, page.table))) for page, png in there if page.part == part]
         if own:
             parts.append({"name": part, "heading": heading, "pages": own})
     overview = [_row(line) for page, _ in saved for line in page.headline]
@@ -73,6 +77,7 @@ def render(
         parts=parts,
         overview=overview,
         notes=list(notes),
+        absent=absent,
         settings=settings,
     )
 

@@ -103,7 +103,9 @@ def test_a_report_holds_its_pictures_captions_numbers_and_settings() -> None:
     words = " ".join(outline.words)
     assert "It shows this. n = 450." in words and "[0.85, 0.93]" in words and "450" in words and "core.name" in words
     assert "not available: <nothing> was logged" in words and "<nothing>" not in text
-    assert text.index("Learned") < text.index("Did")  # by part
+    # A page that has only a reason is one line, after all others.
+    assert "Learned: not available: <nothing> was logged" in outline.words and text.index("Did") < text.index("Learned")
+    assert [heading["id"] for heading in outline.all("h2")] == ["overview", "behaviour", "absent", "settings"]
 
 
 @pytest.mark.parametrize(
