@@ -99,9 +99,11 @@ def _picture(page: Page, png: bytes | None) -> Picture | None:
 
 def _row(line: Row) -> dict[str, str]:
     """The cells of a table's line as text."""
-    ends = f"[{number(line.low)}, {number(line.high)}]" if math.isfinite(line.low) and math.isfinite(line.high) else ""
+    at_least = math.isinf(line.high) and line.low == line.value
+    ends = f"[{number(line.low)}, {number(line.high)}]" if math.isfinite(line.low) and not math.isnan(line.high) else ""
     n = f"{line.n:,.0f}" if math.isfinite(line.n) else ""
-    return {"what": line.what, "value": number(line.value), "interval": ends, "n": n}
+    value = ("≥ " if at_least else "") + number(line.value)
+    return {"what": line.what, "value": value, "interval": "" if at_least else ends, "n": n}
 
 
 def number(value: float) -> str:

@@ -88,7 +88,9 @@ def picture(width: int = 320, height: int = 160) -> bytes:
 
 
 def test_a_report_holds_its_pictures_captions_numbers_and_settings() -> None:
-    table = [Row("accuracy", 0.9, 0.85, 0.93, 450), Row("gain", float("inf"))]
+    inf = float("inf")
+    table = [Row("accuracy", 0.9, 0.85, 0.93, 450), Row("gain", inf)]
+    table += [Row("horizon", 300.0, 300.0, inf, 9), Row("decay", inf, 70.0, inf, 9)]
     saved = [
         report.SavedPage(
             Page("b", "behaviour", "Did", "It shows this. n = 450.", None, table, headline=(table[0],)), picture()
@@ -99,7 +101,8 @@ def test_a_report_holds_its_pictures_captions_numbers_and_settings() -> None:
     outline = check(text)
     (image,) = outline.all("img")
     assert (image["width"], image["height"]) == ("200", "100")  # 160 dots per inch, a hundred shown
-    assert image["alt"] == "Did. It shows this. accuracy 0.9; gain ∞."
+    assert image["alt"] == "Did. It shows this. accuracy 0.9; gain ∞; horizon 300."
+    assert "≥ 300" in outline.words and "[70, ∞]" in outline.words and "[300, ∞]" not in outline.words
     words = " ".join(outline.words)
     assert "It shows this. n = 450." in words and "[0.85, 0.93]" in words and "450" in words and "core.name" in words
     assert "not available: <nothing> was logged" in words and "<nothing>" not in text
@@ -273,6 +276,17 @@ def test_the_decoding_page_says_what_a_state_tells_beyond_the_observation() -> N
     assert {"stimulus", "evidence", "choice"} <= set(told["M"].split(", ")) and told["h"] == "no label"
 
 
+def test_psychometric_parameters_have_the_unit_of_the_strength() -> None:
+    from recordings import make_recording
+
+    config = {"env": {"env_name": "x"}, "core": {"name": "mpn"}}
+    page = standard_pages.behaviour_page(standard_pages.Recording(make_recording(), config, {}))
+    names = [line.what for line in page.table if line.what.startswith("psychometric")]
+    shown = ["bias (%)", "slope (1/%)", "threshold (%)", "lapse low (share of trials)", "lapse high (share of trials)"]
+    assert names == [f"psychometric {name}" for name in shown]
+    assert [line.what for line in page.headline] == ["accuracy", "psychometric threshold (%)"]
+
+
 @pytest.mark.parametrize("varies", [False, True])
 def test_a_colour_or_a_condition_with_one_value_is_pointed_out(varies: bool) -> None:
     from recordings import make_recording
@@ -398,6 +412,8 @@ def test_old_numbers_without_probes_still_make_pages() -> None:
     found = {page.name: page for page in probe_pages.pages(numbers, "x")}
     assert found["delay"].figure is not None and found["delay"].headline[0][:2] == ("memory horizon (ms)", 100.0)
     assert np.isnan(found["delay"].table[2].low)
+    censored = {**numbers, "memory_horizon_censored": True}
+    assert next(iter(probe_pages.pages(censored, "x"))).headline[0][:4] == ("memory horizon (ms)", 100.0, 100.0, np.inf)
     assert found["lesions"].missing == "not available: no memory"
     assert found["relaxation"].missing == "not available: no state"
     assert found["noise"].missing == "not available: there is no probe input_noise: run analyze probe"

@@ -222,7 +222,7 @@ def fixed_points_figure(
             times.xaxis.set_major_formatter(thousands)
             times.xaxis.set_minor_formatter(NullFormatter())
         median = float(np.median(values))
-        times.axvline(median, color=INK, lw=1, ls=(0, (4, 3)), label=f"median {median:.3g}")
+        times.axvline(median, color=INK, lw=1, ls=(0, (4, 3)), label=f"median {median:.3g} {unit}")
         times.legend()
     page_title(fig, title)
     return fig
@@ -258,7 +258,7 @@ def weights_figure(maps: Mapping[str, np.ndarray], *, title: str | None = None) 
     """
     matrices = {name: np.atleast_2d(np.asarray(matrix, float)) for name, matrix in maps.items()}
     drawn = {name: matrix for name, matrix in matrices.items() if np.ptp(matrix) > 0}
-    fig, axes = new_panels(0.6 + 3.2 * max(1, len(drawn)), 3.8, 1, max(1, len(drawn)))
+    fig, axes = new_panels(max(6.4, 0.6 + 3.2 * len(drawn)), 3.8, 1, max(1, len(drawn)))
     for ax, (name, matrix) in zip(axes[0], drawn.items(), strict=False):
         plot_map(matrix, ax, label=name)
         ax.set_title(f"{name}: {matrix.mean():.3g} ± {matrix.std():.2g} (sd)", fontsize=9)
@@ -319,7 +319,7 @@ def plot_readout(projection: ReadoutProjection, ax: Axes, shown: int = 10) -> Ax
     ax.axhline(0, color=INK, lw=0.8)
     ax.set_xticks(range(1, cosines.shape[1] + 1))
     ax.set(xlabel="principal component of h", ylabel="cosine with the readout vector")
-    ax.legend()
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2)  # above the bars, never on them
     return ax
 
 

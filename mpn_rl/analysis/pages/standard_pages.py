@@ -32,7 +32,10 @@ WITHOUT_WEIGHTS = "the weights were not recorded: run analyze collect again"
 
 
 class Row(NamedTuple):
-    """A line of a page's table: the quantity, its value, the ends of its 95 % interval and n (nan: unknown)."""
+    """A line of a page's table: the quantity, its value, the ends of its 95 % interval and n (nan: unknown).
+
+    An upper end of inf with a lower end that is the value means "at least the value".
+    """
 
     what: str
     value: float
@@ -284,9 +287,13 @@ def behaviour_page(recording: Recording) -> Page:
         overall = groups[0].score
         table.append(Row("accuracy", *(float(np.atleast_1d(part)[0]) for part in overall)))
     if not isinstance(curve, str):
+        of_strength = "%" if label.endswith("(%)") else ""
+        units = {"bias": of_strength, "threshold": of_strength, "slope": "1/%" if of_strength else ""}
         for name, part in curve.parameters.items():
-            why = f" (not determined: {curve.undetermined[name]})" if name in curve.undetermined else ""
-            table.append(row(f"psychometric {name.replace('_', ' ')}{why}", part))
+            inside = [units.get(name, "share of trials")]
+            inside += [f"not determined: {curve.undetermined[name]}"] if name in curve.undetermined else []
+            notes = "; ".join(filter(None, inside))
+            table.append(row(f"psychometric {name.replace('_', ' ')}" + (f" ({notes})" if notes else ""), part))
     if not isinstance(rates, str):
         table += [row("trials decided", rates.decided), row("trials aborted", rates.aborted)]
         table += [row("decisions withheld", rates.withheld)]
@@ -300,12 +307,14 @@ def behaviour_page(recording: Recording) -> Page:
         "parameters are percentiles of 400 refits; a parameter whose interval reaches the end of its range is not "
         "determined. Top right: accuracy by condition with Wilson's 95 % intervals. "
         "Bottom left: share of trials with a decision, share of decisions withheld (action 0 although another action "
-        "was right), and share of steps with an action in each period; the reaction time counts from the onset of the "
-        "deciding period. Bottom right: number of trials by right and chosen action."
+        "was right), and share of steps with an action in each period (an action before the deciding period matters "
+        "only if the task punishes it); the reaction time counts from the onset of the deciding period, and is 0 where "
+        "every decision takes one step. Bottom right: number of trials by right and chosen action."
     )
     parts = {"psychometric": curve, "by_condition": groups, "rates": rates, "confusion": confusion}
     numbers = {name: _plain(part) for name, part in parts.items()}
-    headline = tuple(line for line in table if line.what in ("accuracy", "psychometric threshold")) or tuple(table[:1])
+    headline = tuple(line for line in table if line.what.startswith(("accuracy", "psychometric threshold")))
+    headline = headline or tuple(table[:1])
     warnings = constant_conditions(trial_table)
     return Page("behaviour", "behaviour", title, caption, figure, table, numbers, headline=headline, warnings=warnings)
 
@@ -377,9 +386,9 @@ def trajectory_page(recording: Recording, state: str, name: str, title: str) -> 
     shown = min(len(split), visualize.MAX_TRIALS)
     caption = (
         f"{state} on its principal components, coloured by {colour.label}. Left: PC1 and PC2 over time in the trial; "
-        f"middle: PC1 against PC2; right: three components. Thin lines: {shown} of n = {len(split):,} trials; thick "
-        "lines: means over the trials of a condition, up to the step that half of them reach. Symbols: onsets of "
-        "periods."
+        f"middle: PC1 against PC2; right: three components. Thin lines: {shown} of n = {len(split):,} trials (those "
+        "that the end of an episode cuts short are included here and left out on the other pages); thick lines: means "
+        "over the trials of a condition, up to the step that half of them reach. Symbols: onsets of periods."
     )
     warnings = one_value(colour.label, colour.values, "all lines have one colour; choose another with --color-by")
     return Page(name, "state", title, caption, figure, arrays=arrays, warnings=warnings)
