@@ -26,8 +26,8 @@ demo := --experiment-name demo
 ##@ Use
 
 .PHONY: demo
-demo: install ## train on ContextDecisionMaking-v0, evaluate, render and analyse: a few minutes
-	$(python) main.py train-neurogym $(demo) --total-steps $(DEMO_STEPS) --plot-training --overwrite
+demo: install ## train on ContextDecisionMaking-v0 with a varying context, evaluate, render and analyse: a few minutes
+	$(python) main.py train-neurogym $(demo) --env-arg use_expl_context=true --total-steps $(DEMO_STEPS) --plot-training --overwrite
 	$(python) main.py eval $(demo) --num-eval-trials 2000
 	$(python) main.py render $(demo)
 	$(python) main.py analyze $(demo)

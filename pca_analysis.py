@@ -393,7 +393,7 @@ def colour_values(activity: Activity, key: str) -> ColourValues:
     if column is not None:
         values = activity[column]
         known = values[_known(values)]
-        return ColourValues(values, known.dtype.kind not in "fiu" or len(np.unique(known)) <= 2, name)
+        return ColourValues(values, known.dtype.kind not in "fiu" or len(np.unique(known)) <= 2, name.replace("_", " "))
     if key == "time":
         return ColourValues(trial_time(activity)[0], False, trial_time(activity)[1])
     if key == "trial":

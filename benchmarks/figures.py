@@ -29,8 +29,8 @@ class Agent(NamedTuple):
 
 AGENTS = {
     "demo": Agent(  # as `make demo`
-        "train-neurogym --total-steps 60000",
-        ("render", "analyze"),
+        "train-neurogym --env-arg use_expl_context=true --total-steps 60000",
+        ("render --max-steps 60", "analyze"),
         {
             "training_curves.png": "plots/training_curves.png",
             "episode.gif": "videos/episode_0.gif",

@@ -1,12 +1,14 @@
 """How often 95 % intervals hold the truth, and how often a null is exceeded, in seeded simulations.
 
-    python benchmarks/interval_coverage.py        five minutes on one core; the table of docs/analysis.md
+    python benchmarks/interval_coverage.py [PART ...]        minutes on one core; the table of docs/analysis.md
 
 The tests check the same with fewer simulations.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from scipy import stats
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mpn_rl.analysis import confidence_intervals, decoding, demixed  # noqa: E402
+from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed  # noqa: E402
 from mpn_rl.statistics import normalised_interval, trimmed_mean, wilson  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "interval_coverage.json"
@@ -73,6 +75,35 @@ def improvements() -> dict[str, float]:
     return result
 
 
+STRENGTHS = ([-50.0, -25, -12, -6, -3, 3, 6, 12, 25, 50], [-50.0, -15, -5, 5, 15, 50])  # coherences in %
+CURVES = {  # bias, slope, lapse at the low and at the high end
+    "lapses 0.05 and 0.1": (2.0, 0.1, 0.05, 0.1),
+    "lapses 0.02": (0.0, 0.1, 0.02, 0.02),
+    "no lapses": (0.0, 0.15, 0.0, 0.0),
+}
+
+
+def psychometrics() -> dict[str, float]:
+    """The intervals of the psychometric parameters, and the share of recordings that do not determine a parameter."""
+    result = {}
+    ten, six = STRENGTHS
+    for (kind, theta), (n, strengths) in itertools.product(CURVES.items(), ((500, ten), (500, six), (2000, six))):
+        bias, slope, low, high = theta
+        truths = {"bias": bias, "slope": slope, "threshold": np.log(3) / slope, "lapse_low": low, "lapse_high": high}
+        fits = []
+        for seed in range(200):
+            rng = np.random.default_rng(seed)
+            x = rng.choice(strengths, n)
+            chose_high = rng.random(n) < behaviour.psychometric_curve(x, np.array(theta))
+            fits.append(behaviour.psychometric(x, chose_high.astype(float), seed=seed))
+        for name, truth in truths.items():
+            ends = [fit.parameters[name][1:3] for fit in fits if name not in fit.undetermined]
+            what = f"{name}, {kind}, {n} trials, {len(strengths)} strengths"
+            result[what] = held(*np.array(ends).T, truth)
+            result[f"not determined: {what}"] = round(1 - len(ends) / len(fits), 3)
+    return result
+
+
 def decodings() -> dict[str, float]:
     """Coverage of decoding, and its false alarms, with an offset of each of 20 episodes in the state."""
     result, episode = {}, np.repeat(np.arange(20), 10)
@@ -96,6 +127,27 @@ def decodings() -> dict[str, float]:
     return result
 
 
+def shared_training() -> dict[str, float]:
+    """The variance of decoding accuracy over recordings of 120 independent trials, relative to that of coin tosses.
+
+    It is above 1 because the classifiers of the five folds share training trials: `decoding.SHARED`.
+    """
+    result, rows = {}, np.arange(120)[:, None]
+    for classes, features, apart in itertools.product((2, 4), (2, 20), (0.0, 0.3, 0.7, 1.2, 2.0)):
+        accuracy = []
+        for seed in range(300):
+            rng = np.random.default_rng(seed)
+            y = rng.permutation(120) % classes
+            x = rng.standard_normal((120, features))
+            x[:, :2] += apart * np.stack([np.cos(2 * np.pi * y / classes), np.sin(2 * np.pi * y / classes)], axis=1)
+            decoded = decoding.decode_states({"h": x}, rows, {"y": y}, np.arange(120), shuffles=0, seed=seed)
+            accuracy.append(decoded["h"]["y"].accuracy[0])
+        mean = float(np.mean(accuracy))
+        ratio = float(np.var(accuracy, ddof=1)) / (mean * (1 - mean) / 120)
+        result[f"accuracy {mean:.2f}, {classes} classes, {features} features"] = round(ratio, 2)
+    return result
+
+
 def demixings() -> dict[str, float]:
     """False alarms of the parts without effect, with equal and unequal cells of 120 trials."""
     result = {}
@@ -115,9 +167,17 @@ def demixings() -> dict[str, float]:
 
 
 def main() -> None:
-    parts = {"means": means, "shares": shares, "improvement": improvements, "decoding": decodings}
-    results = {name: measure() for name, measure in (parts | {"demixed false alarms": demixings}).items()}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    parts = {
+        "means": means, "shares": shares, "improvement": improvements, "psychometric": psychometrics,
+        "decoding": decodings, "decoding variance ratio": shared_training, "demixed false alarms": demixings,
+    }  # fmt: skip
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[[], *parts], help="(default: all; the others keep their results)")
+    names = parser.parse_args().parts or list(parts)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in names:
+        results[name] = parts[name]()
+        RESULTS.write_text(json.dumps({name: results[name] for name in parts if name in results}, indent=1) + "\n")
     for name, values in results.items():
         print(name, *(f"  {value:.3f}  {what}" for what, value in values.items()), sep="\n")
 

@@ -26,11 +26,15 @@ sys.path.insert(0, str(ROOT))
 
 RESULTS = ROOT / "benchmarks" / "results" / "learning.json"
 FOLDER = ROOT / "experiments" / "bench-learning"
-NEUROGYM = ("ContextDecisionMaking-v0", "PerceptualDecisionMaking-v0", "DelayMatchSample-v0")
+CONTEXT, FIXED = "ContextDecisionMaking-v0, explicit context", "ContextDecisionMaking-v0, fixed context"
+NEUROGYM = (CONTEXT, FIXED, "PerceptualDecisionMaking-v0", "DelayMatchSample-v0")
+# NeuroGym's default fixes the context: the agent integrates one channel beside a distractor.
+ENV_ARGS: dict[str, dict[str, object]] = {CONTEXT: {"use_expl_context": True}}
 CARTPOLE, MASKED = "CartPole-v1", "CartPole-v1, velocities hidden"
 # What is asked of every seed: (task, core) -> (at least, at most).
 DEMANDS = {
-    ("ContextDecisionMaking-v0", "mpn"): (0.91, None),
+    (CONTEXT, "mpn"): (0.91, None),
+    (FIXED, "mpn"): (0.91, None),
     ("PerceptualDecisionMaking-v0", "mpn"): (0.88, None),
     ("DelayMatchSample-v0", "mpn"): (0.98, None),
     ("DelayMatchSample-v0", "mpn-frozen"): (None, 0.60),
@@ -48,7 +52,8 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.task.split('-')[0]}{'-masked' if self.task == MASKED else ''}-{self.core}-{self.seed}"
+        variant = {MASKED: "-masked", CONTEXT: "-explicit"}.get(self.task, "")
+        return f"{self.task.split('-')[0]}{variant}-{self.core}-{self.seed}"
 
 
 def all_rows(seeds: list[int]) -> list[Row]:
@@ -66,7 +71,8 @@ def matched_hidden_dim(task: str, core: str) -> int | None:
     from mpn_rl import registry
 
     command = "train-neurogym" if task in NEUROGYM else "train"
-    flags: dict[str, Any] = {"env_name": task.split(",")[0]} | ({"mask_velocity": True} if task == MASKED else {})
+    flags: dict[str, Any] = {"env_name": task.split(",")[0], "env_args": ENV_ARGS.get(task, {})}
+    flags |= {"mask_velocity": True} if task == MASKED else {}
     spaces = registry.spaces(registry.make_env(cfg.make_config(command, flags).env))
 
     def weights(**core_flags: Any) -> int:
@@ -79,6 +85,8 @@ def matched_hidden_dim(task: str, core: str) -> int | None:
 
 def train_command(row: Row) -> list[str]:
     command = ["train-neurogym" if row.task in NEUROGYM else "train", "--env-name", row.task.split(",")[0]]
+    for name, value in ENV_ARGS.get(row.task, {}).items():
+        command += ["--env-arg", f"{name}={json.dumps(value)}"]
     command += ["--core", row.core, "--seed", str(row.seed)]
     hidden_dim = matched_hidden_dim(row.task, row.core)
     command += ["--hidden-dim", str(hidden_dim)] if hidden_dim else []
@@ -189,7 +197,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
             if row["task"] == task:
                 runs.setdefault(row["core"], []).append(tuple(row["curve"]))
         label = "greedy accuracy" if task in NEUROGYM else "greedy return"
-        visualize.plot_learning_comparison(runs, ax, ylabel=label, references=reference_scores(task))
+        references = reference_scores(task.split(",")[0], ENV_ARGS.get(task))
+        visualize.plot_learning_comparison(runs, ax, ylabel=label, references=references)
         ax.set_title(task, pad=54)
     visualize.save_figure(figure, RESULTS.with_suffix(".png"))
 

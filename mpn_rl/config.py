@@ -74,18 +74,12 @@ class EnvConfig(Kind):
 
     @property
     def task(self) -> str:
-        """The task's name and the options that differ from their defaults, as "CartPole-v1 mask_velocity=true".
+        """The task and its options, as `task_title` names them. Runs are seeds of one task only where it is equal."""
+        return task_title({"name": self.name, **vars(self)})
 
-        Runs are seeds of one task only where it is equal.
-        """
-        changed: dict[str, object] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name == "env_args":
-                changed |= value
-            elif field.name != "env_name" and value != field.default:
-                changed[field.name] = value
-        return " ".join([self.env_name, *(f"{name}={json.dumps(changed[name])}" for name in sorted(changed))])
+    def note(self) -> str:
+        """A remark on these options that a training starts with, or an empty text."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +95,29 @@ class NeuroGymConfig(EnvConfig, name="neurogym"):
     env_name: str = option("ContextDecisionMaking-v0", "NeuroGym task; --list-envs shows all")
     env_args: dict[str, object] = option({}, "argument of the task's constructor", flag="--env-arg")
     max_episode_steps: int = option(150, "time limit in steps; NeuroGym tasks never terminate by themselves", low=1)
+
+    def note(self) -> str:
+        if self.env_name != "ContextDecisionMaking-v0" or self.env_args.get("use_expl_context"):
+            return ""
+        return (
+            "the context of ContextDecisionMaking-v0 is fixed by default: one channel counts in all trials, the other "
+            "is a distractor. With --env-arg use_expl_context=true it varies from trial to trial, and the task shows it"
+        )
+
+
+def task_title(env: Options) -> str:
+    """The task and its options that differ from their defaults: ContextDecisionMaking-v0(use_expl_context=True).
+
+    Args: env: the section "env" of a configuration, as in config.json.
+    """
+    arguments = env.get("env_args") or {}
+    assert isinstance(arguments, dict)
+    section = EnvConfig.registry.get(str(env.get("name")))
+    others = {field.name: field.default for field in dataclasses.fields(section)} if section else {}
+    names = others.keys() - {"env_name", "env_args"}
+    changed = {name: env[name] for name in names if name in env and env[name] != others[name]}
+    given = ", ".join(f"{name}={value!r}" for name, value in sorted({**arguments, **changed}.items()))
+    return f"{env['env_name']}({given})" if given else str(env["env_name"])
 
 
 # --- cores ----------------------------------------------------------------------------------------------

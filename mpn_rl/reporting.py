@@ -86,15 +86,14 @@ class Reporter:
         run, config = self.run, self.config
         env, core = config.env.env_name, config.core.name
         where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
-        given = ", ".join(f"{name}={value!r}" for name, value in config.env.env_args.items())
-        task = f"{env}({given})" if given else env
+        task = config.env.task
         lanes = f"{run.num_lanes} lane{'' if run.num_lanes == 1 else 's'}"
         stdout.print(f"{task}: {core}, {run.num_weights:,} weights on {run.device}, {lanes}; {where}")
         for log in self.logs:
             stdout.print(log.where)
         size = f": {run.replay.nbytes / 2**20:,.0f} MiB when full" if run.replay.nbytes else ""
         stdout.print(f"{config.learner.name}, {run.learner.memory}{size}")
-        if note := config.core.note():
+        for note in filter(None, (config.env.note(), config.core.note())):
             stderr.print(f"note: {note}")
         limit = config.env.max_episode_steps
         longest: int = run.lanes.trial_steps

@@ -5,6 +5,7 @@ The input is the trial table of `trials.py`. Every number has a 95 % interval an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from scipy.stats import chi2
 
 from mpn_rl.analysis import confidence_intervals
 from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError
-from mpn_rl.analysis.trials import Table, known, signed_strength
+from mpn_rl.analysis.trials import Table, known, selected_coherence, signed_strength
 from pca_analysis import Activity
 
 LARGEST_LAPSE = 0.4
@@ -293,6 +294,8 @@ def accuracy_by_condition(table: Table, most: int = 8) -> list[ByCondition]:
     columns = {"right action": table["ground_truth"]}
     columns |= {name.removeprefix("condition_"): table[name] for name in table if name.startswith("condition_")}
     columns.pop("ground_truth", None)
+    if selected := selected_coherence(table):  # instead of the channels' own, in which both contexts are mixed
+        columns = {name: values for name, values in columns.items() if not re.fullmatch(r"coh_\d+", name)} | selected
     for name, values in columns.items():
         scored = known(values) & known(score)
         labels = np.unique(values[scored])

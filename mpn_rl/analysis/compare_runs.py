@@ -65,6 +65,9 @@ def compare_runs(args: argparse.Namespace, names: list[str]) -> int:
     seeds = Counter(f"{run.group}, {run.task}" if several else run.group for run in runs)
     if note := few_seeds_note(seeds):
         stderr.print(f"note: {note}")
+    if len(groups) == 1:
+        stderr.print(f"note: all {len(runs)} runs are in one group ({groups[0]}), so nothing is compared; --group-by "
+                     "chooses groups")  # fmt: skip
     rows, pairs = confidence_intervals.compare(measures_of(runs))
     curves = {task: learning_bands(task, runs) for task in dict.fromkeys(run.task for run in runs)}
     folder = Path(args.output) if args.output else compare_folder(args, groups)

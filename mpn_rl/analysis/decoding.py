@@ -27,8 +27,10 @@ from mpn_rl.statistics import Z95, wilson
 
 PENALTY = 0.01  # of the mean squared distance of a trial from the mean; accuracy hardly depends on it in [1e-4, 0.1]
 
-# The classifiers of different folds share training data, so their errors are correlated: in simulations, the variance
-# of the accuracy is 1.0 (far from chance) to 1.7 (at chance) times that of independent trials.
+# The classifiers of different folds share training trials, so their errors are correlated. In the simulations of
+# benchmarks/interval_coverage.py, the variance of the accuracy is R = 0.9 to 1.8 times that of independent trials,
+# and no formula is known for R. Intervals for R = SHARED hold the truth with probability 2 Phi(z sqrt(SHARED / R)) - 1,
+# z = 1.96: 0.90 at R = 1.8 and 0.98 at R = 0.9.
 SHARED = 1.3
 
 

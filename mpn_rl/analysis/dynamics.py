@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -37,19 +38,26 @@ class Relaxation(NamedTuple):
 
 
 def held_inputs(subject: Subject) -> dict[str, np.ndarray]:
-    """Zeros as "silence", and the mean observation of the delay, else of the first period, else of all steps.
+    """Zeros as "silence", and what the task shows in the delay, else in the first period, else at all steps.
 
-    Returns: {name: observation (D,)}.
+    Returns: {name: observation (D,)}, as `fixed_points.shown_inputs`.
     """
-    inputs = {"silence": np.zeros(subject.seen.shape[1])}
+    silence = np.zeros(subject.seen.shape[1])
     edges = [*subject.marks.values(), float(len(subject.seen))]
     spans = {
         name: (int(start), int(end)) for name, start, end in zip(subject.marks, edges[:-1], edges[1:], strict=True)
     }
     name = next((name for name in spans if "delay" in name), next(iter(spans), "mean input"))
     start, end = spans.get(name, (0, len(subject.seen)))
-    inputs[name] = subject.seen[start : max(end, start + 1)].mean(axis=0)
-    return inputs
+    steps = slice(start, max(end, start + 1))
+    counts: Counter[bytes] = Counter()
+    for counted in subject.shown[steps]:
+        counts.update(counted or {})
+    if None in subject.shown[steps]:
+        counts.clear()
+    shown = np.array([np.frombuffer(obs, np.float32) for obs in counts]).reshape(len(counts), len(silence))
+    numbers = np.array(list(counts.values()), int)
+    return {"silence": silence, **fixed_points.shown_inputs(name, shown, numbers, subject.seen[steps].mean(axis=0))}
 
 
 def state_step(network: AgentNetwork, obs: np.ndarray) -> tuple[Callable, Callable, Callable]:

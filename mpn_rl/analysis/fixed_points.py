@@ -46,6 +46,37 @@ FUNCTIONS: dict[str, tuple[Callable, Callable]] = {
 }
 
 
+MOST_SHOWN = 16  # different observations of a period without noise
+MOST_INPUTS = 4  # of them that become constant inputs
+
+
+def shown_inputs(name: str, shown: np.ndarray, counts: np.ndarray, mean: np.ndarray) -> dict[str, np.ndarray]:
+    """The constant inputs that stand for one period of a task, {name: observation (D,)}.
+
+    The mean of two different observations, such as those of two contexts, is an input that may never occur. Therefore
+    each of the MOST_INPUTS most frequent ones that takes a tenth of the steps is an input, named by the entries in
+    which they differ: "delay, obs_5 = 1". Where more than MOST_SHOWN differ, as under noise, it is the mean.
+
+    Args:
+        name: of the period.
+        shown: the different observations, (k, D); k = 0 if they are too many.
+        counts: how often each occurs, (k,).
+        mean: over all steps, (D,).
+    """
+    often = np.argsort(-counts, kind="stable")[:MOST_INPUTS]
+    often = often[10 * counts[often] >= counts.sum()]
+    if len(shown) > MOST_SHOWN or not len(often):
+        return {name: mean}
+    rows = np.unique(shown[often].astype(float), axis=0)[::-1]
+    inputs = {}
+    for row in rows:
+        entries = [
+            f"obs_{entry} = {row[entry]:.3g}" for entry in np.flatnonzero(np.ptp(rows, axis=0) > 0) if row[entry]
+        ]
+        inputs[", ".join([name, *(entries or ["zeros"] * (len(rows) > 1))])] = row
+    return inputs
+
+
 class FixedPoints(NamedTuple):
     """R roots of all units, ordered by unit and by h; a fixed point of the network combines one root of each unit.
 

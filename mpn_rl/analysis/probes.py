@@ -23,6 +23,7 @@ from mpn_rl import config as cfg
 from mpn_rl import registry
 from mpn_rl.analysis import confidence_intervals
 from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError
+from mpn_rl.analysis.fixed_points import MOST_SHOWN
 from mpn_rl.contracts import State, state_parts
 from mpn_rl.networks.encoder import AgentNetwork
 from mpn_rl.options import ConfigError
@@ -79,6 +80,8 @@ class Subject:
         marks: {period: its first step}.
         baseline: the score without intervention.
         seen: mean observation at each step of the trial, (median_trial_steps, D).
+        shown: for each step of the trial, how often each observation occurs, {float32 as bytes: number}; None where
+            more than MOST_SHOWN differ, as under noise.
         obs_sd, state_sd: root mean square deviation of observations and of each part of the state from their means.
         states: up to STARTS visited states, as parts (n, ...).
         chance: see `chance_level`.
@@ -96,6 +99,7 @@ class Subject:
         watch = _Watch(self.median_trial_steps)
         self.baseline, self.scored = self._play(config.env, watch)
         self.seen, self.obs_sd, self.state_sd = watch.seen(), watch.obs.sd(), [moment.sd() for moment in watch.state]
+        self.shown = watch.shown[: len(self.seen)]
         self.states = watch.sample()
         self.chance = self.chance_in(config.env) if self.scored else np.nan
 
@@ -192,6 +196,7 @@ class _Watch:
 
     def __init__(self, steps: int) -> None:
         self.by_step = [_Moments() for _ in range(steps)]
+        self.shown: list[Counter[bytes] | None] = [Counter() for _ in range(steps)]
         self.obs = _Moments()
         self.state: list[_Moments] = []
         self.kept: list[tuple[Tensor, ...]] = []
@@ -203,7 +208,11 @@ class _Watch:
         for moment, part in zip(self.state, parts, strict=True):
             moment.add(part)
         for step in np.unique(since[since < len(self.by_step)]):
-            self.by_step[step].add(obs[torch.from_numpy(since == step)])
+            own = obs[torch.from_numpy(since == step)]
+            self.by_step[step].add(own)
+            if (counts := self.shown[step]) is not None:
+                counts.update(row.tobytes() for row in own.cpu().numpy().astype(np.float32))
+                self.shown[step] = counts if len(counts) <= MOST_SHOWN else None
         row = len(self.kept) % len(obs)
         self.kept.append(tuple(part[row : row + 1].clone() for part in parts))
         return obs, state

@@ -60,8 +60,12 @@ def render(
         notes: sentences for the overview.
     """
     parts: list[dict[str, object]] = []
+    # A page that has only a reason is a line at the end.
+    there = [(page, png) for page, png in saved if not page.missing or png is not None or page.table]
+    absent = [(page.title, page.missing.removeprefix("not available: "))
+              for page, png in saved if (page, png) not in there]  # fmt: skip
     for part, heading in HEADINGS.items():
-        own = [(page, _picture(page, png), list(map(_row, page.table))) for page, png in saved if page.part == part]
+        own = [(page, _picture(page, png), list(map(_row, page.table))) for page, png in there if page.part == part]
         if own:
             parts.append({"name": part, "heading": heading, "pages": own})
     overview = [_row(line) for page, _ in saved for line in page.headline]
@@ -73,6 +77,7 @@ def render(
         parts=parts,
         overview=overview,
         notes=list(notes),
+        absent=absent,
         settings=settings,
     )
 
@@ -94,9 +99,11 @@ def _picture(page: Page, png: bytes | None) -> Picture | None:
 
 def _row(line: Row) -> dict[str, str]:
     """The cells of a table's line as text."""
-    ends = f"[{number(line.low)}, {number(line.high)}]" if math.isfinite(line.low) and math.isfinite(line.high) else ""
+    at_least = math.isinf(line.high) and line.low == line.value
+    ends = f"[{number(line.low)}, {number(line.high)}]" if math.isfinite(line.low) and not math.isnan(line.high) else ""
     n = f"{line.n:,.0f}" if math.isfinite(line.n) else ""
-    return {"what": line.what, "value": number(line.value), "interval": ends, "n": n}
+    value = ("≥ " if at_least else "") + number(line.value)
+    return {"what": line.what, "value": value, "interval": "" if at_least else ends, "n": n}
 
 
 def number(value: float) -> str:

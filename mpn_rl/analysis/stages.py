@@ -155,7 +155,8 @@ def save(page: Page, folder: Path, formats: Iterable[str]) -> list[Path]:
             written.append(visualize.save_figure(page.figure, path))
         else:
             path.unlink(missing_ok=True)
-    about = {"title": page.title, "caption": page.caption, **({"missing": page.missing} if page.missing else {})}
+    about: dict[str, object] = {"title": page.title, "caption": page.caption}
+    about |= {name: part for name in ("missing", "warnings") if (part := getattr(page, name))}
     table = [line._asdict() for line in page.table]
     write_json(folder / f"{page.name}.json", {**about, "table": table, **page.numbers})
     if page.arrays:
@@ -177,6 +178,8 @@ def plot(args: argparse.Namespace, name: str) -> None:
                 stdout.print(f"{state}: {ratio}, three components hold {share:.0f} % of the variance")
         if page.missing:
             stdout.print(f"{page.title}: {page.missing}")
+        for warning in page.warnings:
+            stderr.print(f"note: {page.title}: {warning}")
     stdout.print("figures, with the numbers beside them: " + ", ".join(str(path) for path in written))
 
 
@@ -294,6 +297,8 @@ def report(given: Mapping[str, object], args: argparse.Namespace, name: str) -> 
     ):
         save(page, folder, formats_of(args))
         png = (folder / f"{page.name}.png").read_bytes() if page.figure is not None else None
+        for warning in page.warnings:
+            stderr.print(f"note: {page.title}: {warning}")
         saved.append(SavedPage(page._replace(figure=None), png))  # the figure's memory is released
     path = folder / "collected.json"
     collected = _read(path, COLLECTED, "collect") if path.exists() else {}

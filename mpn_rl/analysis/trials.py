@@ -237,18 +237,32 @@ def _condition(table: Table, name: str) -> np.ndarray | None:
     return values.astype(float) if values is not None and values.dtype.kind in "biuf" else None
 
 
+def selected_coherence(table: Table) -> Table:
+    """The coherence of the channel that the context selects in each trial and, of two channels, that of the other one.
+
+    Returns: "attended coherence" and "unattended coherence", (n,), from coh_1, coh_2, ...; {} for a task without a
+        context or channels.
+    """
+    context = _condition(table, "context")
+    channels: list[np.ndarray] = []
+    while (coherence := _condition(table, f"coh_{len(channels) + 1}")) is not None:
+        channels.append(coherence)
+    if context is None or not channels or not np.isin(context, np.arange(len(channels))).all():
+        return {}
+    places = np.arange(len(context))
+    selected = {"attended coherence": np.stack(channels)[context.astype(int), places]}
+    if len(channels) == 2:
+        selected["unattended coherence"] = np.stack(channels)[1 - context.astype(int), places]
+    return selected
+
+
 def _magnitude(table: Table) -> tuple[np.ndarray, str] | None:
     """Unsigned strength of the evidence and its name: `coh`, or the coh_1, coh_2, ... that the context selects."""
     if (coherence := _condition(table, "coh")) is not None:
         return np.abs(coherence), "coherence"
-    context, channel = _condition(table, "context"), 1
-    channels = []
-    while (coherence := _condition(table, f"coh_{channel}")) is not None:
-        channels.append(coherence)
-        channel += 1
-    if context is None or not channels or not np.isin(context, np.arange(len(channels))).all():
-        return None
-    return np.abs(np.stack(channels)[context.astype(int), np.arange(len(context))]), "attended coherence"
+    if selected := selected_coherence(table):
+        return np.abs(selected["attended coherence"]), "attended coherence"
+    return None
 
 
 def signed_strength(table: Table) -> Strength:

@@ -32,6 +32,23 @@ def test_the_fit_recovers_the_curve_that_generated_the_choices():
     assert np.all(fit.band[0] <= fit.curve) and np.all(fit.curve <= fit.band[1])
 
 
+@pytest.mark.parametrize("strengths", [[-50.0, -25, -12, -6, -3, 3, 6, 12, 25, 50], [-50.0, -15, -5, 5, 15, 50]])
+def test_printed_intervals_of_the_parameters_hold_the_truth(strengths):
+    """Threshold, slope and lapses, of 80 recordings of 500 trials; benchmarks/interval_coverage.py has more."""
+    slope, low, high = 0.1, 0.05, 0.1
+    truths = {"slope": slope, "threshold": np.log(3) / slope, "lapse_low": low, "lapse_high": high}
+    held = {name: [] for name in truths}
+    for seed in range(80):
+        rng = np.random.default_rng(seed)
+        x = rng.choice(strengths, 500)
+        right = rng.random(500) < low + (1 - low - high) / (1 + np.exp(-slope * (x - 2)))
+        fit = behaviour.psychometric(x, right.astype(float), resamples=100, seed=seed)
+        for name in truths.keys() - fit.undetermined.keys():
+            held[name].append(fit.parameters[name].low <= truths[name] <= fit.parameters[name].high)
+    assert min(map(len, held.values())) >= 70
+    assert all(0.90 <= np.mean(values) <= 0.99 for values in held.values()), {k: np.mean(v) for k, v in held.items()}
+
+
 def test_measured_shares_are_counts_at_each_strength():
     x, high = np.array([-1.0, -1, 0, 0, 0, 2, 2]), np.array([0.0, 0, 0, 1, 1, 1, np.nan])
     fit = behaviour.psychometric(x, high, resamples=2)
@@ -119,6 +136,19 @@ def test_accuracy_is_the_mean_score_in_each_group():
         own = table["condition_coh"] == label
         assert value == pytest.approx(table["correct"][own].mean()) and n == own.sum()
     assert groups["coh"].score.value[-1] > groups["coh"].score.value[0] + 0.3
+
+
+def test_accuracy_of_two_channels_is_by_the_attended_and_the_other_one():
+    """Each channel has one of two contexts; trials are right where the attended coherence is 50."""
+    context, first, second = np.array([0, 1, 0, 1, 0, 1] * 4), np.tile([5, 5, 50], 8), np.tile([50, 5, 5, 50], 6)
+    attended = np.where(context == 0, first, second)
+    table = {"correct": (attended == 50).astype(float), "ground_truth": np.ones(24), "condition_context": context,
+             "condition_coh_1": first, "condition_coh_2": second}  # fmt: skip
+    groups = {group.name: group.score.value.tolist() for group in behaviour.accuracy_by_condition(table)}
+    assert list(groups) == ["all", "context", "attended coherence", "unattended coherence"]
+    assert groups["attended coherence"] == [0, 1]
+    other = np.where(context == 0, second, first)
+    assert groups["unattended coherence"] == pytest.approx([np.mean(attended[other == c] == 50) for c in (5, 50)])
 
 
 def test_a_task_without_scores_is_a_sentence():

@@ -115,3 +115,27 @@ def test_drawing_needs_no_pyplot_and_changes_nothing_global(measured):
     code += "sys.exit('matplotlib.pyplot' in sys.modules)"
     folder = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=folder, check=False).returncode == 0
+
+
+def test_an_axis_of_noise_from_zero_leaves_no_third_empty_and_names_its_line_outside(tmp_path):
+    x = np.array([0.0, 0.1, 0.2, 0.5, 1.0, 2.0])
+    y = Estimate(np.linspace(0.9, 0.5, 6), np.linspace(0.8, 0.4, 6), np.linspace(0.95, 0.6, 6), np.full(6, 100))
+    fig = behaviour_figures.curve_figure(
+        {"agent": (x, y)}, xlabel="noise", ylabel="accuracy", reference=(0.55, "chance"), log=True
+    )
+    visualize.save_figure(fig, tmp_path / "a.png")
+    ax = fig.axes[0]
+    first = ax.transAxes.inverted().transform(ax.transData.transform((0.0, 0.5)))[0]
+    assert 0 < first < 0.1
+    (name,) = [text for text in ax.texts if text.get_text() == "chance"]
+    assert name.get_window_extent().x0 >= ax.get_window_extent().x1
+
+
+def test_the_legend_of_the_psychometric_curve_is_outside_its_axes(tmp_path):
+    x = np.tile([-50.0, -15, -5, 5, 15, 50], 40)
+    fit = behaviour.psychometric(x, (np.arange(240) * 7 % 100 < 50 + x).astype(float), resamples=9)
+    fig, ax = visualize.new_figure()
+    behaviour_figures.plot_psychometric(fit, ax, label="coherence (%)")
+    assert " %" in ax.get_title(loc="left").split("threshold")[1]
+    visualize.save_figure(fig, tmp_path / "a.png")
+    assert ax.get_legend().get_window_extent().y0 >= ax.get_window_extent().y1 - 1

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from recordings import make_recording
+from scipy.stats import norm
 from sklearn.linear_model import Ridge
 
 from mpn_rl.analysis import decoding, trials
 from mpn_rl.analysis.confidence_intervals import MissingDataError
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "interval_coverage.json"
 
 
 def held_out_predictions(x, y, folds, penalty):
@@ -144,13 +150,13 @@ def test_a_state_with_an_offset_per_episode_gives_few_false_alarms(labels):
     assert anywhere <= 10 and above <= 8  # 60 shuffles: 5 and 3 expected, at most so many with probability 0.99
 
 
-@pytest.mark.parametrize("apart", [0.0, 0.5, 1.5])
-def test_intervals_cover_the_accuracy_although_trials_of_an_episode_are_alike(apart):
+@pytest.mark.parametrize(("apart", "features"), [(0.0, 2), (0.5, 2), (1.5, 2), (0.7, 20)])
+def test_intervals_cover_the_accuracy_although_trials_of_an_episode_are_alike(apart, features):
     rng = np.random.default_rng(0)
     episode, found = np.repeat(np.arange(20), 8), []
     for seed in range(150):
         y = rng.permutation(160) % 2
-        x = rng.standard_normal((160, 2)) + rng.standard_normal((20, 2))[episode]
+        x = rng.standard_normal((160, features)) + rng.standard_normal((20, features))[episode]
         x[:, 0] += apart * (2 * y - 1)
         rows = np.arange(160)[:, None]
         found.append(decoding.decode_states({"h": x}, rows, {"y": y}, episode, shuffles=0, seed=seed)["h"]["y"])
@@ -167,6 +173,14 @@ def test_intervals_of_dependent_trials_are_wider_and_those_of_certain_ones_have_
     assert alike[1] - alike[0] > 2.5 * (apart[1] - apart[0])
     certain = decoding._interval(np.ones(100, bool), y, episode)
     assert certain[1] == 1 and 0.55 < certain[0] < 0.65  # ten of ten, t with 9 degrees of freedom, shared training data
+
+
+def test_the_margin_for_shared_training_suits_the_measured_variances():
+    """Variances of 0.9 to 1.8 times those of coin tosses (benchmarks/results/interval_coverage.json)."""
+    ratios = json.loads(RESULTS.read_text())["decoding variance ratio"].values()
+    assert min(ratios) >= 0.85 and max(ratios) <= 1.8
+    held = [2 * norm.cdf(1.96 * (decoding.SHARED / ratio) ** 0.5) - 1 for ratio in ratios]
+    assert min(held) > 0.90 and max(held) < 0.99
 
 
 def test_a_label_is_not_decoded_from_what_it_shares_with_another():

@@ -277,3 +277,16 @@ def test_states_too_large_for_a_whole_jacobian_take_products_with_it():
     assert np.abs(minima.eigenvalues).max() == pytest.approx(largest, rel=1e-4)
     with pytest.raises(ValueError, match="needs vjp"):
         fixed_points.minimise_speed(step, np.zeros((1, n)))
+
+
+def test_each_frequent_observation_of_a_period_is_an_input_and_noise_has_its_mean():
+    shown = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0]])
+    inputs = fixed_points.shown_inputs("delay", shown, np.array([40, 45, 5, 10]), shown.mean(axis=0))
+    assert list(inputs) == ["delay, obs_1 = 1", "delay, obs_2 = 1", "delay, zeros"]  # [1, 0, 0] is rare
+    np.testing.assert_array_equal(list(inputs.values()), shown[[0, 1, 3]])
+    assert list(fixed_points.shown_inputs("delay", shown[:1], np.array([9]), shown[0])) == ["delay"]
+    mean = np.full(3, 0.2)
+    many = np.random.default_rng(0).random((fixed_points.MOST_SHOWN + 1, 3))
+    for rows in (many, many[:0]):
+        inputs = fixed_points.shown_inputs("delay", rows, np.ones(len(rows), int), mean)
+        assert list(inputs) == ["delay"] and inputs["delay"] is mean

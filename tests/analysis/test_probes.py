@@ -340,3 +340,13 @@ def test_held_inputs_are_silence_and_the_delay(match: probes.Subject) -> None:
     assert list(inputs) == ["silence", "delay"]
     assert not inputs["silence"].any()
     np.testing.assert_allclose(inputs["delay"], match.seen[8:18].mean(axis=0))
+
+
+def test_held_inputs_are_what_the_task_shows_in_each_context() -> None:
+    """Without noise in the delay: not the mean of two contexts, which never occurs."""
+    subject = subject_of("ContextDecisionMaking-v0", 40, env_args={"use_expl_context": True}, hidden_dim=4,
+                         embed_dim=3, kernel="reference")  # fmt: skip
+    inputs = dynamics.held_inputs(subject)
+    assert list(inputs) == ["silence", "delay, obs_5 = 1", "delay, obs_6 = 1"]
+    np.testing.assert_array_equal(inputs["delay, obs_5 = 1"], [0, 0, 0, 0, 0, 1, 0])
+    np.testing.assert_array_equal(inputs["delay, obs_6 = 1"], [0, 0, 0, 0, 0, 0, 1])

@@ -88,7 +88,9 @@ def picture(width: int = 320, height: int = 160) -> bytes:
 
 
 def test_a_report_holds_its_pictures_captions_numbers_and_settings() -> None:
-    table = [Row("accuracy", 0.9, 0.85, 0.93, 450), Row("gain", float("inf"))]
+    inf = float("inf")
+    table = [Row("accuracy", 0.9, 0.85, 0.93, 450), Row("gain", inf)]
+    table += [Row("horizon", 300.0, 300.0, inf, 9), Row("decay", inf, 70.0, inf, 9)]
     saved = [
         report.SavedPage(
             Page("b", "behaviour", "Did", "It shows this. n = 450.", None, table, headline=(table[0],)), picture()
@@ -99,11 +101,14 @@ def test_a_report_holds_its_pictures_captions_numbers_and_settings() -> None:
     outline = check(text)
     (image,) = outline.all("img")
     assert (image["width"], image["height"]) == ("200", "100")  # 160 dots per inch, a hundred shown
-    assert image["alt"] == "Did. It shows this. accuracy 0.9; gain ∞."
+    assert image["alt"] == "Did. It shows this. accuracy 0.9; gain ∞; horizon 300."
+    assert "≥ 300" in outline.words and "[70, ∞]" in outline.words and "[300, ∞]" not in outline.words
     words = " ".join(outline.words)
     assert "It shows this. n = 450." in words and "[0.85, 0.93]" in words and "450" in words and "core.name" in words
     assert "not available: <nothing> was logged" in words and "<nothing>" not in text
-    assert text.index("Learned") < text.index("Did")  # by part
+    # A page that has only a reason is one line, after all others.
+    assert "Learned: not available: <nothing> was logged" in outline.words and text.index("Did") < text.index("Learned")
+    assert [heading["id"] for heading in outline.all("h2")] == ["overview", "behaviour", "absent", "settings"]
 
 
 @pytest.mark.parametrize(
@@ -259,6 +264,68 @@ def test_the_pages_of_a_single_trial_have_messages(tmp_path: Path) -> None:
     assert found["behaviour"].figure is not None
 
 
+def test_the_decoding_page_says_what_a_state_tells_beyond_the_observation() -> None:
+    """M holds the sum of the evidence; h follows the observation, which is the same in all trials of a delay."""
+    from recordings import make_recording
+
+    config = {"env": {"env_name": "x"}, "core": {"name": "mpn"}}
+    page = standard_pages.decoding_page(standard_pages.Recording(make_recording(episodes=40), config, {}), shuffles=9)
+    about = re.findall(r"(\w) tells more than the current observation about ([^;(]*)", page.caption)
+    told = {state: labels.partition(", and not")[0].strip() for state, labels in about}
+    assert "At the end of delay, " in page.caption
+    assert {"stimulus", "evidence", "choice"} <= set(told["M"].split(", ")) and told["h"] == "no label"
+
+
+def test_psychometric_parameters_have_the_unit_of_the_strength() -> None:
+    from recordings import make_recording
+
+    config = {"env": {"env_name": "x"}, "core": {"name": "mpn"}}
+    page = standard_pages.behaviour_page(standard_pages.Recording(make_recording(), config, {}))
+    names = [line.what for line in page.table if line.what.startswith("psychometric")]
+    shown = ["bias (%)", "slope (1/%)", "threshold (%)", "lapse low (share of trials)", "lapse high (share of trials)"]
+    assert names == [f"psychometric {name}" for name in shown]
+    assert [line.what for line in page.headline] == ["accuracy", "psychometric threshold (%)"]
+
+
+@pytest.mark.parametrize("varies", [False, True])
+def test_a_colour_or_a_condition_with_one_value_is_pointed_out(varies: bool) -> None:
+    from recordings import make_recording
+
+    activity = make_recording()
+    context = np.repeat(np.arange(200) % 2 if varies else np.zeros(200, int), 9)
+    config = {"env": {"env_name": "x", "env_args": {"a": 1}}, "core": {"name": "gru"}}
+    recording = standard_pages.Recording({**activity, "condition_context": context}, config, {}, "context")
+    warnings = {page.name: page.warnings for page in standard_pages.pages(recording)}
+    one = "context is 0 in all trials"
+    expected = {
+        "behaviour": f"{one}: nothing can be compared by it",
+        "trajectories_M": f"{one}: all lines have one colour; choose another with --color-by",
+        "trajectories_hidden": f"{one}: all lines have one colour; choose another with --color-by",
+        "decoding": "the context is the same in all trials: it cannot be decoded",
+    }
+    assert recording.title == "x(a=1), gru"
+    for name, found in warnings.items():
+        assert found == ((expected[name],) if name in expected and not varies else ()), name
+
+
+def test_warnings_are_printed_and_stand_in_the_report_and_in_the_numbers(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(home)
+    argv = ["train-neurogym", "--experiment-name", "fixed", *TINY, "--kernel", "reference"]  # the context is fixed
+    assert main.main(argv) == 0
+    outline = report_of(home, "fixed", monkeypatch, "--no-probes", "--color-by", "context")
+    err = " ".join(capsys.readouterr().err.split())
+    for sentence in ("nothing can be compared by it", "all lines have one colour; choose another with --color-by"):
+        assert f"context is 0 in all trials: {sentence}" in err
+        assert f"Note: context is 0 in all trials: {sentence}." in outline.words
+    numbers = json.loads((home / "experiments/fixed/analysis/trajectories_M.json").read_text())
+    assert len(numbers["warnings"]) == 1
+    assert main.main(["analyze", "plot", "--experiment-name", "fixed"]) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert "note: Behaviour: context is 0 in all trials: nothing can be compared by it" in err
+
+
 # --- in a browser -------------------------------------------------------------------------------------------
 
 # A report in a frame as wide as a phone: what a reader could not do without the network, a mouse or a wide screen.
@@ -345,6 +412,8 @@ def test_old_numbers_without_probes_still_make_pages() -> None:
     found = {page.name: page for page in probe_pages.pages(numbers, "x")}
     assert found["delay"].figure is not None and found["delay"].headline[0][:2] == ("memory horizon (ms)", 100.0)
     assert np.isnan(found["delay"].table[2].low)
+    censored = {**numbers, "memory_horizon_censored": True}
+    assert next(iter(probe_pages.pages(censored, "x"))).headline[0][:4] == ("memory horizon (ms)", 100.0, 100.0, np.inf)
     assert found["lesions"].missing == "not available: no memory"
     assert found["relaxation"].missing == "not available: no state"
     assert found["noise"].missing == "not available: there is no probe input_noise: run analyze probe"

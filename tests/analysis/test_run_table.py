@@ -72,7 +72,7 @@ def test_a_row_tells_the_run_its_progress_and_its_scores(capsys: pytest.CaptureF
     assert 0 <= row["age"] < 100
     assert (rows["c"]["score"], rows["c"]["measure"]) == (5.0, "return")
     assert (rows["d"]["state"], rows["d"]["share"]) == ("done", 1.0)
-    assert rows["b"]["task"] == "ContextDecisionMaking-v0 sigma=0.5"
+    assert rows["b"]["task"] == "ContextDecisionMaking-v0(sigma=0.5)"
     with Experiment("a").lock():
         assert listed([], capsys)["a"]["state"] == "running"
 
@@ -108,7 +108,7 @@ def test_the_table_has_one_line_per_run_and_csv_the_same_numbers(capsys: pytest.
     assert len(out.splitlines()) == 5
     _, out, _ = printed(["analyze", "list", "--csv"], capsys)
     rows = {row["experiment"]: row for row in csv.DictReader(io.StringIO(out))}
-    assert float(rows["a"]["score"]) == 0.8 and rows["b"]["task"] == "ContextDecisionMaking-v0 sigma=0.5"
+    assert float(rows["a"]["score"]) == 0.8 and rows["b"]["task"] == "ContextDecisionMaking-v0(sigma=0.5)"
 
 
 @pytest.mark.usefixtures("runs")

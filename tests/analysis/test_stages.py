@@ -295,6 +295,15 @@ def test_compare_judges_groups_on_the_same_episodes(home: Path, capsys: pytest.C
     assert "P(seed-0 > rival)" in capsys.readouterr().out
 
 
+def test_a_comparison_of_one_group_is_pointed_out(home: Path, capsys: pytest.CaptureFixture) -> None:
+    argv = ["analyze", "compare", "--experiment-name", "seed-*", "--num-eval-episodes", "3"]
+    assert main.main(argv) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert "note: all 2 runs are in one group (mpn), so nothing is compared; --group-by chooses groups" in err
+    assert main.main([*argv, "--group-by", "seed"]) == 0
+    assert "in one group" not in capsys.readouterr().err
+
+
 def test_measures_are_taken_together_where_all_groups_have_all_tasks() -> None:
     def run(group: str, task: str, score: float) -> compare_runs.Run:
         scores = {"accuracy": score, "normalised_score": None, "return_mean": 10 * score}

@@ -23,7 +23,8 @@ def recorded():
 
 
 def texts(fig):
-    return [text.get_text() for text in fig.legends[0].get_texts()]
+    legends = [*fig.legends, *(ax.get_legend() for ax in fig.axes if ax.get_legend())]
+    return [text.get_text() for text in legends[0].get_texts()]
 
 
 def test_decoding_has_a_panel_per_label_and_a_line_per_state(recorded, tmp_path):
@@ -42,6 +43,18 @@ def test_decoding_has_a_panel_per_label_and_a_line_per_state(recorded, tmp_path)
     np.testing.assert_array_equal(line.get_ydata(), results["M"]["choice"].accuracy)
     np.testing.assert_array_equal(line.get_xdata(), aligned.time + 50)  # the middle of each step
     assert to_hex(line.get_color()) == visualize.STATE_COLOURS["M"].lower()
+    visualize.save_figure(fig, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
+def test_no_place_of_the_decoding_figure_is_empty(recorded, count, tmp_path):
+    activity, aligned, table, labels = recorded
+    some = {f"label {index}": labels["stimulus"] for index in range(count)}
+    results = decoding.decode_states({"h": activity["hidden"]}, aligned.rows, some, table["episode"], shuffles=3)
+    fig = state_figures.decoding_figure(results, aligned.time, aligned.marks())
+    assert all(ax.lines or ax.get_legend() for ax in fig.axes)
+    assert len(fig.legends) + sum(ax.get_legend() is not None for ax in fig.axes) == 1
+    assert texts(fig) == ["95 % of 3 shuffles", "best step of 95 % of shuffles", "from h", "coloured: 95 % interval"]
     visualize.save_figure(fig, tmp_path / "a.png")
 
 

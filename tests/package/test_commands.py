@@ -199,6 +199,21 @@ def test_a_trial_longer_than_the_episode_is_pointed_out(capsys: pytest.CaptureFi
     assert "no trial is completed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_context_that_never_varies_is_pointed_out_and_headings_name_the_arguments(
+    explicit: bool, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    where = ["--experiment-name", "a", "--experiments-dir", str(tmp_path)]
+    given = ["--env-arg", "use_expl_context=true"] if explicit else []
+    argv = ["train-neurogym", *where, *TINY, "--kernel", "reference", "--num-episodes", "1", "--no-plot-training"]
+    assert main.main([*argv, *given]) == 0
+    captured = capsys.readouterr()
+    task = "ContextDecisionMaking-v0" + ("(use_expl_context=True)" if explicit else "")
+    assert captured.out.startswith(f"{task}: mpn, ")
+    assert ("the context of ContextDecisionMaking-v0 is fixed by default" in captured.err) is not explicit
+    assert run(capsys, "eval", *where, "--num-eval-episodes", "2").startswith(f"{task}, mpn, greedy")
+
+
 def test_the_list_of_tasks_fits_a_terminal(capsys: pytest.CaptureFixture) -> None:
     out = run(capsys, "train-neurogym", "--list-envs")
     lines = out.splitlines()

@@ -27,6 +27,7 @@ from visualize import (
     new_figure,
     new_panels,
     page_title,
+    reference_line,
     short,
     thousands,
 )
@@ -146,14 +147,14 @@ def curve_figure(
     if marks:
         shade_periods(ax, marks, float(x.max()) + 1)
     if reference is not None and np.isfinite(reference[0]):
-        ax.axhline(reference[0], color="#777777", lw=0.9, ls=(0, (4, 3)), zorder=2)
-        ax.annotate(reference[1], (1, reference[0]), (-2, 3), xycoords=("axes fraction", "data"), ha="right",
-                    textcoords="offset points", fontsize=7.5, color="#555555")  # fmt: skip
+        reference_line(ax, reference[1], reference[0])  # its name is outside the axes, where it cannot hide a line
     if log and (x > 0).any():
         if x.min() > 0:
             ax.set_xscale("log")
         else:
-            ax.set_xscale("symlog", linthresh=float(x[x > 0].min()))
+            least = float(x[x > 0].min())
+            ax.set_xscale("symlog", linthresh=least)
+            ax.set_xlim(min(x.min(), 0) - 0.1 * least, 1.15 * x.max())  # the default leaves a third empty
         ticks = np.unique(x)
         ax.set_xticks(ticks, [short(tick) for tick in ticks])
         ax.minorticks_off()
@@ -179,15 +180,17 @@ def plot_psychometric(fit: Psychometric | str, ax: Axes, *, label: str, choice: 
     ax.plot(fit.x, fit.curve, color=BLUE, lw=2, label="fitted logistic")
     intervals(ax, fit.levels, fit.measured, INK, label=f"measured (n = {fit.n:,} trials)")
     ax.set(xlabel=f"signed {label}", ylabel=f"share of choices {choice}", ylim=(-0.03, 1.03))
-    ax.legend(loc="lower right", handlelength=1.4)
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.03, 1.0), ncols=3, fontsize=7, handlelength=1.2,
+              columnspacing=1.0)  # fmt: skip
     shown = {name: fit.parameters[name] for name in ("bias", "threshold")}
+    unit = " %" if label.endswith("(%)") else ""
     text = ", ".join(
         f"{name} not determined"
         if name in fit.undetermined
-        else f"{name} {part.value:.2g} [{part.low:.2g}, {part.high:.2g}]"
+        else f"{name} {round(part.value, 6):.2g}{unit} [{part.low:.2g}, {part.high:.2g}]"
         for name, part in shown.items()
     )
-    ax.set_title(f"psychometric curve\n{text}", fontsize=9)
+    ax.set_title(f"psychometric curve\n{text}", fontsize=9, pad=20)
     return ax
 
 
@@ -229,7 +232,9 @@ def plot_rates(rates: Rates | str, ax: Axes, unit: str = "ms") -> Axes:
     ax.set_yticks(range(len(bars)), counts)
     ax.invert_yaxis()
     ax.set(xlabel="share of trials or steps, 95 % interval (n)", xlim=(0, 1.02))
-    reaction = "" if rates.reaction is None else f"; mean reaction time {rates.reaction.value:.3g} {unit}"
+    reaction = (
+        f"; mean reaction time {rates.reaction.value:.3g} {unit}" if rates.reaction and rates.reaction.value else ""
+    )
     ax.set_title(f"response rates{reaction}", fontsize=9)
     return ax
 

@@ -61,7 +61,7 @@ def plot_decoding(results: Mapping[str, Decoding], ax: Axes, time: np.ndarray, m
     ax.axhline(limit, color="#777777", lw=0.8, ls=(0, (2, 2)), zorder=2, label="best step of 95 % of shuffles")
     for index, (state, result) in enumerate(results.items()):
         colour = STATE_COLOURS.get(state, OTHER_COLOURS[index % len(OTHER_COLOURS)])
-        label = f"from {state}"
+        label = "from the observation alone" if state == "observation" else f"from {state}"
         ax.fill_between(middle, result.low, result.high, color=colour, alpha=0.22, lw=0, zorder=3)
         ax.plot(middle, result.accuracy, "o-", ms=2.5, lw=1.8, color=colour, label=label, zorder=4)
     ax.set_ylim(None, 1.02)
@@ -90,11 +90,13 @@ def decoding_figure(
         first = next(iter(of_label.values()))
         ax.set_title(f"{name} ({len(first.classes)} classes, n = {first.n.max():,} trials)", pad=22)
         ax.set(xlabel=f"time, each period aligned on its onset ({unit})", ylabel="balanced accuracy")
-    for ax in axes.flat[len(labels) :]:
-        ax.axis("off")
     handles, names = axes.flat[0].get_legend_handles_labels()
-    interval = Patch(color=STATE_COLOURS["M"], alpha=0.3, lw=0)
-    fig.legend([*handles, interval], [*names, "coloured: 95 % interval"], loc="outside lower left", ncols=columns + 1)
+    legend = [*handles, Patch(color=STATE_COLOURS["M"], alpha=0.3, lw=0)], [*names, "coloured: 95 % interval"]
+    if axes.size > len(labels):  # the legend takes the place that an odd number of panels leaves
+        axes.flat[-1].axis("off")
+        axes.flat[-1].legend(*legend, loc="upper left")
+    else:
+        fig.legend(*legend, loc="outside lower left", ncols=columns + 1)
     page_title(fig, title)
     return fig
 
@@ -220,7 +222,7 @@ def fixed_points_figure(
             times.xaxis.set_major_formatter(thousands)
             times.xaxis.set_minor_formatter(NullFormatter())
         median = float(np.median(values))
-        times.axvline(median, color=INK, lw=1, ls=(0, (4, 3)), label=f"median {median:.3g}")
+        times.axvline(median, color=INK, lw=1, ls=(0, (4, 3)), label=f"median {median:.3g} {unit}")
         times.legend()
     page_title(fig, title)
     return fig
@@ -256,7 +258,7 @@ def weights_figure(maps: Mapping[str, np.ndarray], *, title: str | None = None) 
     """
     matrices = {name: np.atleast_2d(np.asarray(matrix, float)) for name, matrix in maps.items()}
     drawn = {name: matrix for name, matrix in matrices.items() if np.ptp(matrix) > 0}
-    fig, axes = new_panels(0.6 + 3.2 * max(1, len(drawn)), 3.8, 1, max(1, len(drawn)))
+    fig, axes = new_panels(max(6.4, 0.6 + 3.2 * len(drawn)), 3.8, 1, max(1, len(drawn)))
     for ax, (name, matrix) in zip(axes[0], drawn.items(), strict=False):
         plot_map(matrix, ax, label=name)
         ax.set_title(f"{name}: {matrix.mean():.3g} ± {matrix.std():.2g} (sd)", fontsize=9)
@@ -317,7 +319,7 @@ def plot_readout(projection: ReadoutProjection, ax: Axes, shown: int = 10) -> Ax
     ax.axhline(0, color=INK, lw=0.8)
     ax.set_xticks(range(1, cosines.shape[1] + 1))
     ax.set(xlabel="principal component of h", ylabel="cosine with the readout vector")
-    ax.legend()
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2)  # above the bars, never on them
     return ax
 
 

@@ -11,7 +11,7 @@ import pca_analysis
 from mpn_rl.analysis import confidence_intervals, fixed_points, trials
 from mpn_rl.analysis.confidence_intervals import MissingDataError
 from mpn_rl.analysis.figures import behaviour_figures, state_figures
-from mpn_rl.analysis.pages.standard_pages import WITHOUT_WEIGHTS, Page, Recording, Row, attempt_page, row
+from mpn_rl.analysis.pages.standard_pages import WITHOUT_WEIGHTS, Page, Recording, Row, attempt_page, one_value, row
 
 AROUND = 10  # steps before and after a rewarded step
 MODULATOR = "Neuromodulator around rewards"
@@ -48,19 +48,22 @@ def snapshots_page(recording: Recording) -> Page:
         f"{len(table['trial']):,} trials in total) and, for two choices, their difference in the last row. Blue is "
         "negative, red positive; each row has one scale."
     )
-    return Page("snapshots", "memory", f"{name} at the end of each period", caption, figure, arrays=arrays)
+    warnings = one_value("the choice", table["choice"], "there is one row of maps and no difference")
+    title = f"{name} at the end of each period"
+    return Page("snapshots", "memory", title, caption, figure, arrays=arrays, warnings=warnings)
 
 
 # --- dynamics -----------------------------------------------------------------------------------------------
 
 
 def constant_inputs(recording: Recording) -> dict[str, np.ndarray]:
-    """Zeros as "silence", and the mean observation of each period, {name: (obs_dim,)}."""
+    """Zeros as "silence", and what each period shows, {name: (obs_dim,)}, as `fixed_points.shown_inputs`."""
     seen = recording.activity["observations"].astype(float)
     inputs = {"silence": np.zeros(seen.shape[1])}
     names = recording.activity.get("period", np.full(len(seen), ""))
     for name in dict.fromkeys(names.tolist()):
-        inputs[name or "all steps"] = seen[names == name].mean(axis=0)
+        shown, counts = np.unique(seen[names == name], axis=0, return_counts=True)
+        inputs |= fixed_points.shown_inputs(name or "all steps", shown, counts, seen[names == name].mean(axis=0))
     return inputs
 
 
@@ -100,14 +103,14 @@ def mpn_points(recording: Recording, obs: np.ndarray) -> fixed_points.FixedPoint
 
 
 def fixed_points_page(recording: Recording) -> Page:
-    """Fixed points under the mean observation of every period; the figure shows the delay, else the first period."""
+    """Fixed points under what the task shows in every period; the figure shows the delay, else the first period."""
     inputs = constant_inputs(recording)
     points = {name: mpn_points(recording, obs) for name, obs in inputs.items()}
     shown = next((name for name in points if "delay" in name), list(points)[min(1, len(points) - 1)])
     dt = float(recording.activity.get("dt_ms", 0.0)) or 1.0
     unit = "ms" if float(recording.activity.get("dt_ms", 0.0)) else "steps"
     figure = state_figures.fixed_points_figure(
-        points[shown], dt=dt, unit=unit, title=f"{recording.title}: fixed points under the mean observation of {shown}"
+        points[shown], dt=dt, unit=unit, title=f"{recording.title}: fixed points under constant input: {shown}"
     )
     rows, numbers = [], {}
     for name, of_input in points.items():
@@ -126,10 +129,13 @@ def fixed_points_page(recording: Recording) -> Page:
         rows.append(Row(f"{name}: slowest relaxation ({unit})", slowest, n=units))
     drawn = points[shown]
     caption = (
-        f"All fixed points of M under the constant mean observation of {shown}, from one scalar equation h = f(a + c "
+        f"All fixed points of M under a constant observation, that of {shown}, from one scalar equation h = f(a + c "
         f"h) per hidden unit (n = {len(drawn.gain)} units, {len(drawn.h)} points; first layer). A unit with feedback "
         "gain c above 1 can have two stable points and thus hold one bit without limit in time. Filled: stable, all "
-        "eigenvalues of the update of that row of M lie inside the unit circle. The table lists the other periods."
+        "eigenvalues of the update of that row of M lie inside the unit circle. The table lists the other inputs: "
+        "silence, and what the task shows in each period. Where a period shows few different observations, the "
+        "frequent ones (up to four) are separate inputs, named by the entries of the observation in which they "
+        "differ; else the input is the mean."
     )
     arrays = {name: np.asarray(part) for name, part in drawn._asdict().items() if name != "modulation"}
     headline = tuple(line for line in rows if line.what.startswith(f"{shown}: units"))

@@ -76,9 +76,10 @@ def delay_page(numbers: Numbers, title: str) -> Page:
         title=f"{title}: score against delay length (trained at {result['trained']:.0f} ms)",
     )  # fmt: skip
     horizon = numbers.get("memory_horizon_ms")
-    censored = "at least, " if numbers.get("memory_horizon_censored") else ""
-    least = float(y.n.min())
-    rows = [Row(f"memory horizon ({censored}ms)", float(horizon), n=least)] if isinstance(horizon, int | float) else []
+    least, rows = float(y.n.min()), []
+    if isinstance(horizon, int | float):  # at least that, if it is the longest delay
+        ends = (float(horizon), np.inf) if numbers.get("memory_horizon_censored") else (np.nan, np.nan)
+        rows.append(Row("memory horizon (ms)", float(horizon), *ends, least))
     decay = numbers.get("memory_decay_ms")
     if isinstance(decay, Mapping):  # no upper end: the delays are too short to see one
         value, low, high, count = (np.inf if decay[key] is None else float(decay[key]) for key in Estimate._fields)
@@ -89,9 +90,9 @@ def delay_page(numbers: Numbers, title: str) -> Page:
         f"{result['trained']:.0f} ms), without exploration, n = {y.n.min():,.0f} trials or more at each point; band: "
         "Wilson's 95 % interval. Dashed: chance, the score of the answer that is right most often, in the same trials "
         "(the highest at any delay). Memory horizon: the longest delay up to which the interval stays above chance"
-        f"{'' if isinstance(horizon, int | float) else ' (' + (str(horizon) if horizon else 'none') + ')'}; 'at least' "
-        "where that is the longest delay. Time constant: of an exponential decay to chance, with its likelihood "
-        f"interval; inf where no decay is seen{' (' + decay + ')' if isinstance(decay, str) else ''}."
+        f"{'' if isinstance(horizon, int | float) else ' (' + (str(horizon) if horizon else 'none') + ')'}; with the "
+        "sign ≥ where that is the longest delay tried. Time constant: of an exponential decay to chance, with its "
+        f"likelihood interval; inf where no decay is seen{' (' + decay + ')' if isinstance(decay, str) else ''}."
     )
     return Page("delay", "tests", DELAY, caption, figure, rows, {"delay": result}, headline=tuple(rows[:1]))
 
@@ -126,7 +127,9 @@ def lesion_page(numbers: Numbers, title: str) -> Page:
         f"change from that step to the end of the trial; n = {_least(series):,.0f} {_counted(numbers)} or more at each "
         "point; bands: 95 % intervals; tints: the periods of the median trial. Where erasing lowers the score most, "
         "the memory carries what the decision needs. Where freezing no longer lowers the score, the memory is "
-        f"complete.{absent}"
+        "complete. Dashed: chance, the best constant answer, given at every decision. A score below it means that the "
+        "agent withholds its answer, which counts as wrong, or that it answers one way more often than this is right: "
+        f"its memory is in a state that does not occur in undisturbed trials.{absent}"
     )
     kept = {name: numbers[name] for name in named.values()}
     return Page("lesions", "tests", LESIONS, caption, figure, rows, kept)
@@ -194,7 +197,9 @@ def relaxation_page(numbers: Numbers, title: str) -> Page:
         title=f"{title}: relaxation under constant input",
     )
     caption = (
-        "The input is constant, and the state continues from states that the agent visited (n starts in the legend): "
+        "The input is constant: zeros (silence), and what the task shows in the delay, else in the first period; of "
+        "few different observations, each frequent one, named by the entries in which they differ, else their mean. "
+        "The state continues from states that the agent visited (n starts in the legend): "
         "its distance to the final state, relative to the distance at the start; mean and 95 % t interval over "
         "starts. Several different final states mean that the state can hold a memory under that input. The table "
         "lists the fixed points that a search from these states finds (minima of the speed of the state; the search "

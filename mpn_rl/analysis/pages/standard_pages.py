@@ -20,6 +20,7 @@ from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed, 
 from mpn_rl.analysis.behaviour import ByCondition, Confusion, Psychometric, Rates
 from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError, attempt
 from mpn_rl.analysis.figures import behaviour_figures, state_figures
+from mpn_rl.config import task_title
 from mpn_rl.expansion import growth_figures
 from pca_analysis import Activity, PCAResult
 
@@ -31,7 +32,10 @@ WITHOUT_WEIGHTS = "the weights were not recorded: run analyze collect again"
 
 
 class Row(NamedTuple):
-    """A line of a page's table: the quantity, its value, the ends of its 95 % interval and n (nan: unknown)."""
+    """A line of a page's table: the quantity, its value, the ends of its 95 % interval and n (nan: unknown).
+
+    An upper end of inf with a lower end that is the value means "at least the value".
+    """
 
     what: str
     value: float
@@ -46,6 +50,7 @@ class Page(NamedTuple):
     name: of its files. part: of the report, one of PARTS. caption: what the figure shows, n, and the method.
     figure: None where `missing` says why there is none. table: the main numbers. numbers: all numbers, for JSON.
     arrays: long arrays, for NPZ. headline: lines of the table for the overview.
+    warnings: sentences on what the figure cannot show, such as a colour or a group with one value.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Page(NamedTuple):
     arrays: Mapping[str, np.ndarray] = {}
     missing: str = ""
     headline: tuple[Row, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Recording:
@@ -78,7 +84,7 @@ class Recording:
         colour: str | None = None,
     ) -> None:
         self.activity, self.config, self.weights = activity, config, weights
-        self.title = f"{config['env']['env_name']}, {config['core']['name']}"
+        self.title = f"{task_title(config['env'])}, {config['core']['name']}"
         self.states = pca_analysis.states(activity)
         single = activity["actions"].ndim == 1  # else actions and the right actions are vectors
         choice = "choice" if single and activity["new_trial"].any() else "time"
@@ -154,6 +160,24 @@ def attempt_page(name: str, part: str, title: str, make: Callable[[], Page]) -> 
     """The page that make() returns, or a page with the sentence of its MissingDataError."""
     page = confidence_intervals.attempt(make)
     return Page(name, part, title, missing=page) if isinstance(page, str) else page
+
+
+def one_value(name: str, values: np.ndarray, consequence: str) -> tuple[str, ...]:
+    """A warning if all known values are equal, else nothing.
+
+    Args: name: of the values. consequence: what the figure then does not show.
+    """
+    known = np.unique(values[trials.known(values)])
+    return (f"{name} is {visualize.short(known[0])} in all trials: {consequence}",) if len(known) == 1 else ()
+
+
+def constant_conditions(table: trials.Table) -> tuple[str, ...]:
+    """A warning for each recorded condition that has one value in all trials."""
+    found: list[str] = []
+    for name in table:
+        if name.startswith("condition_"):
+            found += one_value(name.removeprefix("condition_"), table[name], "nothing can be compared by it")
+    return tuple(found)
 
 
 def row(what: str, estimate: Estimate) -> Row:
@@ -263,9 +287,13 @@ def behaviour_page(recording: Recording) -> Page:
         overall = groups[0].score
         table.append(Row("accuracy", *(float(np.atleast_1d(part)[0]) for part in overall)))
     if not isinstance(curve, str):
+        of_strength = "%" if label.endswith("(%)") else ""
+        units = {"bias": of_strength, "threshold": of_strength, "slope": "1/%" if of_strength else ""}
         for name, part in curve.parameters.items():
-            why = f" (not determined: {curve.undetermined[name]})" if name in curve.undetermined else ""
-            table.append(row(f"psychometric {name.replace('_', ' ')}{why}", part))
+            inside = [units.get(name, "share of trials")]
+            inside += [f"not determined: {curve.undetermined[name]}"] if name in curve.undetermined else []
+            notes = "; ".join(filter(None, inside))
+            table.append(row(f"psychometric {name.replace('_', ' ')}" + (f" ({notes})" if notes else ""), part))
     if not isinstance(rates, str):
         table += [row("trials decided", rates.decided), row("trials aborted", rates.aborted)]
         table += [row("decisions withheld", rates.withheld)]
@@ -279,13 +307,16 @@ def behaviour_page(recording: Recording) -> Page:
         "parameters are percentiles of 400 refits; a parameter whose interval reaches the end of its range is not "
         "determined. Top right: accuracy by condition with Wilson's 95 % intervals. "
         "Bottom left: share of trials with a decision, share of decisions withheld (action 0 although another action "
-        "was right), and share of steps with an action in each period; the reaction time counts from the onset of the "
-        "deciding period. Bottom right: number of trials by right and chosen action."
+        "was right), and share of steps with an action in each period (an action before the deciding period matters "
+        "only if the task punishes it); the reaction time counts from the onset of the deciding period, and is 0 where "
+        "every decision takes one step. Bottom right: number of trials by right and chosen action."
     )
     parts = {"psychometric": curve, "by_condition": groups, "rates": rates, "confusion": confusion}
     numbers = {name: _plain(part) for name, part in parts.items()}
-    headline = tuple(line for line in table if line.what in ("accuracy", "psychometric threshold")) or tuple(table[:1])
-    return Page("behaviour", "behaviour", title, caption, figure, table, numbers, headline=headline)
+    headline = tuple(line for line in table if line.what.startswith(("accuracy", "psychometric threshold")))
+    headline = headline or tuple(table[:1])
+    warnings = constant_conditions(trial_table)
+    return Page("behaviour", "behaviour", title, caption, figure, table, numbers, headline=headline, warnings=warnings)
 
 
 def _plain(value: object) -> object:
@@ -355,11 +386,12 @@ def trajectory_page(recording: Recording, state: str, name: str, title: str) -> 
     shown = min(len(split), visualize.MAX_TRIALS)
     caption = (
         f"{state} on its principal components, coloured by {colour.label}. Left: PC1 and PC2 over time in the trial; "
-        f"middle: PC1 against PC2; right: three components. Thin lines: {shown} of n = {len(split):,} trials; thick "
-        "lines: means over the trials of a condition, up to the step that half of them reach. Symbols: onsets of "
-        "periods."
+        f"middle: PC1 against PC2; right: three components. Thin lines: {shown} of n = {len(split):,} trials (those "
+        "that the end of an episode cuts short are included here and left out on the other pages); thick lines: means "
+        "over the trials of a condition, up to the step that half of them reach. Symbols: onsets of periods."
     )
-    return Page(name, "state", title, caption, figure, arrays=arrays)
+    warnings = one_value(colour.label, colour.values, "all lines have one colour; choose another with --color-by")
+    return Page(name, "state", title, caption, figure, arrays=arrays, warnings=warnings)
 
 
 def demixed_page(recording: Recording) -> Page:
@@ -432,6 +464,26 @@ def demixed_page(recording: Recording) -> Page:
 # --- memory -------------------------------------------------------------------------------------------------
 
 
+def beyond_observation(results: Mapping[str, Mapping[str, decoding.Decoding]], column: int, period: str) -> str:
+    """Sentences on what each state tells more of than the current observation, at one aligned step.
+
+    Args:
+        results: {state: {label: Decoding}} with the state "observation".
+        column: of the step. period: whose last step it is.
+    """
+    seen, sentences = results["observation"], []
+    for state, of_state in results.items():
+        known = [label for label in of_state if label in seen and of_state[label].n[column] and seen[label].n[column]]
+        more = [label for label in known if of_state[label].low[column] > seen[label].high[column]]
+        rest = [label for label in known if label not in more]
+        if state != "observation" and known:
+            clause = f"{state} tells more than the current observation about {', '.join(more) or 'no label'}"
+            sentences.append(clause + (f", and not measurably more about {', '.join(rest)}" if rest and more else ""))
+    if not sentences:
+        return ""
+    return f"At the end of {period}, {'; '.join(sentences)} (more: the 95 % intervals do not overlap). "
+
+
 def decoding_page(recording: Recording, shuffles: int = 200) -> Page:
     """Decoding of stimulus, evidence, choice and context from every state at every step."""
     table, aligned = recording.table, recording.aligned
@@ -458,19 +510,26 @@ def decoding_page(recording: Recording, shuffles: int = 200) -> Page:
             arrays |= {f"{key}_{name}": part for name, part in result._asdict().items() if name != "classes"}
     trial_count, episodes = len(table["trial"]), len(np.unique(table["episode"]))
     left_out = " ".join(f"{label.capitalize()} {why}." for label, why in missing.items())
+    # The overview shows what the task requires to remember: at the end of the delay, else at the end of the trial.
+    period = next((name for name in aligned.ends if "delay" in name), list(aligned.ends)[-1])
     caption = (
         "Held-out balanced accuracy (the mean over classes of the share decoded rightly) of a linear (ridge) "
         f"classifier. At each step, it is trained on four fifths of the episodes and tested on the rest, n = "
         f"{trial_count:,} trials of {episodes:,} episodes; unit of inference: the episode. Coloured bands: 95 % "
-        f"intervals. Grey band: the middle 95 % of {shuffles} permutations of the labels over episodes, at each step. "
+        f"intervals, whose variance is multiplied by {decoding.SHARED} because the classifiers share training trials; "
+        f"near chance the permutations decide. Grey band: the middle 95 % of {shuffles} permutations of the labels "
+        "over episodes, at each step. "
         "Dotted line: 95 % of the permutations stay below it at all steps. What is decoded from the observation of the "
-        "same step needs no memory. 'choice given stimulus': equally many trials of each choice for each stimulus, so "
-        f"the stimulus says nothing of the choice. {left_out}"
+        f"same step needs no memory. {beyond_observation(results, aligned.ends[period], period)}"
+        "'choice given stimulus': equally many trials of each choice for each stimulus, so the stimulus says nothing "
+        f"of the choice. {left_out}"
     )
     numbers |= {"missing": missing, "time": aligned.time, "onsets": aligned.onsets, "unit": aligned.unit}
-    # The overview shows what the task requires to remember: at the end of the delay, else at the end of the trial.
     label = next(name for name in ("evidence", "stimulus", "choice", "context") if name in labels)
-    period = next((name for name in aligned.ends if "delay" in name), list(aligned.ends)[-1])
     asked = {f"{label} from {state}, end of {period}" for state in results}
     headline = tuple(line for line in rows if line.what in asked)
-    return Page("decoding", "memory", DECODING, caption, figure, rows, numbers, arrays, headline=headline)
+    warnings = tuple(f"{why.removeprefix('not available: ')}: it cannot be decoded" for why in missing.values()
+                     if "is the same in all trials" in why)  # fmt: skip
+    return Page(
+        "decoding", "memory", DECODING, caption, figure, rows, numbers, arrays, headline=headline, warnings=warnings
+    )
