@@ -24,6 +24,7 @@ from mpn_rl.options import ConfigError, nearest, shortened
 from mpn_rl.tasks import (
     cue_reward,  # noqa: F401  registers CueReward-v0
     grid_maze,  # noqa: F401  registers GridMaze-v0
+    temporal_order,  # noqa: F401  registers TemporalOrder-v0
     trusted_modules,
 )
 from mpn_rl.tasks.task_errors import TaskError, own_error
