@@ -106,7 +106,12 @@ class MPNConfig(CoreConfig, name="mpn"):
     hidden_dim: int = option(128, "hidden units per layer", low=1)
     num_layers: int = option(1, "stacked layers", low=1, high=100)
     activation: Literal["tanh", "relu", "sigmoid", "linear"] = option("tanh", "activation function f")
-    eta: float = option(1.0, "Hebbian learning rate; negative is anti-Hebbian", idle=[FROZEN])
+    eta: float = option(
+        1.0, "Hebbian learning rate; negative is anti-Hebbian", idle=[FROZEN, {"eta_init": ("xavier",)}]
+    )
+    eta_init: Literal["constant", "xavier"] = option(
+        "constant", "initial eta: --eta, or drawn like Xavier's weights, with either sign", idle=[FROZEN]
+    )
     lambda_decay: float = option(0.85, "decay of M per step", low=0.0, high=1.0, idle=[FROZEN])
     lambda_max: float = option(
         1.0,
@@ -239,7 +244,15 @@ class BackpropamineConfig(CoreConfig, name="backpropamine"):
 class EncoderConfig(Section):
     """The layer between the observation and the core; see `encoder.Encoder` for the reason."""
 
-    embed_dim: int = option(32, "width of the learned embedding tanh(Ax + a) in front of the core; 0: none", low=0)
+    embed_dim: int = option(
+        32,
+        "width of the learned embedding tanh(Ax + a) in front of the core; 0: none",
+        low=0,
+        idle=[{"random_projection": Not([0])}],
+    )
+    random_projection: int = option(
+        0, "width of a fixed random projection Ax + a that replaces the learned embedding; 0: none", low=0
+    )
     constant_input: bool = option(False, "append a constant 1 to the core's input")
 
 

@@ -179,7 +179,7 @@ def spaces(env: Task) -> Spaces:
 
 def make_network(config: cfg.Config, spaces: Spaces) -> AgentNetwork:
     """The network that acts, as config.json describes it, with initial weights from torch's global generator."""
-    encoder = Encoder(spaces.obs_dim, config.encoder.embed_dim, config.encoder.constant_input)
+    encoder = Encoder(spaces.obs_dim, **options(config.encoder))
     core = CORES[type(config.core)](encoder.output_dim, config.core)
     learner, network = LEARNERS[type(config.learner)]
     more = learner.network_options(config.learner)
