@@ -50,6 +50,7 @@ ONE_STEP: tuple[Condition, ...] = (
     {"replay": ("sequence",), "sequence_length": (1,)},
     {"rollout_steps": (1,)},
     {"bptt_chunk_size": (1,)},
+    {"learner": ("supervised",), "sequence_length": (1,)},
 )
 UNTRAINED: tuple[Condition, ...] = (FROZEN, *ONE_STEP)
 
@@ -471,6 +472,20 @@ class TD3Config(ReplayConfig, LearnerConfig, name="td3"):
             )
 
 
+@dataclass(frozen=True)
+class SupervisedConfig(LearnerConfig, name="supervised"):
+    batch_size: int = option(32, "sequences per update", low=1)
+    sequence_length: int = option(100, "steps per sequence; the state is reset at its start", low=1)
+    score_periods: Literal["all", "decision"] = option(
+        "all", "steps in the loss: those of the decision period, or all, where the others together weigh the same"
+    )
+    input_noise: float = option(0.0, "root mean square norm of the noise on the core's input while it learns", low=0.0)
+    l1: float = option(0.0, "weight of sum |W| over the core's weights in the loss", low=0.0)
+    learning_rate: float = option(3e-3, "Adam's step size", above=0.0)
+    lr_final: float = option(0.1, "final step size, as a fraction of --learning-rate", low=0.0, high=1.0)
+    grad_clip: float = option(10.0, "largest gradient norm", above=0.0)
+
+
 # --- expansion ------------------------------------------------------------------------------------------
 
 
@@ -729,7 +744,9 @@ PRESETS = [
 class RunConfig(Section):
     num_episodes: int = option(1_000, "episodes, over all lanes", low=1, needs={"total_steps": (None,)})
     total_steps: int | None = option(None, "environment steps, instead of --num-episodes", low=1)
-    num_envs: int = option(20, "environments (lanes) that step together", low=1, high=10_000)
+    num_envs: int = option(
+        20, "environments (lanes) that step together", low=1, high=10_000, idle=[{"learner": ("supervised",)}]
+    )
     reset_state_on_trial: bool = option(
         False, "reset the core's state at each trial, not only at each episode", idle=MEMORYLESS
     )
@@ -738,6 +755,16 @@ class RunConfig(Section):
         7_500, "environment steps between evaluations, which select best_model.pt; 0: only at the end", low=0
     )
     eval_episodes: int = option(100, "episodes per evaluation", low=1, high=100_000)
+    target_accuracy: float | None = option(
+        None,
+        "stop at the first evaluation with this accuracy; none: never",
+        low=0.0,
+        high=1.0,
+        idle=[{"eval_freq": (0,)}],
+    )
+    min_updates: int = option(
+        0, "updates before --target-accuracy may stop the run", low=0, needs={"target_accuracy": Not([None])}
+    )
     checkpoint_freq: int = option(50_000, "environment steps between saves of last.pt; 0: only at the end", low=0)
     log_freq: int = option(1, "episodes per row of metrics.jsonl, which stores their means", low=1)
     plasticity_metrics_freq: int = option(
@@ -835,6 +862,14 @@ LEARNER_DEFAULTS: dict[tuple[str, str], Options] = {
         "eval_episodes": 10,
     },
 }
+SUPERVISED: Options = {  # an update is 3,200 steps, so everything that counts steps counts more of them
+    "total_steps": 16_000_000,
+    "eval_freq": 640_000,
+    "checkpoint_freq": 3_200_000,
+    "plasticity_metrics_freq": 640_000,
+    "log_freq": 3_200,  # an episode is a sequence
+}
+LEARNER_DEFAULTS |= {(command, "supervised"): SUPERVISED for command in COMMAND_DEFAULTS}
 # Defaults that a learner changes for one core only.
 CORE_DEFAULTS: dict[tuple[str, str], Options] = {
     ("td3", "mlp"): {  # Fujimoto et al. 2018

@@ -19,7 +19,7 @@ from gymnasium.envs.classic_control import AcrobotEnv, PendulumEnv
 from gymnasium.envs.registration import EnvSpec
 
 from mpn_rl.console import stderr
-from mpn_rl.contracts import Action, Conditions, HasConditions, Info, Task
+from mpn_rl.contracts import Action, Conditions, HasConditions, Info, SequenceArrays, Task
 from mpn_rl.options import ConfigError, nearest, shortened
 from mpn_rl.tasks import (
     cue_reward,  # noqa: F401  registers CueReward-v0
@@ -97,6 +97,10 @@ class FlatTask(gymnasium.Wrapper):
         """Conditions of the current trial; empty where the task does not name any."""
         task = self.unwrapped
         return task.conditions if isinstance(task, HasConditions) else {}
+
+    def sequences(self, seeds: np.ndarray, steps: int) -> SequenceArrays | None:
+        """A Gymnasium task has to be played."""
+        return None
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, Info]:
         self.steps = 0

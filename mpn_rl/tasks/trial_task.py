@@ -1,7 +1,7 @@
 """Base of tasks whose trials are laid out at their start: no action changes what the trial shows.
 
 So a whole batch of sequences with their right actions is written at once, without playing the task
-(`contracts.GivesSequences`). Played step by step, the same seeds give the same trials.
+(`Task.sequences`). Played step by step, the same seeds give the same trials.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from mpn_rl.contracts import Conditions
+from mpn_rl.contracts import Conditions, SequenceArrays
 from mpn_rl.storage.state_trees import StateError
 from mpn_rl.tasks import vector_env as ve
 from mpn_rl.tasks.vector_env import BatchedTask, SingleEnv
@@ -116,8 +116,8 @@ class TrialTask(BatchedTask):
         self.obs[:] = self.inputs[self.every, self.place]
         return reward, info
 
-    def sequences(self, seeds: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Whole trials one after the other, as `contracts.GivesSequences`; row i is the run of seeds[i] without an end.
+    def sequences(self, seeds: np.ndarray, steps: int) -> SequenceArrays:
+        """Whole trials one after the other, as `contracts.Task.sequences`; row i is the run of seeds[i] without an end.
 
         Raises: ValueError where there is not one seed per row.
         """

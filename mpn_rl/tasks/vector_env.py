@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from mpn_rl.contracts import Info
+from mpn_rl.contracts import Info, SequenceArrays
 from mpn_rl.storage import state_trees
 
 # --- random numbers by hashing ----------------------------------------------------------------------------
@@ -150,6 +150,10 @@ class BatchedTask:
         self._show(slice(None), "previous reward", reward[:, None])
         self._show(slice(None), "previous action", self.one_hot[actions])
         return self.obs.copy(), reward, np.zeros(self.num_envs, bool), self.t >= self.limit, info
+
+    def sequences(self, seeds: np.ndarray, steps: int) -> SequenceArrays | None:
+        """As `contracts.Task.sequences`, with one seed per row: this task has to be played."""
+        return None
 
     def random(self, rows: np.ndarray, count: int, first: int = 0) -> np.ndarray:
         """Random numbers `first` to first + count - 1 of the current step of `rows` (n,), (n, count) uint64."""
