@@ -139,7 +139,8 @@ class TrialTask(BatchedTask):
             new_trial[rows, self.t[rows]] = True
             self.t[rows] += self.length[rows]
             rows = rows[self.t[rows] < steps]
-            self._start_trial(rows)
+            if len(rows):
+                self._start_trial(rows)
         return obs, new_trial, target, decision
 
     def ranges(self) -> dict[str, tuple[float, float]]:

@@ -240,7 +240,7 @@ class SingleEnv(gymnasium.Env):
     metadata: ClassVar[dict[str, object]] = {"render_modes": ["rgb_array"], "render_fps": 10}
     batch: ClassVar[type[BatchedTask]]
     rows: BatchedTask  # the one row
-    action_names: ClassVar[tuple[str, ...]]
+    action_names: tuple[str, ...]
     # The reference policies of the batch as (env, rng) -> action, for an env whose `unwrapped` is of this class.
     scripted: ClassVar[dict[str, Callable[[gymnasium.Env, np.random.Generator], int]]]
 

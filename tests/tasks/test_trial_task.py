@@ -12,7 +12,7 @@ from mpn_rl.tasks import vector_env as ve
 from mpn_rl.tasks.gymnasium_tasks import find_spec, make_vector_env
 from mpn_rl.tasks.trial_task import SingleTrialTask, TrialTask, ground_truth, random_actions
 
-TASKS = ["TemporalOrder-v0"]
+TASKS = ["TemporalOrder-v0", "Integration-v0", "ContextualIntegration-v0"]
 every_task = pytest.mark.parametrize("task", TASKS)
 
 
@@ -50,7 +50,7 @@ def test_a_shorter_sequence_is_the_start_of_a_longer_one(task: str) -> None:
 
 @every_task
 def test_the_ground_truth_earns_every_reward_and_a_random_policy_does_not(task: str) -> None:
-    env, seeds = batch(task, 200), range(200)
+    env, seeds = batch(task, 800), range(800)
     right = ve.play(env, ground_truth, seeds, np.random.default_rng(0))
     asked = right["decision"]
     assert asked.any() and right["hit"][asked].all() and (right["reward"] == asked).all()
@@ -82,12 +82,12 @@ def test_a_saved_batch_continues_exactly(task: str) -> None:
     env.reset(seed=4)
     other.reset(seed=99)
     actions = np.random.default_rng(2).integers(len(env.one_hot), size=(60, 4))
-    for step in actions[:23]:
+    for step in actions[:13]:
         env.step(step)
     saved = env.state_dict()
-    expected = [env.step(step) for step in actions[23:]]
+    expected = [env.step(step) for step in actions[13:]]
     other.load_state_dict(saved)
-    for step, before in zip(actions[23:], expected, strict=True):
+    for step, before in zip(actions[13:], expected, strict=True):
         np.testing.assert_equal(other.step(step), before)
     with pytest.raises(StateError, match="place lies beyond"):
         other.load_state_dict({**saved, "length": np.ones(4, np.int64), "place": np.ones(4, np.int64)})
