@@ -48,6 +48,9 @@ class MPNLayer(nn.Module):
             return nn.Parameter(full, requires_grad=trained and not frozen)
 
         self.eta = synaptic(options.eta, options.eta_shape, options.train_eta)
+        if options.eta_init == "xavier" and not frozen:
+            spread = math.sqrt(6.0 / (hidden_dim + input_dim))
+            self.eta.data.uniform_(-spread, spread)
         self.lambda_decay = synaptic(options.lambda_decay, options.lambda_shape, options.train_lambda)
         m0 = torch.zeros(hidden_dim, input_dim)
         self.m0 = nn.Parameter(m0, requires_grad=options.train_m0 and not frozen)
@@ -119,6 +122,7 @@ class MPN(nn.Module):
         options: those of `config.MPNConfig`, which has the defaults and ranges:
             activation: f, one of tanh, relu, sigmoid, linear.
             eta: Hebbian learning rate; a negative one is anti-Hebbian.
+            eta_init: constant (eta), or xavier: eta ~ U(-s, s), s = sqrt(6 / (H + D)), whatever the shape of eta.
             lambda_decay: decay of M per step, in [0, lambda_max].
             lambda_max: upper bound of lambda while it is trained, at most 1.
             eta_shape: scalar, pre (one per input), post (one per hidden unit) or matrix.

@@ -27,7 +27,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from mpn_rl.contracts import Action, Conditions, Info
+from mpn_rl.contracts import Action, Conditions, Info, SequenceArrays
 from mpn_rl.options import PROGRAM, ConfigError, nearest
 from mpn_rl.tasks.task_errors import TaskError, own_error
 from mpn_rl.tasks.trusted_modules import import_task_module
@@ -306,6 +306,40 @@ class NeuroGymWrapper(gymnasium.Wrapper):
         if not self._discrete and self._task._gt_built:
             return self._task.gt[self._index]
         return self._layout[self._index][0]
+
+    def sequences(self, seeds: np.ndarray, steps: int) -> SequenceArrays | None:
+        """Whole trials with their right actions, as `contracts.Task.sequences`; they end the current episode.
+
+        The trials of a sequence follow from its seed as those of an episode do, except that no action ends one early.
+        None where a wrapper or the task itself changes the observations while the task is played, or where the task has
+        no meaningful right actions.
+        """
+        from neurogym.core import TrialEnv
+
+        task = self._tasks[0]
+        as_laid_out = type(task).step is TrialEnv.step and type(task).post_step is TrialEnv.post_step
+        if self.env is not task or not as_laid_out or "ob" not in vars(task) or not task._gt_built:
+            return None
+        if _native(task) in _MEANINGLESS_GT or _native(task) in _UNTIMED:
+            return None
+        shape = (len(seeds), steps)
+        obs = np.zeros((*shape, self.obs_dim), np.float32)
+        new_trial, decision = np.zeros((2, *shape), bool)
+        target = np.zeros(shape, np.int64) if self._discrete else np.zeros((*shape, self.n_actions), np.float32)
+        for row, seed in enumerate(seeds.tolist()):
+            self.reset(seed=seed)
+            t = 0
+            while t < steps:
+                if t:
+                    self.new_trial()
+                count = min(self.trial_steps, steps - t)
+                part = slice(t, t + count)
+                obs[row, part] = task.ob[:count].reshape(count, -1)
+                new_trial[row, t] = True
+                target[row, part] = task.gt[:count].reshape(count, *target.shape[2:])
+                decision[row, part] = [step[2] for step in self._layout[:count]]
+                t += count
+        return obs, new_trial, target, decision
 
     @property
     def scripted(self) -> dict[str, Callable[[NeuroGymWrapper, np.random.Generator], Action]]:

@@ -232,7 +232,7 @@ def plot_training_curves(
 
     Args:
         history: one entry per finished episode: step, reward, loss, accuracy (None or nan: unknown), and
-            epsilon or entropy.
+            epsilon or entropy; without any reward, the run was supervised.
         evaluations: greedy evaluations, {"step", "return_mean", "accuracy" or None}.
         fig: an empty figure; this function sets its size.
         references: lines in the accuracy panel, {"guessing": 0.5, "ideal": 0.94}.
@@ -243,6 +243,7 @@ def plot_training_curves(
     accuracy = rolling_mean(history.get("accuracy", []), 1)
     scored = np.isfinite(accuracy).any() or any(row.get("accuracy") is not None for row in evaluations)
     exploration = "entropy" if "entropy" in history else "epsilon"
+    rewarded = np.isfinite(rolling_mean(history["reward"], 1)).any() or not len(history["reward"])
     panels = ["reward", *(["accuracy"] if scored else []), "loss", exploration]
     fig = fig or Figure()
     fig.set_layout_engine("constrained", wspace=0.04)
@@ -268,8 +269,9 @@ def plot_training_curves(
     labels = {
         "reward": "return per episode",
         "accuracy": "decision accuracy",
-        "loss": "TD loss" if exploration == "epsilon" else "loss",
+        "loss": "TD loss" if exploration == "epsilon" and rewarded else "loss",
     }
+    axes[exploration].set_visible(rewarded)  # a supervised learner does not explore
     for name, ax in axes.items():
         ax.set(ylabel=labels.get(name, name), xlabel="environment steps", xlim=(0, last))
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))

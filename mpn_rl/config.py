@@ -50,6 +50,7 @@ ONE_STEP: tuple[Condition, ...] = (
     {"replay": ("sequence",), "sequence_length": (1,)},
     {"rollout_steps": (1,)},
     {"bptt_chunk_size": (1,)},
+    {"learner": ("supervised",), "sequence_length": (1,)},
 )
 UNTRAINED: tuple[Condition, ...] = (FROZEN, *ONE_STEP)
 
@@ -138,7 +139,12 @@ class MPNConfig(CoreConfig, name="mpn"):
     hidden_dim: int = option(128, "hidden units per layer", low=1)
     num_layers: int = option(1, "stacked layers", low=1, high=100)
     activation: Literal["tanh", "relu", "sigmoid", "linear"] = option("tanh", "activation function f")
-    eta: float = option(1.0, "Hebbian learning rate; negative is anti-Hebbian", idle=[FROZEN])
+    eta: float = option(
+        1.0, "Hebbian learning rate; negative is anti-Hebbian", idle=[FROZEN, {"eta_init": ("xavier",)}]
+    )
+    eta_init: Literal["constant", "xavier"] = option(
+        "constant", "initial eta: --eta, or drawn like Xavier's weights, with either sign", idle=[FROZEN]
+    )
     lambda_decay: float = option(0.85, "decay of M per step", low=0.0, high=1.0, idle=[FROZEN])
     lambda_max: float = option(
         1.0,
@@ -271,7 +277,15 @@ class BackpropamineConfig(CoreConfig, name="backpropamine"):
 class EncoderConfig(Section):
     """The layer between the observation and the core; see `encoder.Encoder` for the reason."""
 
-    embed_dim: int = option(32, "width of the learned embedding tanh(Ax + a) in front of the core; 0: none", low=0)
+    embed_dim: int = option(
+        32,
+        "width of the learned embedding tanh(Ax + a) in front of the core; 0: none",
+        low=0,
+        idle=[{"random_projection": Not([0])}],
+    )
+    random_projection: int = option(
+        0, "width of a fixed random projection Ax + a that replaces the learned embedding; 0: none", low=0
+    )
     constant_input: bool = option(False, "append a constant 1 to the core's input")
 
 
@@ -488,6 +502,20 @@ class TD3Config(ReplayConfig, LearnerConfig, name="td3"):
             raise ConfigError(
                 f"--buffer-min-size must not exceed --buffer-size = {self.buffer_size}, got {self.buffer_min_size}"
             )
+
+
+@dataclass(frozen=True)
+class SupervisedConfig(LearnerConfig, name="supervised"):
+    batch_size: int = option(32, "sequences per update", low=1)
+    sequence_length: int = option(100, "steps per sequence; the state is reset at its start", low=1)
+    score_periods: Literal["all", "decision"] = option(
+        "all", "steps in the loss: those of the decision period, or all, where the others together weigh the same"
+    )
+    input_noise: float = option(0.0, "root mean square norm of the noise on the core's input while it learns", low=0.0)
+    l1: float = option(0.0, "weight of sum |W| over the core's weights in the loss", low=0.0)
+    learning_rate: float = option(3e-3, "Adam's step size", above=0.0)
+    lr_final: float = option(0.1, "final step size, as a fraction of --learning-rate", low=0.0, high=1.0)
+    grad_clip: float = option(10.0, "largest gradient norm", above=0.0)
 
 
 # --- expansion ------------------------------------------------------------------------------------------
@@ -748,7 +776,9 @@ PRESETS = [
 class RunConfig(Section):
     num_episodes: int = option(1_000, "episodes, over all lanes", low=1, needs={"total_steps": (None,)})
     total_steps: int | None = option(None, "environment steps, instead of --num-episodes", low=1)
-    num_envs: int = option(20, "environments (lanes) that step together", low=1, high=10_000)
+    num_envs: int = option(
+        20, "environments (lanes) that step together", low=1, high=10_000, idle=[{"learner": ("supervised",)}]
+    )
     reset_state_on_trial: bool = option(
         False, "reset the core's state at each trial, not only at each episode", idle=MEMORYLESS
     )
@@ -757,6 +787,16 @@ class RunConfig(Section):
         7_500, "environment steps between evaluations, which select best_model.pt; 0: only at the end", low=0
     )
     eval_episodes: int = option(100, "episodes per evaluation", low=1, high=100_000)
+    target_accuracy: float | None = option(
+        None,
+        "stop at the first evaluation with this accuracy; none: never",
+        low=0.0,
+        high=1.0,
+        idle=[{"eval_freq": (0,)}],
+    )
+    min_updates: int = option(
+        0, "updates before --target-accuracy may stop the run", low=0, needs={"target_accuracy": Not([None])}
+    )
     checkpoint_freq: int = option(50_000, "environment steps between saves of last.pt; 0: only at the end", low=0)
     log_freq: int = option(1, "episodes per row of metrics.jsonl, which stores their means", low=1)
     plasticity_metrics_freq: int = option(
@@ -859,6 +899,14 @@ LEARNER_DEFAULTS: dict[tuple[str, str], Options] = {
         "eval_episodes": 10,
     },
 }
+SUPERVISED: Options = {  # an update is 3,200 steps, so everything that counts steps counts more of them
+    "total_steps": 16_000_000,
+    "eval_freq": 640_000,
+    "checkpoint_freq": 3_200_000,
+    "plasticity_metrics_freq": 640_000,
+    "log_freq": 3_200,  # an episode is a sequence
+}
+LEARNER_DEFAULTS |= {(command, "supervised"): SUPERVISED for command in COMMAND_DEFAULTS}
 # Defaults that a learner changes for one core only.
 CORE_DEFAULTS: dict[tuple[str, str], Options] = {
     ("td3", "mlp"): {  # Fujimoto et al. 2018

@@ -42,6 +42,23 @@ class Batch(NamedTuple):
         return self._replace(state0=map_state(lambda part: part.to(device), self.state0), **moved)
 
 
+class Sequences(NamedTuple):
+    """B sequences of T steps with the right actions, for supervised learning."""
+
+    obs: Tensor  # (B, T, D)
+    reset: Tensor  # (B, T) bool: the state is set to `init_state` before this observation
+    target: Tensor  # the right action: (B, T) int64, -1 where there is none; or (B, T, A), nan where there is none
+    decision: Tensor  # (B, T) bool: the step lies in the period in which the task scores the action
+
+    def to(self, device: torch.device | str) -> Sequences:
+        """The sequences with every tensor on `device`."""
+        return Sequences(*(part.to(device) for part in self))
+
+
+# The same of NumPy, without `reset`: obs (B, T, D), new_trial (B, T) where a trial starts, target and decision.
+SequenceArrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
 class Core(Protocol):
     """A recurrent core, an nn.Module: B rows that never mix, T steps, D inputs, H hidden units.
 
@@ -150,6 +167,12 @@ class Replay(Memory, Protocol):
     def sample(self, batch_size: int, rng: np.random.Generator) -> Batch: ...
 
 
+class SequenceSource(Memory, Protocol):
+    """What a supervised learner learns from: it draws new sequences of a task, and stores no steps."""
+
+    def sample(self, batch_size: int, rng: np.random.Generator) -> Sequences: ...
+
+
 class Expansion(Protocol):
     """What grows and prunes a learner's networks, as the training loop uses it; see `expansion/topology.py`."""
 
@@ -174,6 +197,7 @@ class Learner(Protocol[MemoryT]):
     grad_norms: dict[str, Tensor]  # of the last update, before clipping, by network
     updates: int  # so far
     first_update: str  # in words: which options decide when the first update happens
+    acts: bool  # whether it learns from the steps of the lanes; else from a `SequenceSource`
 
     @property
     def online(self) -> Network: ...  # acts while training
@@ -274,6 +298,16 @@ class Task(Protocol):
 
     def step(self, action: Action) -> tuple[np.ndarray, float, bool, bool, Info]:
         """Returns: observation (D,), reward, terminated, truncated, info."""
+        ...
+
+    def sequences(self, seeds: np.ndarray, steps: int) -> SequenceArrays | None:
+        """Whole trials one after the other with their right actions, without being played; each row follows its seed.
+
+        Args:
+            seeds: one per sequence, (B,).
+            steps: T, of every sequence.
+        Returns: None where the observations depend on the actions, so that the task has to be played.
+        """
         ...
 
     def render(self) -> object: ...  # (height, width, 3) uint8, or something else where the task has no pictures

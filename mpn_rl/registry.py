@@ -21,7 +21,8 @@ from mpn_module import MPN
 from mpn_rl import config as cfg
 from mpn_rl.contracts import Core, Learner, Memory, Network, Task, state_parts
 from mpn_rl.learners.a2c import A2CLearner, ActorCritic
-from mpn_rl.learners.base import ReplayLearner, ReplaySizes, RolloutLearner
+from mpn_rl.learners.base import ReplayLearner, ReplaySizes, RolloutLearner, SequenceLearner
+from mpn_rl.learners.supervised import SupervisedLearner, SupervisedNetwork
 from mpn_rl.learners.td3 import Actor, TD3Learner
 from mpn_rl.networks.backpropamine import Backpropamine
 from mpn_rl.networks.baseline_cores import MLPCore, RecurrentCore
@@ -29,7 +30,9 @@ from mpn_rl.networks.encoder import AgentNetwork, Encoder
 from mpn_rl.options import ConfigError
 from mpn_rl.tasks.gymnasium_tasks import is_built_in, make_gymnasium, make_vector_env, time_limit
 from mpn_rl.tasks.lanes import Lanes, VectorLanes, repeats_episodes
+from mpn_rl.tasks.sequences import TaskSequences
 from mpn_rl.tasks.task_spaces import MOST_CHOICES
+from mpn_rl.tasks.vector_env import BatchedTask
 from neurogym_wrapper import make_neurogym, task_names
 
 
@@ -55,11 +58,16 @@ ENVS: dict[type[cfg.EnvConfig], Callable[[cfg.EnvConfig, str | None], Task]] = {
 }
 
 # learner options -> the learner, and the network that acts for it
-LEARNERS: dict[type[cfg.LearnerConfig], tuple[type[ReplayLearner | RolloutLearner], Callable[..., AgentNetwork]]] = {
+AnyLearner = ReplayLearner | RolloutLearner | SequenceLearner
+LEARNERS: dict[type[cfg.LearnerConfig], tuple[type[AnyLearner], Callable[..., AgentNetwork]]] = {
     cfg.DQNConfig: (DQNLearner, MPNDQN),
     cfg.A2CConfig: (A2CLearner, ActorCritic),
     cfg.TD3Config: (TD3Learner, Actor),
+    cfg.SupervisedConfig: (SupervisedLearner, SupervisedNetwork),
 }
+
+
+PROBED_ROWS, PROBED_STEPS = 4, 200  # in which a task must give a right action
 
 
 class Spaces(NamedTuple):
@@ -108,9 +116,11 @@ def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> Task:
 
 
 def check_trials(config: cfg.Config) -> None:
-    """Refuse options that do nothing where a task has no trials. Raises: ConfigError."""
+    """Refuse options that do nothing where a task has no trials, and so no accuracy. Raises: ConfigError."""
     values = config.values()
     flag = "--reset-state-on-trial" if config.run.reset_state_on_trial else None
+    if config.run.target_accuracy is not None:
+        flag = "--target-accuracy"
     if (values.get("replay"), values.get("replay_state")) == ("trial", "zero"):
         flag = "--replay trial --replay-state zero"  # without trials, episodes are replayed: their first state is fixed
     if flag is None:
@@ -151,7 +161,7 @@ def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> 
     first = make_env(config.env)
     name, algo, space = config.env.env_name, config.learner.name, first.action_space
     continuous = isinstance(space, gymnasium.spaces.Box)
-    if continuous != LEARNERS[type(config.learner)][0].continuous:
+    if LEARNERS[type(config.learner)][0].continuous is (not continuous):  # None takes both
         first.close()
         kind, needs = ("continuous actions", "one choice, Discrete") if continuous else ("choices", "a vector, Box")
         fitting = fitting_learners(continuous)
@@ -165,8 +175,8 @@ def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> 
 
 
 def fitting_learners(continuous: bool) -> list[str]:
-    """Names of the learners (`--algo`) whose actions are vectors, or choices where `continuous` is false."""
-    return [cls.name for cls, (learner, _) in LEARNERS.items() if learner.continuous == continuous]
+    """Names of the learners (`--algo`) by reward whose actions are vectors, or choices where `continuous` is false."""
+    return [cls.name for cls, (learner, _) in LEARNERS.items() if learner.acts and learner.continuous == continuous]
 
 
 def spaces(env: Task) -> Spaces:
@@ -180,7 +190,7 @@ def spaces(env: Task) -> Spaces:
 
 def make_network(config: cfg.Config, spaces: Spaces) -> AgentNetwork:
     """The network that acts, as config.json describes it, with initial weights from torch's global generator."""
-    encoder = Encoder(spaces.obs_dim, config.encoder.embed_dim, config.encoder.constant_input)
+    encoder = Encoder(spaces.obs_dim, **options(config.encoder))
     core = CORES[type(config.core)](encoder.output_dim, config.core)
     learner, network = LEARNERS[type(config.learner)]
     more = learner.network_options(config.learner)
@@ -248,6 +258,9 @@ def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Net
 
     Raises: ConfigError if options do not fit each other, the task or this machine.
     """
+    learner = LEARNERS[type(config.learner)][0]
+    if issubclass(learner, SequenceLearner):
+        return make_sequences(config)
     sizes = ReplaySizes(
         num_lanes=num_lanes,
         obs_dim=spaces.obs_dim,
@@ -259,7 +272,7 @@ def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Net
     )
     way_out = "lower --buffer-size, --hidden-dim or the sequences' length"
     try:
-        buffer = LEARNERS[type(config.learner)][0].make_replay(config.learner, sizes)
+        buffer = learner.make_replay(config.learner, sizes)
     except ConfigError:
         raise
     except (MemoryError, OverflowError, ValueError) as error:
@@ -268,6 +281,45 @@ def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Net
         text = f"{buffer.nbytes / 2**30:,.1f} GiB, the machine has {_machine_bytes() / 2**30:,.1f} GiB"
         raise ConfigError(f"the replay buffer takes {text}; {way_out}")
     return buffer
+
+
+def make_sequences(config: cfg.Config) -> TaskSequences:
+    """The source of a supervised learner's sequences. Raises: ConfigError where the task gives no right actions."""
+    env, learner = config.env, config.learner
+    rows, steps = batch_shape(config)
+
+    def make_batch(rows: int) -> BatchedTask | None:
+        return make_vector_env(rows, **options(env)) if isinstance(env, cfg.GymnasiumConfig) else None
+
+    reset = config.run.reset_state_on_trial
+    source = TaskSequences(make_env(env), make_batch, steps, reset)
+    probe = TaskSequences(source.env, make_batch, max(PROBED_STEPS, steps), reset)
+    sequences = probe.sample(min(rows, PROBED_ROWS), np.random.default_rng(config.run.seed))
+    target = sequences.target
+    known = target >= 0 if target.ndim == 2 else target.isfinite().all(-1)
+    asked = known & sequences.decision
+    task = f"--env-name {env.env_name}"
+    if not known.any():
+        fitting = " or ".join(fitting_learners(target.ndim == 3))
+        raise ConfigError(
+            f"--algo {learner.name} needs a task that gives its right actions, {task} gives none; take --algo {fitting}"
+        )
+    if config.values()["score_periods"] == "decision" and (bool(asked.equal(known)) or not asked.any()):
+        where = "in the decision period only" if asked.any() else "outside a decision period only"
+        raise ConfigError(
+            f"--score-periods decision does nothing with {task}, whose right actions are {where}; leave it out"
+        )
+    return source
+
+
+def batch_shape(config: cfg.Config) -> tuple[int, int]:
+    """(rows, steps) of an update's batch, at least."""
+    return LEARNERS[type(config.learner)][0].batch_shape(config.learner, config.run.num_envs)
+
+
+def acts(config: cfg.Config) -> bool:
+    """Whether the learner learns from the steps of lanes, in which it acts."""
+    return LEARNERS[type(config.learner)][0].acts
 
 
 def step_limit(env: cfg.EnvConfig) -> int | None:
@@ -286,7 +338,7 @@ def _machine_bytes() -> int:
 
 def _check_network_fits(config: cfg.Config, spaces: Spaces) -> None:
     """Raise ConfigError if weights, target, Adam's two moments and one batch's states and outputs do not fit memory."""
-    batch, steps = LEARNERS[type(config.learner)][0].batch_shape(config.learner, config.run.num_envs)
+    batch, steps = batch_shape(config)
     try:
         with torch.device("meta"):
             network = make_network(config, spaces)

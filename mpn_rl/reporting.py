@@ -88,7 +88,8 @@ class Reporter:
         where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
         task = config.env.task
         lanes = f"{run.num_lanes} lane{'' if run.num_lanes == 1 else 's'}"
-        stdout.print(f"{task}: {core}, {run.num_weights:,} weights on {run.device}, {lanes}; {where}")
+        update = lanes if run.learner.acts else f"{run.stride:,} steps per update"
+        stdout.print(f"{task}: {core}, {run.num_weights:,} weights on {run.device}, {update}; {where}")
         for log in self.logs:
             stdout.print(log.where)
         size = f": {run.replay.nbytes / 2**20:,.0f} MiB when full" if run.replay.nbytes else ""
@@ -131,10 +132,10 @@ class Reporter:
             return float(np.mean(values)) if values else None
 
         total = "" if self.config.run.total_steps else f"/{self.config.run.num_episodes}"
-        accuracy, loss = mean("accuracy"), mean("loss")
+        reward, accuracy, loss = mean("reward"), mean("accuracy"), mean("loss")
         parts = [
             f"Ep {row['episode']}{total}",
-            f"Reward {mean('reward'):.2f}",
+            *([f"Reward {reward:.2f}"] if reward is not None else []),
             *([f"Acc {accuracy:.2f}"] if accuracy is not None else []),
             f"Len {mean('length'):.0f}",
             *([f"Loss {loss:.4f}"] if loss is not None else []),

@@ -102,8 +102,12 @@ class Run:
         torch.set_num_threads(run.threads)
         self.device = registry.make_device(run.device)
         lanes = num_lanes or (run.num_envs if run.total_steps else min(run.num_envs, run.num_episodes))
-        if run.total_steps is not None and run.total_steps < lanes:
-            raise ConfigError(f"--total-steps must be at least --num-envs = {lanes}, got {run.total_steps}")
+        self.stride, least = lanes, "--num-envs"  # environment steps of one call of `advance`
+        if not registry.acts(config):
+            lanes = 1  # which stays at its first observation
+            self.stride, least = math.prod(registry.batch_shape(config)), "--batch-size times --sequence-length"
+        if run.total_steps is not None and run.total_steps < self.stride:
+            raise ConfigError(f"--total-steps must be at least {least} = {self.stride}, got {run.total_steps}")
         for seed in (random.seed, np.random.seed, torch.manual_seed):  # for tasks that use the global generators
             seed(run.seed)
         self.seeds = EpisodeSeeds("train", run.seed)
@@ -121,6 +125,7 @@ class Run:
         self.ended: list[EpisodeEnd] = []  # not logged yet
         self.best_score: float | None = None
         self.evaluated_at = -1
+        self.reached = False  # --target-accuracy
         self.finished = False
         self.save_at = time.monotonic() + SAVE_EVERY_S
         self.experiment: Experiment | None = None
@@ -160,8 +165,10 @@ class Run:
 
     def _trained(self) -> bool:
         run = self.config.run
+        if self.reached:
+            return True
         if run.total_steps is not None:  # never more steps than --total-steps
-            return self.step + self.num_lanes > run.total_steps
+            return self.step + self.stride > run.total_steps
         return self.episodes >= run.num_episodes
 
     def _interrupted(self) -> bool:
@@ -191,17 +198,13 @@ class Run:
         return rows
 
     def _step(self) -> list[MetricsRow]:
-        """One step of every lane, and the updates that are due. Returns: the rows of episodes that ended."""
+        """One step of every lane, and the updates that are due. Returns: the rows of episodes that ended.
+
+        A learner that does not act does one update; its episodes are the sequences of the batch.
+        """
         self.learner.set_progress(self.progress)
-        obs = to_tensor(self.lanes.obs, self.device)
-        actions, state = self.learner.act(obs, self.state, explore=True)
-        steps, ended = self.lanes.step(actions.cpu().numpy())
-        self.learner.store(self.replay, steps, self.state, state)
-        fresh = steps.terminated | steps.truncated
-        if self.config.run.reset_state_on_trial:
-            fresh |= steps.new_trial
-        self.state = reset_rows(self.network, state, fresh)
-        self.step += self.num_lanes
+        ended = self._act() if self.learner.acts else self._sequences()
+        self.step += self.stride
         self.updates_due += self.learner.updates_due(self.replay, self.step, self.num_lanes)
         while self.updates_due >= 1.0:
             self.updates_due -= 1.0
@@ -220,9 +223,26 @@ class Run:
                 rows.append(self._episode_row())
         return rows
 
+    def _act(self) -> list[EpisodeEnd]:
+        """One step of every lane. Returns: the episodes that it ended."""
+        obs = to_tensor(self.lanes.obs, self.device)
+        actions, state = self.learner.act(obs, self.state, explore=True)
+        steps, ended = self.lanes.step(actions.cpu().numpy())
+        self.learner.store(self.replay, steps, self.state, state)
+        fresh = steps.terminated | steps.truncated
+        if self.config.run.reset_state_on_trial:
+            fresh |= steps.new_trial
+        self.state = reset_rows(self.network, state, fresh)
+        return ended
+
+    def _sequences(self) -> list[EpisodeEnd]:
+        """The sequences of the next update as episodes: nothing is played, so they have no reward."""
+        rows, steps = registry.batch_shape(self.config)
+        return [EpisodeEnd(0.0, steps, 0, None)] * rows
+
     def _due(self, frequency: int) -> bool:
-        """Whether the last vector step crossed a multiple of `frequency` environment steps."""
-        return frequency > 0 and self.step // frequency > (self.step - self.num_lanes) // frequency
+        """Whether the last call of `advance` crossed a multiple of `frequency` environment steps."""
+        return frequency > 0 and self.step // frequency > (self.step - self.stride) // frequency
 
     def _means(self) -> dict[str, float | None]:
         """Means of the updates' values since the last call."""
@@ -252,15 +272,16 @@ class Run:
         """Means over the episodes that ended since the last such row."""
         ended, self.ended = self.ended, []
         accuracies = [end.accuracy for end in ended if end.accuracy is not None]
+        means = self._means()
         return {
             "kind": "episode",
             "step": self.step,
             "episode": self.episodes,
-            "reward": sum(end.reward for end in ended) / len(ended),
+            "reward": sum(end.reward for end in ended) / len(ended) if self.learner.acts else None,
             "length": sum(end.length for end in ended) / len(ended),
-            "accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
+            "accuracy": sum(accuracies) / len(accuracies) if accuracies else means.get("train_accuracy"),
             "trials": self.trials,
-            **self._means(),
+            **means,
             **self.learner.status(),
         }
 
@@ -281,6 +302,8 @@ class Run:
             raise
         score = float(result.returns.mean())
         self.evaluated_at = self.step
+        if run.target_accuracy is not None and result.accuracy is not None:
+            self.reached = result.accuracy >= run.target_accuracy and self.learner.updates >= run.min_updates
         best = self.best_score is None or score >= self.best_score  # the later one of equal scores
         if best:
             self.best_score = score
@@ -402,7 +425,7 @@ class Run:
         payload = {"network": self.learner.policy.state_dict(), "step": self.step, "score": self.best_score}
         save_checkpoint(self.experiment.checkpoint(name), payload)
 
-    _COUNTERS = ("step", "episodes", "trials", "updates_due", "best_score", "evaluated_at", "finished")
+    _COUNTERS = ("step", "episodes", "trials", "updates_due", "best_score", "evaluated_at", "reached", "finished")
 
     def _state(self) -> StateDict:
         assert self.experiment is not None
@@ -426,7 +449,7 @@ class Run:
     def _load(self, saved: StateDict, fresh_episodes: bool = False) -> None:
         """Load a state, once all of it is checked. Raises: StateError."""
         self._check_parts(saved)
-        steps = saved["counters"]["step"] // self.num_lanes
+        steps = saved["counters"]["step"] // self.stride
         lengths = self.lanes.check_state(saved["lanes"], steps)
         self.learner.load_state_dict(saved["learner"])
         self.replay.load_state_dict(saved["replay"])
@@ -437,7 +460,7 @@ class Run:
         self.updates.load_state_dict(saved["updates"], self.device)
         self.ended = [EpisodeEnd(*end) for end in saved["ended"]]
         for name in self._COUNTERS:
-            setattr(self, name, saved["counters"][name])
+            setattr(self, name, saved["counters"].get(name, False))  # runs of 0.1.0 lack "reached"
         self.finished = self.finished and self.done
         rng = saved["rng"]
         self.seeds.rng.bit_generator.state = rng["episodes"]
@@ -455,12 +478,9 @@ class Run:
         check(saved, {name: Anything() for name in (*parts, "metrics_size")})
         counters: dict[str, Schema] = {name: Whole() for name in ("step", "episodes", "trials")}
         counters |= {"updates_due": Real(0.0, 1.0), "best_score": Real(null=True), "evaluated_at": Whole(-1)}
-        check(saved["counters"], counters | {"finished": Truth()}, "counters")
+        check(saved["counters"], counters | {"reached?": Truth(), "finished": Truth()}, "counters")
         step, episodes = saved["counters"]["step"], saved["counters"]["episodes"]
-        if (
-            step % self.num_lanes
-            or max(episodes, saved["counters"]["trials"], saved["counters"]["evaluated_at"]) > step
-        ):
+        if step % self.stride or max(episodes, saved["counters"]["trials"], saved["counters"]["evaluated_at"]) > step:
             raise StateError(f"counters do not fit each other and {self.num_lanes} lanes")
         check_weights(saved["network"], cast(torch.nn.Module, self.learner.policy))
         check(saved["state"], like(self.state), "state")

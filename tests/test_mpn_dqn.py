@@ -518,6 +518,21 @@ def test_encoder_never_shows_the_core_an_empty_input() -> None:
     torch.testing.assert_close(both(obs)[1, 3, :4], torch.tanh(both.embedding.weight @ obs[1, 3] + both.embedding.bias))
 
 
+def test_a_random_projection_keeps_lengths_is_never_silent_and_is_not_trained() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(5, 32, constant_input=False, random_projection=4000)
+    assert encoder.embedding is None and encoder.output_dim == 4000 and not list(encoder.parameters())
+    obs = torch.tensor([[3.0, 0.0, -4.0, 0.0, 0.0]])
+    silent = encoder(torch.zeros(1, 5))
+    assert silent.norm().item() == pytest.approx(1.0, abs=0.05)
+    assert (encoder(obs) - silent).norm().item() == pytest.approx(5.0, abs=0.2)
+    torch.testing.assert_close(encoder(2 * obs) - silent, 2 * (encoder(obs) - silent))  # linear
+    other = Encoder(5, 0, constant_input=True, random_projection=4000)
+    assert other.output_dim == 4001
+    other.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(other(obs)[:, :-1], encoder(obs))
+
+
 def test_a_bare_mpn_cannot_remember_through_silence_and_the_encoder_mends_it() -> None:
     cue, silence = torch.randn(1, 3), torch.zeros(1, 3)
     for encoder, remembers in (

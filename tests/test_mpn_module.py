@@ -504,3 +504,15 @@ def test_the_module_runs_as_a_script(capsys: pytest.CaptureFixture[str]) -> None
     runpy.run_path(str(Path(mpn_module.__file__)), run_name="__main__")
     printed = capsys.readouterr().out
     assert "frozen: |M| 0.0" in printed and "0.197 of its value" in printed
+
+
+@pytest.mark.parametrize("shape", ["scalar", "pre", "post", "matrix"])
+def test_a_random_eta_has_either_sign_and_the_spread_of_xaviers_weights(shape: str) -> None:
+    torch.manual_seed(0)
+    drawn = torch.cat([MPN(50, 100, eta_shape=shape, eta_init="xavier").layers[0].eta.flatten() for _ in range(300)])
+    spread = (6 / 150) ** 0.5
+    assert drawn.min().item() == pytest.approx(-spread, rel=0.05)
+    assert drawn.max().item() == pytest.approx(spread, rel=0.05)
+    assert drawn.mean().abs().item() < 0.2 * spread
+    frozen = MPN(50, 100, eta_init="xavier", freeze_plasticity=True)
+    assert frozen.layers[0].eta.item() == 1.0

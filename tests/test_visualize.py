@@ -145,6 +145,16 @@ def test_a_task_without_accuracy_has_no_accuracy_panel(tmp_path):
     visualize.save_figure(fig, tmp_path / "a.png")
 
 
+def test_a_supervised_run_has_neither_rewards_nor_exploration():
+    fig = visualize.plot_training_curves({**history(), "reward": [None] * 60}, evaluations())
+    assert [ax.get_ylabel() for ax in fig.axes if ax.get_visible()] == [
+        "return per episode",
+        "decision accuracy",
+        "loss",
+    ]
+    assert labels(fig.axes[0])[-1] == "best: 3"  # that of the evaluations
+
+
 @pytest.mark.parametrize("n", [0, 1])
 def test_a_run_of_hardly_an_episode_still_has_its_picture(tmp_path, n):
     short = {name: list(values)[:n] for name, values in history().items()}

@@ -1,4 +1,4 @@
-"""Base classes of the learners: what all share, learning from a replay buffer, and learning from rollouts."""
+"""Base classes of the learners: what all share, and learning from a replay buffer, rollouts, or labelled sequences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mpn_rl.config import LearnerConfig, PaperExpansionConfig, ReplayConfig
-from mpn_rl.contracts import Batch, Replay, State, StateDict, Steps, map_state
+from mpn_rl.contracts import Batch, Replay, Sequences, SequenceSource, State, StateDict, Steps, map_state
 from mpn_rl.expansion.topology import Topology
 from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
 from mpn_rl.networks.encoder import AgentNetwork, check_weights
@@ -98,7 +98,7 @@ class ReplaySizes(NamedTuple):
 
 
 class BaseLearner:
-    """The parts that every learner shares. Derive from `ReplayLearner` or from `RolloutLearner`.
+    """The parts that every learner shares. Derive from `ReplayLearner`, `RolloutLearner` or `SequenceLearner`.
 
     Subclasses fill `networks`, `targets`, `averages` and `optimizers` (the same names in each), implement `act` and
     `update`, and extend `state_dict` with everything else that a resumed run needs to continue bit for bit.
@@ -110,7 +110,10 @@ class BaseLearner:
         device: of the networks.
     """
 
-    continuous = False  # whether actions are vectors within bounds, instead of one choice of several
+    continuous: bool | None = (
+        False  # whether actions are vectors within bounds, not one choice of several; None: either
+    )
+    acts = True  # whether it learns from the steps of the lanes
     topology: Topology | None = None  # with --expansion
 
     def __init__(self, network: AgentNetwork, config: Any, seed: int, device: torch.device | str = "cpu") -> None:
@@ -387,3 +390,54 @@ class RolloutLearner(BaseLearner):
     def probe(self, replay: RolloutBuffer, rng: np.random.Generator) -> Batch | None:
         """The rollout as it is, for the metrics; None before the first update."""
         return replay.view() if self.updates else None
+
+
+class SequenceLearner(BaseLearner):
+    """A learner that does not act while it learns: it updates from new sequences of a task, with their right actions.
+
+    `config` has `batch_size` and `sequence_length`.
+    """
+
+    acts = False
+    memory = "new sequences in every update"
+    first_update = "an update takes --batch-size times --sequence-length steps"
+
+    @classmethod
+    def batch_shape(cls, config: Any, num_envs: int) -> tuple[int, int]:
+        """(rows, steps) of an update's batch."""
+        return config.batch_size, config.sequence_length
+
+    def store(self, replay: SequenceSource, steps: Steps, state: State, next_state: State) -> None:
+        """Do nothing: no step of the lanes is learned from."""
+
+    def updates_due(self, replay: SequenceSource, step: int, num_lanes: int) -> float:
+        """One update per batch."""
+        return 1.0
+
+    def update(self, batch: Sequences) -> dict[str, Tensor]:
+        """Learn from one batch. Returns 0-d tensors, "loss" among them."""
+        raise NotImplementedError
+
+    def learn(self, replay: SequenceSource, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Draw a batch of sequences and update."""
+        return self.update(replay.sample(self.config.batch_size, rng))
+
+    def probe(self, replay: SequenceSource, rng: np.random.Generator) -> Batch | None:
+        """New sequences for the metrics, as a batch whose last observation is repeated."""
+        drawn = replay.sample(self.config.batch_size, rng)
+        rows, steps = drawn.decision.shape
+        nothing = torch.zeros(rows, steps)
+        with torch.no_grad():
+            state0 = self.online.init_state(rows)
+        return Batch(
+            obs=torch.cat([drawn.obs, drawn.obs[:, -1:]], 1),
+            reset=torch.cat([drawn.reset, torch.zeros(rows, 1, dtype=torch.bool)], 1),
+            action=nothing.long(),
+            reward=nothing,
+            terminated=nothing,
+            mask=torch.ones(rows, steps),
+            state0=state0,
+            burn_in=0,
+            weight=torch.ones(rows),
+            places=np.arange(rows),
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,9 @@ def epsilon_greedy(greedy: Tensor, num_actions: int, epsilon: float, generator: 
 class Encoder(nn.Module):
     """The core's input, x = [tanh(A obs + a), 1]; both the embedding and the constant channel are optional.
 
+    A fixed random projection x = P obs + p may replace the embedding; its entries are drawn from N(0, 1 / width) once
+    and never trained, so that on average |P obs| = |obs| and |p| = 1.
+
     M acts only through (W * (M + 1)) x, so an MPN cannot read its memory while its input is zero, and in nearly all of
     NeuroGym's decision periods the observation is zero: an MPN without encoder stays at chance. With an embedding or
     the constant channel, the core's input is never all zero.
@@ -37,17 +42,27 @@ class Encoder(nn.Module):
         obs_dim: size of an observation.
         embed_dim: size of the embedding; 0: x contains obs itself.
         constant_input: whether x has the constant channel.
+        random_projection: width of the fixed projection, which replaces the embedding; 0: none.
     """
 
-    def __init__(self, obs_dim: int, embed_dim: int, constant_input: bool) -> None:
+    def __init__(self, obs_dim: int, embed_dim: int, constant_input: bool, random_projection: int = 0) -> None:
         super().__init__()
-        self.embedding = nn.Linear(obs_dim, embed_dim) if embed_dim else None
+        width = random_projection or embed_dim or obs_dim
+        self.embedding = nn.Linear(obs_dim, embed_dim) if embed_dim and not random_projection else None
+        self.projection: Tensor | None
+        self.offset: Tensor | None
+        # Buffers: no optimiser and no expansion changes them.
+        drawn = torch.randn(width, obs_dim + 1) / math.sqrt(width) if random_projection else None
+        self.register_buffer("projection", None if drawn is None else drawn[:, :-1].clone())
+        self.register_buffer("offset", None if drawn is None else drawn[:, -1].clone())
         self.constant_input = constant_input
-        self.output_dim = (embed_dim or obs_dim) + constant_input
+        self.output_dim = width + constant_input
 
     def forward(self, obs: Tensor) -> Tensor:
         """Observations (..., obs_dim) -> x (..., output_dim)."""
         x = torch.tanh(self.embedding(obs)) if self.embedding is not None else obs
+        if self.projection is not None:
+            x = nn.functional.linear(obs, self.projection, self.offset)
         return nn.functional.pad(x, (0, 1), value=1.0) if self.constant_input else x
 
 

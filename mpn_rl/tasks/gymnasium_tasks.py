@@ -19,11 +19,13 @@ from gymnasium.envs.classic_control import AcrobotEnv, PendulumEnv
 from gymnasium.envs.registration import EnvSpec
 
 from mpn_rl.console import stderr
-from mpn_rl.contracts import Action, Conditions, HasConditions, Info, Task
+from mpn_rl.contracts import Action, Conditions, HasConditions, Info, SequenceArrays, Task
 from mpn_rl.options import ConfigError, nearest, shortened
 from mpn_rl.tasks import (
     cue_reward,  # noqa: F401  registers CueReward-v0
     grid_maze,  # noqa: F401  registers GridMaze-v0
+    integration,  # noqa: F401  registers Integration-v0 and ContextualIntegration-v0
+    temporal_order,  # noqa: F401  registers TemporalOrder-v0
     trusted_modules,
 )
 from mpn_rl.tasks.task_errors import TaskError, own_error
@@ -96,6 +98,10 @@ class FlatTask(gymnasium.Wrapper):
         """Conditions of the current trial; empty where the task does not name any."""
         task = self.unwrapped
         return task.conditions if isinstance(task, HasConditions) else {}
+
+    def sequences(self, seeds: np.ndarray, steps: int) -> SequenceArrays | None:
+        """A Gymnasium task has to be played."""
+        return None
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, Info]:
         self.steps = 0
@@ -322,14 +328,13 @@ def time_limit(
 ) -> int | None:
     """The longest possible episode in steps, None where there is no limit.
 
-    It is the smaller of the user's limit (else the registered one) and, in the toolkit's own tasks, their argument
+    It is the smaller of the user's limit (else the registered one) and, in the toolkit's own tasks, their
     `episode_steps`.
     """
     spec = find_spec(env_name)
     creator, steps = _creator(spec.entry_point), None
     if isinstance(creator, type) and issubclass(creator, SingleEnv):
-        default = inspect.signature(creator).parameters["episode_steps"].default
-        steps = {**spec.kwargs, **(env_args or {})}.get("episode_steps", default)
+        steps = creator.batch(num_envs=1, **{**spec.kwargs, **(env_args or {})}).episode_steps
     limits = [limit for limit in (max_episode_steps or spec.max_episode_steps, steps) if limit is not None]
     return min(limits, default=None)
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from mpn_rl.contracts import Info
+from mpn_rl.contracts import Info, SequenceArrays
 from mpn_rl.storage import state_trees
 
 # --- random numbers by hashing ----------------------------------------------------------------------------
@@ -151,6 +151,10 @@ class BatchedTask:
         self._show(slice(None), "previous action", self.one_hot[actions])
         return self.obs.copy(), reward, np.zeros(self.num_envs, bool), self.t >= self.limit, info
 
+    def sequences(self, seeds: np.ndarray, steps: int) -> SequenceArrays | None:
+        """As `contracts.Task.sequences`, with one seed per row: this task has to be played."""
+        return None
+
     def random(self, rows: np.ndarray, count: int, first: int = 0) -> np.ndarray:
         """Random numbers `first` to first + count - 1 of the current step of `rows` (n,), (n, count) uint64."""
         return random_words(self.key[rows], self.t[rows], count, first)
@@ -236,7 +240,7 @@ class SingleEnv(gymnasium.Env):
     metadata: ClassVar[dict[str, object]] = {"render_modes": ["rgb_array"], "render_fps": 10}
     batch: ClassVar[type[BatchedTask]]
     rows: BatchedTask  # the one row
-    action_names: ClassVar[tuple[str, ...]]
+    action_names: tuple[str, ...]
     # The reference policies of the batch as (env, rng) -> action, for an env whose `unwrapped` is of this class.
     scripted: ClassVar[dict[str, Callable[[gymnasium.Env, np.random.Generator], int]]]
 

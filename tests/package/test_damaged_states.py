@@ -32,6 +32,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "trials": {"replay": "trial", "buffer_size": 20},
     "a2c": {"learner": "a2c", "rollout_steps": 7, "core": "backpropamine", **MAZE},
     "td3": {"learner": "td3", "expansion": "paper", "update_interval": 20, "total_steps": 90, "eval_average": True},
+    "supervised": {"learner": "supervised", "env_name": "TemporalOrder-v0"},
     "cue-reward": {"env_name": "CueReward-v0", "env_args": {"episode_steps": 15}, "total_steps": 160},
 }
 Place = tuple[Any, ...]  # the keys from the root to a node

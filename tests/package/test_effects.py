@@ -41,10 +41,12 @@ OTHER_EFFECTS = {
     "wandb_project": "its project",
 }
 
+ORDER = {"shortest_trial": 3, "longest_trial": 3, "episode_steps": 12}
 TASKS: dict[str, dict[str, object]] = {
     "dqn": {"env_name": "CueReward-v0"},
     "a2c": {"env_name": "CueReward-v0"},
     "td3": {"env_name": "Pendulum-v1", "env_args": {}, "max_episode_steps": 6},
+    "supervised": {"env_name": "TemporalOrder-v0", "env_args": ORDER, "batch_size": 1, "sequence_length": 4},
 }
 CUES = {"cue_bits": 4, "num_cues": 2, "cues_per_trial": 1, "shortest_trial": 4, "longest_trial": 4, "episode_steps": 12}
 # Sizes at which every option can take effect within 40 steps.
@@ -61,10 +63,13 @@ SMALL: dict[str, object] = {
 
 # Another value of each option that has more than a few.
 OTHER: dict[str, object] = {
-    "env_name": {"CueReward-v0": "GridMaze-v0", "Pendulum-v1": "MountainCarContinuous-v0"},
-    "env_args": {"CueReward-v0": {**CUES, "cue_bits": 5}, "Pendulum-v1": {"g": 5.0}},
+    "env_name": {"CueReward-v0": "GridMaze-v0", "Pendulum-v1": "MountainCarContinuous-v0",
+                 "TemporalOrder-v0": "CueReward-v0"},
+    "env_args": {"CueReward-v0": {**CUES, "cue_bits": 5}, "Pendulum-v1": {"g": 5.0},
+                 "TemporalOrder-v0": {**ORDER, "longest_trial": 4}},
     "max_episode_steps": 5, "hidden_dim": 11, "num_layers": 2, "eta": -0.3, "lambda_decay": 0.3, "lambda_max": 0.86,
-    "trace_clip": 0.01, "init_scale": 0.9, "embed_dim": 4,
+    "trace_clip": 0.01, "init_scale": 0.9, "embed_dim": 4, "random_projection": 4, "input_noise": 0.5, "l1": 0.1,
+    "target_accuracy": 0.0, "min_updates": 20,
     "buffer_size": {"trial": 3, "sequence": 12, "transition": 12}, "batch_size": 6, "trial_batch_size": 4,
     "burn_in": 1, "sequence_length": 5, "sequence_stride": 3, "bptt_chunk_size": 2, "priority_exponent": 1.0,
     "importance_exponent": 0.9, "learning_starts": 20, "update_every": 3, "gamma": 0.3, "n_step": 3,
@@ -106,6 +111,10 @@ SETTINGS: list[dict[str, object]] = [
     {"cell": "lstm"},
     {"review_chance": 0.0},
     {"total_steps": None, "num_episodes": 4},
+    {"random_projection": 5},
+    {"eta_init": "xavier"},
+    {"target_accuracy": 0.0, "eval_freq": 10},
+    {"eval_freq": 10},
 ]
 GROWTH: list[dict[str, object]] = [
     {},
@@ -142,7 +151,7 @@ class Context(NamedTuple):
 
 
 LEARNERS = [("dqn", replay) for replay in ("sequence", "trial", "transition")]
-LEARNERS += [("a2c", None), *(("td3", replay) for replay in ("sequence", "trial", "transition"))]
+LEARNERS += [("a2c", None), ("supervised", None), *(("td3", replay) for replay in ("sequence", "trial", "transition"))]
 CORES = ("mpn", "mpn-frozen", "rnn", "gru", "lstm", "mlp", "backpropamine")
 EXPANSIONS = ("paper", "reference", "grow", "static", "rigl", "redo")
 
@@ -153,8 +162,13 @@ def contexts() -> Iterator[Context]:
         yield Context(learner, core, replay, "none")
     for (learner, replay), core, setting in itertools.product(LEARNERS, ("mpn", "mlp", "backpropamine"), SETTINGS[1:]):
         yield Context(learner, core, replay, "none", tuple(setting.items()))
-    for learner, core, expansion in itertools.product(("dqn", "a2c", "td3"), ("mpn", "mlp"), EXPANSIONS):
-        replay = {"dqn": "sequence", "a2c": None, "td3": "transition" if core == "mlp" else "sequence"}[learner]
+    for learner, core, expansion in itertools.product(tuple(TASKS), ("mpn", "mlp"), EXPANSIONS):
+        replay = {
+            "dqn": "sequence",
+            "a2c": None,
+            "supervised": None,
+            "td3": "transition" if core == "mlp" else "sequence",
+        }[learner]
         for setting in GROWTH if expansion == "paper" else GROWTH[:1]:
             yield Context(learner, core, replay, expansion, tuple(setting.items()))
 
@@ -273,7 +287,7 @@ class Verdict(NamedTuple):
 
 
 PAIRED: dict[str, dict[str, dict[str, object]]] = {
-    "env_name": {"GridMaze-v0": {"env_args": {"size": 5, "episode_steps": 12}}},
+    "env_name": {"GridMaze-v0": {"env_args": {"size": 5, "episode_steps": 12}}, "CueReward-v0": {"env_args": CUES}},
     "grow": {"accumulated": {"grad_accumulation_n": 2}},
     "schedule": {"constant": {"grow_fraction": 0.5}},
 }

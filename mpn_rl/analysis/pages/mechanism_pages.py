@@ -72,6 +72,8 @@ def encoded(weights: Mapping[str, np.ndarray], obs: np.ndarray, constant_input: 
     x = np.asarray(obs, float)
     if "encoder.embedding.weight" in weights:
         x = np.tanh(np.asarray(weights["encoder.embedding.weight"], float) @ x + weights["encoder.embedding.bias"])
+    if "encoder.projection" in weights:
+        x = np.asarray(weights["encoder.projection"], float) @ x + weights["encoder.offset"]
     return np.append(x, 1.0) if constant_input else x
 
 

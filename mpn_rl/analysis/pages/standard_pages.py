@@ -116,6 +116,10 @@ class Recording:
         if "encoder.embedding.weight" in self.weights:
             width = len(self.weights["encoder.embedding.weight"])
             expected["encoder.embedding.bias"] = (width,)
+        if "encoder.projection" in self.weights:
+            expected["encoder.projection"] = (None, width)
+            width = len(self.weights["encoder.projection"])
+            expected["encoder.offset"] = (width,)
         width += bool(self.config["encoder"]["constant_input"])
         layer = "core.layers.0."
         if layer + "weight" in self.weights and "freeze_plasticity" in self.config["core"]:
