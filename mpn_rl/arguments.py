@@ -80,7 +80,9 @@ class Parser(argparse.ArgumentParser):
             if self.short_help and not everything:
                 shown = [copy.copy(action) for action in group._group_actions if action.dest in COMMON]
                 for action in shown:
-                    action.help = (action.help or "").partition("\n")[0]
+                    text = (action.help or "").partition("\n")[0]
+                    several = r"(default: [^;)]*);[^;)]*;[^)]*\)"  # kinds have defaults of their own
+                    action.help = re.sub(several, r"\1; others vary)", text)
                 formatter.add_arguments(shown)
             else:
                 formatter.add_text(group.description)

@@ -53,7 +53,8 @@ def test_help_shows_the_common_options_on_seventy_lines(
             arguments.parse([command, flag])
         shown[flag] = capsys.readouterr().out.splitlines()
     assert len(shown["--help"]) <= 70 < len(shown["--help-all"])
-    assert set(shown["--help"]) <= set(shown["--help-all"])
+    same = {line for line in shown["--help"] if "others vary" not in line}  # in place of long lists of defaults
+    assert same <= set(shown["--help-all"])
     words = {flag: {word.strip(",") for line in lines for word in line.split()} for flag, lines in shown.items()}
     for option in arguments.options_of(arguments.make_parser(), command):
         flag = option.option_strings[0]
