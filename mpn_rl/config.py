@@ -298,6 +298,10 @@ class LearnerConfig(Kind):
     learning_rate: float
     lr_final: float
 
+    def stride(self, num_envs: int) -> int:
+        """Environment steps between two points at which a run can end: one of each lane."""
+        return num_envs
+
 
 @dataclass(frozen=True)
 class ReplayConfig(Section):
@@ -373,6 +377,7 @@ class DQNConfig(ReplayConfig, LearnerConfig, name="dqn"):
     learning_rate: float = option(3e-3, "Adam's step size", above=0.0)
     lr_final: float = option(0.1, "final step size, as a fraction of --learning-rate", low=0.0, high=1.0)
     grad_clip: float = option(10.0, "largest gradient norm", above=0.0)
+
     target_update: Literal["soft", "periodic"] = option("soft", "how the target network follows the online network")
     target_tau: float = option(
         0.02, "fraction of the online weights taken per update", above=0.0, high=1.0, needs={"target_update": ("soft",)}
@@ -516,6 +521,10 @@ class SupervisedConfig(LearnerConfig, name="supervised"):
     learning_rate: float = option(3e-3, "Adam's step size", above=0.0)
     lr_final: float = option(0.1, "final step size, as a fraction of --learning-rate", low=0.0, high=1.0)
     grad_clip: float = option(10.0, "largest gradient norm", above=0.0)
+
+    def stride(self, num_envs: int) -> int:
+        """Environment steps of one update."""
+        return self.batch_size * self.sequence_length
 
 
 # --- expansion ------------------------------------------------------------------------------------------

@@ -99,19 +99,24 @@ def state_of_run(experiment: Experiment, config: Config) -> State:
         config: the configuration of the run.
     """
     failure, run, share, score = failure_of(experiment), config.run, 0.0, None
+    reached = False
     for row in _last_rows(experiment.metrics_path):
         if run.total_steps is None:
             share = row.episode / run.num_episodes
-        elif row.step + run.num_envs > run.total_steps:  # one more step of all environments would be too many
+        elif row.step + config.learner.stride(run.num_envs) > run.total_steps:  # one more would be too many
             share = 1.0
         else:
             share = row.step / run.total_steps
         score = row.score if row.is_evaluation else score
-    state = State("interrupted", min(share, 1.0), score)
+        if row.is_evaluation and row.accuracy is not None and run.target_accuracy is not None:
+            reached = row.accuracy >= run.target_accuracy
+    final = experiment.checkpoint("final").is_file()
+    share = 1.0 if reached and final else min(share, 1.0)
+    state = State("interrupted", share, score)
     holder = experiment.holder()
     if holder:
         return state._replace(state="running", note=holder.removeprefix("another process ").strip("()"))
-    if experiment.checkpoint("final").is_file() and share >= 1.0:
+    if final and share >= 1.0:
         return state._replace(state="done")
     return state._replace(state="failed", note=failure) if failure else state
 

@@ -102,10 +102,10 @@ class Run:
         torch.set_num_threads(run.threads)
         self.device = registry.make_device(run.device)
         lanes = num_lanes or (run.num_envs if run.total_steps else min(run.num_envs, run.num_episodes))
-        self.stride, least = lanes, "--num-envs"  # environment steps of one call of `advance`
-        if not registry.acts(config):
-            lanes = 1  # which stays at its first observation
-            self.stride, least = math.prod(registry.batch_shape(config)), "--batch-size times --sequence-length"
+        self.stride = config.learner.stride(lanes)  # environment steps of one call of `advance`
+        acts = registry.acts(config)
+        least = "--num-envs" if acts else "--batch-size times --sequence-length"
+        lanes = lanes if acts else 1  # which stays at its first observation
         if run.total_steps is not None and run.total_steps < self.stride:
             raise ConfigError(f"--total-steps must be at least {least} = {self.stride}, got {run.total_steps}")
         for seed in (random.seed, np.random.seed, torch.manual_seed):  # for tasks that use the global generators

@@ -167,7 +167,3 @@ class SupervisedLearner(SequenceLearner):
         width = self.online.encoder.output_dim
         noise = torch.empty(rows, steps, width).normal_(generator=self.generator)  # on the CPU, as in `Encoder`
         return (noise * (self.config.input_noise / math.sqrt(width))).to(self.device)
-
-    def status(self) -> dict[str, float]:
-        """The learning rate."""
-        return {"learning_rate": self.optimizer.param_groups[0]["lr"]}

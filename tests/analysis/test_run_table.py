@@ -77,6 +77,28 @@ def test_a_row_tells_the_run_its_progress_and_its_scores(capsys: pytest.CaptureF
         assert listed([], capsys)["a"]["state"] == "running"
 
 
+@pytest.mark.parametrize(
+    ("flags", "accuracy", "share"),
+    [
+        ({"total_steps": 350}, 0.5, 1.0),  # 300 + an update of 2 x 50 steps would be more than 350
+        ({"total_steps": 1000}, 0.5, 0.3),
+        ({"total_steps": 1000, "target_accuracy": 0.8}, 0.79, 0.3),
+        ({"total_steps": 1000, "target_accuracy": 0.8}, 0.8, 1.0),
+    ],
+)
+def test_a_supervised_run_is_done_after_its_last_update_or_at_its_target(
+    flags: dict[str, object], accuracy: float, share: float, capsys: pytest.CaptureFixture
+) -> None:
+    supervised = {"learner": "supervised", "batch_size": 2, "sequence_length": 50, **flags}
+    config = cfg.make_config("train-neurogym", supervised)
+    experiment = Experiment.create("a", config=config.to_dict())
+    experiment.append_metrics({"kind": "eval", "step": 300, "episode": 6, "return_mean": 1.0, "accuracy": accuracy})
+    experiment.checkpoint("final").parent.mkdir()
+    experiment.checkpoint("final").write_bytes(b"")
+    row = listed([], capsys)["a"]
+    assert (row["share"], row["state"]) == (share, "done" if share == 1.0 else "interrupted")
+
+
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize(
     ("argv", "names"),
