@@ -44,7 +44,7 @@ dev: $(VENV)/.installed-dev ## install, and the tools that the tests and checks 
 
 .PHONY: test
 test: dev ## the whole test suite
-	$(python) -m pytest -n logical --dist loadfile $(PYTEST_ARGS)
+	$(python) -m pytest -n logical --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .PHONY: check
 check: dev ## formatting, lint, types, import rule, tests: what CI runs

@@ -16,6 +16,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+# The files that take longest come first: with several workers, none of them is left over at the end.
+LONGEST = (
+    *("test_documentation.py", "test_cores.py", "test_sweep_commands.py", "test_every_task.py"),
+    *("test_mpn_kernels.py", "test_report.py", "test_neurogym_wrapper.py", "test_sweep_files.py", "test_main.py"),
+    "test_stages.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files by LONGEST; the order within a file stays."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seeds() -> None:
     """Seeds the global generators, so that a test fails alone as it fails in the suite."""
