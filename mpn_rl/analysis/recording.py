@@ -85,7 +85,10 @@ class ActivityWriter:
             for name, (raw, empty) in self.wide.items():
                 header = np.lib.format.header_data_from_array_1_0(empty)
                 raw.seek(0)
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                entry = zipfile.ZipInfo(f"{name}.npy")
+                # Activity in float16 or float32 becomes 5 % smaller, in 5 s for 120 MB; other arrays much smaller.
+                entry.compress_type = zipfile.ZIP_STORED if empty.dtype.kind == "f" else zipfile.ZIP_DEFLATED
+                with archive.open(entry, "w", force_zip64=True) as member:
                     np.lib.format.write_array_header_1_0(member, {**header, "shape": (self.steps, *empty.shape[1:])})
                     shutil.copyfileobj(raw, member, COPY_BYTES)
 
