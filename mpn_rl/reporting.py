@@ -88,10 +88,13 @@ class Reporter:
         env, core = config.env.env_name, config.core.name
         where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
         task = task_title(vars(config.env))
-        stdout.print(f"{task}: {core}, {weights:,} weights on {run.device}, {run.num_lanes} lanes; {where}")
+        lanes = "1 lane" if run.num_lanes == 1 else f"{run.num_lanes} lanes"
+        stdout.print(f"{task}: {core}, {weights:,} weights on {run.device}, {lanes}; {where}")
         for log in self.logs:
             stdout.print(log.where)
-        stdout.print(f"{config.learner.name}, {run.learner.memory}: {run.replay.nbytes / 2**20:,.0f} MiB when full")
+        size = run.replay.nbytes
+        memory = f"{size / 2**20:,.0f} MiB" if size >= 2**20 else f"{max(1, round(size / 2**10))} KiB"
+        stdout.print(f"{config.learner.name}, {run.learner.memory}: {memory} when full")
         for note in filter(None, (config.env.note(), config.core.note())):
             stderr.print(f"note: {note}")
         limit = config.env.max_episode_steps

@@ -145,6 +145,15 @@ def test_a_task_without_accuracy_has_no_accuracy_panel(tmp_path):
     visualize.save_figure(fig, tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("accuracy", [False, True])
+def test_a_learner_without_exploration_has_no_empty_panel(tmp_path, accuracy):
+    known = {name: values for name, values in history(accuracy=accuracy).items() if name != "epsilon"}
+    fig = visualize.plot_training_curves(known, evaluations(accuracy=accuracy))
+    names = ["return per episode", *(["decision accuracy"] if accuracy else []), "loss"]
+    assert [ax.get_ylabel().removeprefix("TD ") for ax in fig.axes] == names
+    visualize.save_figure(fig, tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("n", [0, 1])
 def test_a_run_of_hardly_an_episode_still_has_its_picture(tmp_path, n):
     short = {name: list(values)[:n] for name, values in history().items()}
