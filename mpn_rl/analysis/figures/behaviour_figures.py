@@ -180,7 +180,7 @@ def plot_psychometric(fit: Psychometric | str, ax: Axes, *, label: str, choice: 
     ax.plot(fit.x, fit.curve, color=BLUE, lw=2, label="fitted logistic")
     intervals(ax, fit.levels, fit.measured, INK, label=f"measured (n = {fit.n:,} trials)")
     ax.set(xlabel=f"signed {label}", ylabel=f"share of choices {choice}", ylim=(-0.03, 1.03))
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.03, 1.0), ncols=3, fontsize=7, handlelength=1.2,
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.03, 1.0), ncols=2, fontsize=7, handlelength=1.2,
               columnspacing=1.0)  # fmt: skip
     shown = {name: fit.parameters[name] for name in ("bias", "threshold")}
     unit = " %" if label.endswith("(%)") else ""
@@ -190,7 +190,7 @@ def plot_psychometric(fit: Psychometric | str, ax: Axes, *, label: str, choice: 
         else f"{name} {round(part.value, 6):.2g}{unit} [{part.low:.2g}, {part.high:.2g}]"
         for name, part in shown.items()
     )
-    ax.set_title(f"psychometric curve\n{text}", fontsize=9, pad=20)
+    ax.set_title(f"psychometric curve\n{text}", fontsize=9, pad=32)
     return ax
 
 
@@ -270,7 +270,7 @@ def behaviour_figure(
     title: str | None = None,
 ) -> Figure:
     """Psychometric curve, accuracy by condition, response rates and confusion of choices in four panels."""
-    fig, axes = new_panels(9, 7, 2, 2)
+    fig, axes = new_panels(10, 7.2, 2, 2)
     plot_psychometric(fit, axes[0, 0], label=label)
     plot_accuracy_by_condition(groups, axes[0, 1])
     plot_rates(rates, axes[1, 0], unit)
