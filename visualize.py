@@ -230,6 +230,8 @@ def plot_training_curves(
 ) -> Figure:
     """Learning curves of one run: return, accuracy (where the task has it), loss and exploration over steps.
 
+    Exploration is epsilon or the entropy; a learner that logs neither has no such panel.
+
     Args:
         history: one entry per finished episode: step, reward, loss, accuracy (None or nan: unknown), and
             epsilon or entropy; without any reward, the run was supervised.
@@ -244,20 +246,23 @@ def plot_training_curves(
     scored = np.isfinite(accuracy).any() or any(row.get("accuracy") is not None for row in evaluations)
     exploration = "entropy" if "entropy" in history else "epsilon"
     rewarded = np.isfinite(rolling_mean(history["reward"], 1)).any() or not len(history["reward"])
-    panels = ["reward", *(["accuracy"] if scored else []), "loss", exploration]
+    drawn = rolling_mean(history.get(exploration, []), 1)
+    explored = np.isfinite(drawn).any()  # TD3 logs neither epsilon nor an entropy, and supervision does not explore
+    panels = ["reward", *(["accuracy"] if scored else []), "loss", *([exploration] if explored and rewarded else [])]
     fig = fig or Figure()
     fig.set_layout_engine("constrained", wspace=0.04)
-    fig.set_size_inches((8.8, 5.4) if scored else (10.5, 3.2))
-    axes = dict(zip(panels, fig.subplots(2 if scored else 1, 2 if scored else 3).flat, strict=True))
+    rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
+    fig.set_size_inches((8.8, 5.4) if rows == 2 else (3.5 * columns, 3.2))
+    axes = dict(zip(panels, fig.subplots(rows, columns).flat, strict=True))
     steps = np.asarray(history["step"], dtype=float)
     window = max(5, len(steps) // 20)
     curve = partial(plot_noisy_curve, steps, window=window, label=f"mean of {window} episodes")
     curve(history["reward"], axes["reward"], colour=MODEL_COLOURS["mpn"])
     plot_evaluations(evaluations, "return_mean", axes["reward"], best_step=best_step)
     curve(history["loss"], axes["loss"], colour=MODEL_COLOURS["rnn"])
-    drawn = rolling_mean(history.get(exploration, np.full(len(steps), np.nan)), 1)
-    axes[exploration].plot(steps, drawn, lw=2, color=MODEL_COLOURS["mlp"])
-    axes[exploration].set_ylim(-0.02, 1.06 * max(0.1, *drawn[np.isfinite(drawn)], 0.1))
+    if exploration in axes:
+        axes[exploration].plot(steps, drawn, lw=2, color=MODEL_COLOURS["mlp"])
+        axes[exploration].set_ylim(-0.02, 1.06 * max(0.1, *drawn[np.isfinite(drawn)], 0.1))
     if scored:
         if len(accuracy):
             curve(accuracy, axes["accuracy"], colour=MODEL_COLOURS["mpn"])
@@ -271,7 +276,6 @@ def plot_training_curves(
         "accuracy": "decision accuracy",
         "loss": "TD loss" if exploration == "epsilon" and rewarded else "loss",
     }
-    axes[exploration].set_visible(rewarded)  # a supervised learner does not explore
     for name, ax in axes.items():
         ax.set(ylabel=labels.get(name, name), xlabel="environment steps", xlim=(0, last))
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))

@@ -87,13 +87,15 @@ class Reporter:
         env, core = config.env.env_name, config.core.name
         where = f"continues at step {run.step:,}" if run.step else f"{self.experiment.path}"
         task = config.env.task
-        lanes = f"{run.num_lanes} lane{'' if run.num_lanes == 1 else 's'}"
+        lanes = "1 lane" if run.num_lanes == 1 else f"{run.num_lanes} lanes"
         update = lanes if run.learner.acts else f"{run.stride:,} steps per update"
         stdout.print(f"{task}: {core}, {run.num_weights:,} weights on {run.device}, {update}; {where}")
         for log in self.logs:
             stdout.print(log.where)
-        size = f": {run.replay.nbytes / 2**20:,.0f} MiB when full" if run.replay.nbytes else ""
-        stdout.print(f"{config.learner.name}, {run.learner.memory}{size}")
+        size = run.replay.nbytes
+        memory = f"{size / 2**20:,.0f} MiB" if size >= 2**20 else f"{max(1, round(size / 2**10))} KiB"
+        full = f": {memory} when full" if size else ""
+        stdout.print(f"{config.learner.name}, {run.learner.memory}{full}")
         for note in filter(None, (config.env.note(), config.core.note())):
             stderr.print(f"note: {note}")
         limit = config.env.max_episode_steps

@@ -147,12 +147,17 @@ def test_a_task_without_accuracy_has_no_accuracy_panel(tmp_path):
 
 def test_a_supervised_run_has_neither_rewards_nor_exploration():
     fig = visualize.plot_training_curves({**history(), "reward": [None] * 60}, evaluations())
-    assert [ax.get_ylabel() for ax in fig.axes if ax.get_visible()] == [
-        "return per episode",
-        "decision accuracy",
-        "loss",
-    ]
+    assert [ax.get_ylabel() for ax in fig.axes] == ["return per episode", "decision accuracy", "loss"]
     assert labels(fig.axes[0])[-1] == "best: 3"  # that of the evaluations
+
+
+@pytest.mark.parametrize("accuracy", [False, True])
+def test_a_learner_without_exploration_has_no_empty_panel(tmp_path, accuracy):
+    known = {name: values for name, values in history(accuracy=accuracy).items() if name != "epsilon"}
+    fig = visualize.plot_training_curves(known, evaluations(accuracy=accuracy))
+    names = ["return per episode", *(["decision accuracy"] if accuracy else []), "loss"]
+    assert [ax.get_ylabel().removeprefix("TD ") for ax in fig.axes] == names
+    visualize.save_figure(fig, tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -278,6 +278,7 @@ def delay_curve(subject: Subject, delays: Sequence[float] | None = None) -> Curv
     if not names:
         raise MissingDataError("the task has no delay period")
     lengths = []
+    env.reset(seed=0)
     for _ in range(50):
         start, end = env.periods[names[0]]
         lengths.append((end - start) * env.dt_ms)

@@ -139,3 +139,13 @@ def test_the_legend_of_the_psychometric_curve_is_outside_its_axes(tmp_path):
     assert " %" in ax.get_title(loc="left").split("threshold")[1]
     visualize.save_figure(fig, tmp_path / "a.png")
     assert ax.get_legend().get_window_extent().y0 >= ax.get_window_extent().y1 - 1
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 2, 2), (5, 2, 3), (6, 2, 3)]
+)
+def test_panels_of_a_comparison_leave_no_third_empty(count, rows, columns):
+    fig = mpl.figure.Figure()
+    axes = behaviour_figures._panels(fig.subfigures(1, 1), count)
+    assert len(axes) == count
+    assert axes[0].get_subplotspec().get_gridspec().get_geometry() == (rows, columns)

@@ -100,6 +100,15 @@ def test_the_delay_is_what_the_curve_says(match: probes.Subject, monkeypatch: py
     assert curve.trained == 1000 and curve.chance == 0.6
 
 
+def test_the_delays_of_a_task_with_random_delays_are_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = subject_of("ContextDecisionMaking-v0")
+    monkeypatch.setattr(subject, "score", lambda env: Estimate(0.5, 0.4, 0.6, 10))
+    monkeypatch.setattr(subject, "chance_in", lambda env: 0.5)
+    first, again = (probes.delay_curve(subject) for _ in range(2))
+    assert first.trained == again.trained and first.x.tolist() == again.x.tolist()
+    assert 300 < first.trained < 3000 and first.trained % 100  # the mean of an exponential distribution
+
+
 @pytest.mark.parametrize("name", ["GoNogo-v0", "IntervalDiscrimination-v0"])
 def test_chance_is_the_score_of_the_best_constant_answer(name: str) -> None:
     """GoNogo scores no trial in which withholding is right, so there the best constant answer is to act."""

@@ -156,7 +156,7 @@ def test_training_prints_its_progress_and_writes_every_file(capsys: pytest.Captu
               "--kernel", "reference", "--num-episodes", "8", "--max-episode-steps", "60", "--print-freq", "4",
               "--tensorboard", "--checkpoint-freq", "200")  # fmt: skip
     assert re.search(r"ContextDecisionMaking-v0: mpn, [\d,]+ weights on cpu, 2 lanes", out)
-    assert re.search(r"dqn, replay of sequences: \d+ MiB when full", out)
+    assert re.search(r"dqn, replay of sequences: \d+ KiB when full", out)
     line = (r"Ep 4/8 \| Reward -?\d+\.\d\d \| Acc \d\.\d\d \| Len 60 \| Loss \d+\.\d{4} \| eps 0\.\d{3} \| "
             r"Trials \d+ \| [\d,]+ steps/s\n")  # fmt: skip
     assert re.search(line, out)

@@ -180,7 +180,7 @@ def plot_psychometric(fit: Psychometric | str, ax: Axes, *, label: str, choice: 
     ax.plot(fit.x, fit.curve, color=BLUE, lw=2, label="fitted logistic")
     intervals(ax, fit.levels, fit.measured, INK, label=f"measured (n = {fit.n:,} trials)")
     ax.set(xlabel=f"signed {label}", ylabel=f"share of choices {choice}", ylim=(-0.03, 1.03))
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.03, 1.0), ncols=3, fontsize=7, handlelength=1.2,
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.03, 1.0), ncols=2, fontsize=7, handlelength=1.2,
               columnspacing=1.0)  # fmt: skip
     shown = {name: fit.parameters[name] for name in ("bias", "threshold")}
     unit = " %" if label.endswith("(%)") else ""
@@ -190,7 +190,7 @@ def plot_psychometric(fit: Psychometric | str, ax: Axes, *, label: str, choice: 
         else f"{name} {round(part.value, 6):.2g}{unit} [{part.low:.2g}, {part.high:.2g}]"
         for name, part in shown.items()
     )
-    ax.set_title(f"psychometric curve\n{text}", fontsize=9, pad=20)
+    ax.set_title(f"psychometric curve\n{text}", fontsize=9, pad=32)
     return ax
 
 
@@ -270,7 +270,7 @@ def behaviour_figure(
     title: str | None = None,
 ) -> Figure:
     """Psychometric curve, accuracy by condition, response rates and confusion of choices in four panels."""
-    fig, axes = new_panels(9, 7, 2, 2)
+    fig, axes = new_panels(10, 7.2, 2, 2)
     plot_psychometric(fit, axes[0, 0], label=label)
     plot_accuracy_by_condition(groups, axes[0, 1])
     plot_rates(rates, axes[1, 0], unit)
@@ -330,21 +330,29 @@ def comparison_page(
     groups = list(dict.fromkeys(row.group for row in rows))
     most = max((sum(pair.measure == measure for pair in pairs) for measure in paired), default=0)
     # Number of panels of each of the three parts, and the height of a row of panels.
-    parts = [(len(curves), 3.2), (len(measures), 1.0 + 0.34 * len(groups)), (len(paired), 1.1 + 0.3 * most)]
+    parts = [
+        (len(curves), 3.4 + 0.17 * len(groups)),
+        (len(measures), 1.0 + 0.34 * len(groups)),
+        (len(paired), 1.1 + 0.3 * most),
+    ]
     heights = [-(-count // ABREAST) * height for count, height in parts if count]
     columns = min(ABREAST, max(count for count, _ in parts))
     fig = Figure(figsize=(max(5.6, 4.2 * columns), 0.6 + sum(heights)), layout="constrained")
     pieces = np.atleast_1d(fig.subfigures(len(heights), 1, height_ratios=heights))
     colours = {group: OTHER_COLOURS[place % len(OTHER_COLOURS)] for place, group in enumerate(groups)}
-    for ax, (task, curve) in zip(_panels(pieces[0], len(curves), columns), curves.items(), strict=True):
+    for ax, (task, curve) in zip(_panels(pieces[0], len(curves)), curves.items(), strict=True):
         if isinstance(curve, str):
             write_reason(ax, curve, task)
             continue
         ylabel, bands = curve
         plot_bands(bands, ax, of="seeds", colours={name: colours[name] for name in bands if name not in MODEL_COLOURS})
-        ax.set(xlabel="environment steps", ylabel=ylabel, xlim=(0, None), title=task)
+        ax.set(xlabel="environment steps", ylabel=ylabel, xlim=(0, None))
         ax.xaxis.set_major_formatter(thousands)
-    for ax, measure in zip(_panels(pieces[1], len(measures), columns), measures, strict=True):
+        abreast = 2 if len(curves) == 1 else 1
+        ax.legend(title="band: 95 % interval", title_fontsize=8, alignment="left", loc="lower left",
+                  bbox_to_anchor=(-0.02, 1.0), ncols=abreast)  # fmt: skip
+        ax.set_title(task, pad=24 + 12 * -(-len(bands) // abreast))
+    for ax, measure in zip(_panels(pieces[1], len(measures)), measures, strict=True):
         plot_groups([row for row in rows if row.measure == measure], groups, ax)
         ax.set(ylim=(len(groups) - 0.4, -0.6))
         ax.set_xlabel(measure, fontsize=8)
@@ -352,7 +360,7 @@ def comparison_page(
         ax.grid(axis="x", color="#EEEEEE")
     page_title(pieces[1], SMALL_IQM, size=8)
     if paired:
-        for ax, measure in zip(_panels(pieces[2], len(paired), columns), paired, strict=True):
+        for ax, measure in zip(_panels(pieces[2], len(paired)), paired, strict=True):
             plot_improvements([pair for pair in pairs if pair.measure == measure], ax)
             ax.set(ylim=(most - 0.4, -0.6))
             ax.set_xlabel(measure, fontsize=8)
@@ -364,9 +372,10 @@ def comparison_page(
 ABREAST = 3
 
 
-def _panels(part: SubFigure, count: int, columns: int) -> list[Axes]:
-    """`count` axes in rows of `columns`; the remaining places stay empty."""
-    axes = part.subplots(-(-count // columns), columns, squeeze=False).ravel().tolist()
+def _panels(part: SubFigure, count: int) -> list[Axes]:
+    """`count` axes in as few rows of ABREAST or fewer as hold them, the same number in each row if possible."""
+    rows = -(-count // ABREAST)
+    axes = part.subplots(rows, -(-count // rows), squeeze=False).ravel().tolist()
     for ax in axes[count:]:
         ax.axis("off")
     return axes[:count]

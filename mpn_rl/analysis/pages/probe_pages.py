@@ -109,7 +109,8 @@ def noise_page(numbers: Numbers, title: str) -> Page:
         "The score with Gaussian noise added at every step to the observation, or to the memory (M of an MPN, the "
         "traces of backpropamine, else the whole state). The unit of the noise is the standard deviation of the "
         f"observations or of the memory in episodes without noise; n = {_least(series):,.0f} {_counted(numbers)} or "
-        f"more, the same at each point; bands: 95 % intervals.{absent}"
+        "more, the same at each point; bands: 95 % intervals. A score below chance (dashed: the best constant answer, "
+        f"given at every decision) means that the agent withholds its answer or prefers a wrong one.{absent}"
     )
     return Page("noise", "tests", NOISE, caption, figure, rows, {name: numbers[name] for name in named.values()})
 

@@ -214,12 +214,13 @@ def learning_page(
         if known:
             best = max(known, key=lambda pair: pair[0])
             table += [Row(f"{what} at the end, step {known[-1][1]:,}", known[-1][0])]
-            table += [Row(f"best {what}, step {best[1]:,}", best[0])]
+            table += [Row(f"best {what} in training, step {best[1]:,} (the highest of {len(known)})", best[0])]
     caption = (
         "Return, accuracy (if the task scores trials), loss and exploration over environment steps, n = 1 run of "
         f"{len(history['step']):,} episodes. Dots: single training episodes; lines: their rolling means; open points: "
         f"{len(evaluations)} evaluations without exploration; dashed: reference policies. analyze compare compares "
-        "several runs, with bands over seeds."
+        "several runs, with bands over seeds. The highest of several evaluations is too high on average: the accuracy "
+        "of the behaviour page is measured on other episodes."
     )
     return Page(
         name, "learning", heading, caption, figure, table, {"evaluations": evaluations}, headline=tuple(table[1:2])
@@ -301,7 +302,8 @@ def behaviour_page(recording: Recording) -> Page:
     if not isinstance(rates, str):
         table += [row("trials decided", rates.decided), row("trials aborted", rates.aborted)]
         table += [row("decisions withheld", rates.withheld)]
-        table += [row(f"reaction time ({unit})", rates.reaction)] if rates.reaction is not None else []
+        if rates.reaction is not None and rates.reaction.value > 0:  # else every decision takes one step
+            table.append(row(f"reaction time ({unit})", rates.reaction))
     n, aborted = len(trial_table["trial"]), int(trial_table["aborted"].sum())
     caption = (
         f"n = {n:,} complete trials of {len(returns):,} episodes, {aborted:,} of them aborted "
