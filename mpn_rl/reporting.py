@@ -93,7 +93,8 @@ class Reporter:
         stdout.print(f"{task}: {core}, {weights:,} weights on {run.device}, {update}; {where}")
         for log in self.logs:
             stdout.print(log.where)
-        stdout.print(f"{config.learner.name}, {run.learner.memory}: {run.replay.nbytes / 2**20:,.0f} MiB when full")
+        size = f": {run.replay.nbytes / 2**20:,.0f} MiB when full" if run.learner.acts else ""
+        stdout.print(f"{config.learner.name}, {run.learner.memory}{size}")
         if note := config.core.note():
             stderr.print(f"note: {note}")
         limit = config.env.max_episode_steps
