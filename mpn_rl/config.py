@@ -518,7 +518,7 @@ class SupervisedConfig(LearnerConfig, name="supervised"):
     )
     input_noise: float = option(0.0, "root mean square norm of the noise on the core's input while it learns", low=0.0)
     l1: float = option(0.0, "weight of sum |W| over the core's weights in the loss", low=0.0)
-    learning_rate: float = option(3e-3, "Adam's step size", above=0.0)
+    learning_rate: float = option(5e-3, "Adam's step size", above=0.0)
     lr_final: float = option(0.1, "final step size, as a fraction of --learning-rate", low=0.0, high=1.0)
     grad_clip: float = option(10.0, "largest gradient norm", above=0.0)
 
@@ -915,7 +915,18 @@ SUPERVISED: Options = {  # an update is 3,200 steps, so everything that counts s
     "plasticity_metrics_freq": 640_000,
     "log_freq": 3_200,  # an episode is a sequence
 }
-LEARNER_DEFAULTS |= {(command, "supervised"): SUPERVISED for command in COMMAND_DEFAULTS}
+LEARNER_DEFAULTS |= {
+    ("train-neurogym", "supervised"): SUPERVISED,
+    ("train", "supervised"): {
+        **SUPERVISED,
+        "env_name": "Integration-v0",
+        "batch_size": 64,
+        "sequence_length": 21,  # one sequence of the task
+        "total_steps": 2_688_000,  # 2,000 updates
+        "eval_freq": 268_800,
+        "plasticity_metrics_freq": 268_800,
+    },
+}
 # Defaults that a learner changes for one core only.
 CORE_DEFAULTS: dict[tuple[str, str], Options] = {
     ("td3", "mlp"): {  # Fujimoto et al. 2018

@@ -130,6 +130,7 @@ class SupervisedLearner(SequenceLearner):
         trained = [parameter for parameter in self.online.parameters() if parameter.requires_grad]
         self.optimizer = Adam(trained, lr=config.learning_rate, fused=True)
         self.networks, self.optimizers = {"online": self.online}, {"online": self.optimizer}
+        self._penalised = [weight for name, weight in synapses(self.online).items() if name.startswith("core.")]
 
     def act(self, obs: Tensor, state: State, explore: bool) -> tuple[Tensor, State]:
         """The best actions (N,) or (N, A), and the next state."""
@@ -149,13 +150,13 @@ class SupervisedLearner(SequenceLearner):
         loss = (supervised_losses(outputs, batch.target) * weights).sum()
         total = loss
         if self.config.l1 > 0.0:
-            sizes = [weight.abs().sum() for name, weight in synapses(self.online).items() if name.startswith("core.")]
-            total = loss + self.config.l1 * torch.stack(sizes).sum()
+            total = loss + self.config.l1 * torch.stack([weight.abs().sum() for weight in self._penalised]).sum()
         total.backward()
         values = {"loss": loss.detach(), "grad_norm": self.descend("online", self.config.grad_clip)}
         self.updates += 1
         if batch.target.ndim == 2:
-            asked = known & batch.decision if bool((known & batch.decision).any()) else known
+            asked = known & batch.decision
+            asked = torch.where(asked.any(), asked, known)
             right = (outputs.detach().argmax(-1) == batch.target) & asked
             values["train_accuracy"] = right.sum() / asked.sum().clamp(min=1)
         return values

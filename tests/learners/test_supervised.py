@@ -152,7 +152,7 @@ ORDER = {"shortest_trial": 5, "longest_trial": 8}
 
 def run(folder: Path, **flags: Any) -> Run:
     small = {"embed_dim": 8, "hidden_dim": 16, "eval_freq": 0, "eval_episodes": 40, "plasticity_metrics_freq": 0,
-             "env_name": "TemporalOrder-v0", "env_args": ORDER, "sequence_length": 40}  # fmt: skip
+             "env_name": "TemporalOrder-v0", "env_args": ORDER, "sequence_length": 40, "batch_size": 32}  # fmt: skip
     config = cfg.make_config("train", {**small, "learner": "supervised", **flags})
     made = Run(config)
     made.start(Experiment.create(folder.name, folder.parent, config.to_dict()))
@@ -218,8 +218,8 @@ def test_periods_that_change_nothing_are_refused() -> None:
 
 
 def test_a_run_shorter_than_an_update_is_refused() -> None:
-    message = "--total-steps must be at least --batch-size times --sequence-length = 3200, got 3000"
-    assert refusal(env_name="TemporalOrder-v0", total_steps=3000) == message
+    message = "--total-steps must be at least --batch-size times --sequence-length = 1344, got 1000"
+    assert refusal(env_name="TemporalOrder-v0", total_steps=1000) == message
 
 
 def test_the_number_of_environments_does_nothing() -> None:
