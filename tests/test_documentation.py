@@ -284,6 +284,7 @@ def shorter(argv: list[str]) -> list[str]:
                 and not cfg.idle_reason(field, config)
                 and (value is None or value > bound)
                 and (field.name not in given or field.name in LENGTHS)
+                and not (field.name == "hidden_dim" and args.match_weights)
             ):
                 options += [flag_of(field), str(bound)]
             elif field.name == "kernel" and "kernel" not in given:
