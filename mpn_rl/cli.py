@@ -111,9 +111,9 @@ def _run(args: argparse.Namespace) -> int:
 
             return sweep_commands.sweep(args)
         if args.command == "analyze" and args.stage in arguments.TABLES:  # without torch, too
-            from mpn_rl.analysis import run_table
+            from mpn_rl.runs import table
 
-            return run_table.tables(args)
+            return table.tables(args)
         gc.disable()  # saves a quarter of a second: imports allocate much and free nothing
         from mpn_rl import commands
 

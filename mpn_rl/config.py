@@ -109,13 +109,15 @@ class NeuroGymConfig(EnvConfig, name="neurogym"):
 def task_title(env: Options) -> str:
     """The task and its options that differ from their defaults: ContextDecisionMaking-v0(use_expl_context=True).
 
+    The time limit is left out.
+
     Args: env: the section "env" of a configuration, as in config.json.
     """
     arguments = env.get("env_args") or {}
     assert isinstance(arguments, dict)
     section = EnvConfig.registry.get(str(env.get("name")))
     others = {field.name: field.default for field in dataclasses.fields(section)} if section else {}
-    names = others.keys() - {"env_name", "env_args"}
+    names = others.keys() - {"env_name", "env_args", "max_episode_steps"}
     changed = {name: env[name] for name in names if name in env and env[name] != others[name]}
     given = ", ".join(f"{name}={value!r}" for name, value in sorted({**arguments, **changed}.items()))
     return f"{env['env_name']}({given})" if given else str(env["env_name"])

@@ -189,7 +189,7 @@ def test_the_new_modules_keep_the_import_rule(extended: Path) -> None:
 
 def test_help_and_mistakes_know_the_new_parts(extended: Path) -> None:
     shown = "".join(python(extended, "main.py", "train", "--help").stdout.split())  # where lines break or not
-    assert "cue-reward,gated-mpn(default:" in shown and "td3,reinforce(default:" in shown
+    assert "cue-reward,gated-mpn(default:" in shown and "supervised,reinforce(default:" in shown
     refused = python(extended, "main.py", "train", "--core", "gated-mpn", "--rule", "oja")
     assert refused.returncode == 2 and "--rule does nothing with" in refused.stderr
     near = python(extended, "main.py", "train", "--core", "gated-mp")

@@ -48,7 +48,7 @@ def test_an_import_that_breaks_a_rule_is_reported(module: str, line: str, tmp_pa
         (HELP, {"torch", "neurogym", "gymnasium", "numba", "numpy", "matplotlib", "rich", "sklearn"}),
         (MEASURES, {"torch", "neurogym", "matplotlib"}),
         (("mpn_rl.commands",), {"neurogym", "numba", "matplotlib", "scipy", "sklearn"}),
-        (("mpn_rl.sweep.commands", "mpn_rl.analysis.run_table"), {"torch", "scipy", "sklearn"}),
+        (("mpn_rl.sweep.commands", "mpn_rl.runs.table"), {"torch", "scipy", "sklearn"}),
         (FIGURES, {"torch", "neurogym"}),
     ],
     ids=["--help", "measures", "commands", "tables", "figures"],

@@ -705,6 +705,8 @@ def my_task(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_task.py").write_text(MY_TASK)
+    sys.modules.pop("my_task", None)  # another test's
+    gymnasium.registry.pop("MyTask-v0", None)
     yield importlib.import_module("my_task")
     del sys.modules["my_task"]
     gymnasium.registry.pop("MyTask-v0")

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from model_utils import write_bytes_atomic
 from mpn_rl.console import stderr, stdout
 from mpn_rl.options import ConfigError, TemporaryError
-from mpn_rl.run_state import STARTED, STATES, failure_of, log_path, state_of
+from mpn_rl.runs.state import STARTED, STATES, failure_of, log_path, state_of
 from mpn_rl.sweep import sweep_files
 from mpn_rl.sweep.submit_file import Mistake
 from mpn_rl.sweep.table import TRAINING, Existing, Planned, Sweep

@@ -36,7 +36,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mpn_rl.console import stderr, stdout
 from mpn_rl.options import ConfigError, TemporaryError
-from mpn_rl.run_state import evaluations, last_step, state_of
+from mpn_rl.runs.state import evaluations, last_step, state_of
 from mpn_rl.storage.regular_files import disk_errors, open_regular
 from mpn_rl.sweep import commands
 from mpn_rl.sweep.schedulers import EXIT_CODE

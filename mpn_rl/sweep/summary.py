@@ -14,7 +14,7 @@ import numpy as np
 import visualize
 from model_utils import Experiment, write_bytes_atomic
 from mpn_rl.options import ConfigError
-from mpn_rl.run_state import MetricsRow, State, state_of
+from mpn_rl.runs.state import MetricsRow, State, state_of
 from mpn_rl.statistics import QUARTER, common_grid, few_seeds_note, mean_interval, trimmed_mean
 from mpn_rl.sweep.table import Planned, Sweep
 

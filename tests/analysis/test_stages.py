@@ -233,14 +233,9 @@ def test_the_documented_lines_make_tables_and_datasets(home: Path) -> None:
 
 
 def test_patterns_mean_experiments_each_once(home: Path) -> None:
-    class Args:
-        experiments_dir = "experiments"
-        experiment_name = ("seed-1", "seed-*", "rival")
-
-    assert stages.matching_names(Args) == ["seed-1", "seed-0", "rival"]  # type: ignore[arg-type]
-    Args.experiment_name = ("none-*",)  # type: ignore[assignment]
+    assert Experiment.matching(("seed-1", "seed-*", "rival")) == ["seed-1", "seed-0", "rival"]
     with pytest.raises(ConfigError, match="'none-\\*' matches no experiment in experiments/"):
-        stages.matching_names(Args)  # type: ignore[arg-type]
+        Experiment.matching(("none-*",))
 
 
 @pytest.mark.parametrize(

@@ -237,21 +237,15 @@ def test_an_option_of_another_stage_is_a_mistake(
 def test_a_literal_name_with_brackets_is_no_pattern(run: Experiment) -> None:
     Experiment.create("run[1]", run.root, CONFIG.to_dict())
     Experiment.create("run1", run.root, CONFIG.to_dict())
-
-    class Args:
-        experiments_dir = str(run.root)
-        experiment_name = ("run[1]",)
-
-    assert stages.matching_names(Args) == ["run[1]"]  # type: ignore[arg-type]
-    Args.experiment_name = ("ru[n]1",)
-    assert stages.matching_names(Args) == ["run1"]  # type: ignore[arg-type]
+    assert Experiment.matching(("run[1]",), run.root) == ["run[1]"]
+    assert Experiment.matching(("ru[n]1",), run.root) == ["run1"]
 
 
 # --- scores ---------------------------------------------------------------------------------------------------
 
 
 def test_compare_never_takes_the_scores_of_other_weights(run: Experiment, capsys: pytest.CaptureFixture) -> None:
-    argv = ("compare", "--experiment-name", "run", "--num-eval-episodes", "2")
+    argv = ("compare", "--experiment-name", "run", "--num-eval-episodes", "2", "--checkpoint", "best")
     assert analyze(*argv) == 0 and "evaluating run" in capsys.readouterr().err
     assert analyze(*argv) == 0 and "evaluating" not in capsys.readouterr().err
     weights(run, 5.0)
@@ -276,7 +270,8 @@ def test_compare_replaces_files_of_others_only_with_overwrite(run: Experiment, c
     folder = run.root.parent / "results"
     folder.mkdir()
     (folder / "runs.csv").write_text("mine")
-    argv = ("compare", "--experiment-name", "run", "--num-eval-episodes", "1", "--output", str(folder))
+    argv = ("compare", "--experiment-name", "run", "--num-eval-episodes", "1", "--checkpoint", "best")
+    argv += ("--output", str(folder))
     assert analyze(*argv) == 2
     assert "exists; replace it with --overwrite" in error_of(capsys)
     assert (folder / "runs.csv").read_text() == "mine"

@@ -70,8 +70,9 @@ def test_every_common_option_is_an_option() -> None:
 
 def test_the_help_names_the_learner_that_has_another_task(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
-        arguments.parse(["train", "--help"])
-    assert "CartPole-v1; Pendulum-v1 with td3" in " ".join(capsys.readouterr().out.split())
+        arguments.parse(["train", "--help-all"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "CartPole-v1; Pendulum-v1 with td3; Integration-v0 with supervised" in shown
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])

@@ -20,7 +20,7 @@ import main
 from model_utils import Experiment, load_checkpoint, write_json
 from mpn_rl import arguments
 from mpn_rl.options import ConfigError
-from mpn_rl.run_state import STARTED, State, log_path, state_of
+from mpn_rl.runs.state import STARTED, State, log_path, state_of
 from mpn_rl.sweep import commands, summary, sweep_files
 from mpn_rl.sweep.table import Planned, Sweep
 

@@ -19,7 +19,7 @@ from mpn_rl import arguments
 from mpn_rl.config import Config, config_from_dict
 from mpn_rl.console import stderr, stdout
 from mpn_rl.options import ConfigError, nearest
-from mpn_rl.run_state import MetricsRow, state_of_run
+from mpn_rl.runs.state import MetricsRow, state_of_run
 
 COLUMNS = ("experiment", "task", "core", "weights", "learner", "expansion", "seed", "steps", "share", "state", "score",
            "best", "measure", "age")  # fmt: skip
