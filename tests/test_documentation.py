@@ -568,7 +568,7 @@ def test_every_command_and_every_python_block_of_a_page_runs(
 
 def run_block(item: Item, names: dict[str, Any], home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run Python as the page has it, once the experiments and recordings that it opens are there."""
-    for name in re.findall(r'Experiment\.open\("(\w+)"\)|experiments/(\w+)/', item.text):
+    for name in re.findall(r'(?:Experiment\.open|load_agent)\("(\w+)"\)|experiments/(\w+)/', item.text):
         home.need("".join(name))
     for name in re.findall(r"experiments/(\w+)/analysis/activity.npz", item.text):
         if not Path(f"experiments/{name}/analysis/activity.npz").exists():
