@@ -22,6 +22,8 @@ from mpn_rl.networks.encoder import AgentNetwork, check_weights
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import Evaluation, evaluate, run_batched, run_scripted
 from mpn_rl.statistics import mean_interval, normalised_interval, score_interval
+from mpn_rl.storage.npz_files import memory_limit
+from mpn_rl.storage.regular_files import open_regular
 from mpn_rl.storage.state_trees import StateError
 from mpn_rl.tasks import trusted_modules
 from mpn_rl.tasks.lanes import EpisodeSeeds, per_lane
@@ -274,11 +276,15 @@ def network_key(checkpoint: Path, config: Config) -> str:
     """A hash of the checkpoint and of what decides how it acts: task, network, learner and resets of the state.
 
     Scores and recordings with another key are of another network.
+
+    Raises: ConfigError for anything but an ordinary file, and for one that no memory of this machine holds.
     """
     parts = config.to_dict()
     parts["run"] = {"reset_state_on_trial": config.run.reset_state_on_trial}
-    with open(checkpoint, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
+    digest = hashlib.sha256()
+    with open_regular(checkpoint, follow=True, limit=memory_limit()) as file:
+        while block := file.read(2**20):
+            digest.update(block)
     digest.update(json.dumps(parts, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 

@@ -266,6 +266,16 @@ def test_compare_never_takes_the_scores_of_other_weights(run: Experiment, capsys
     assert "accuracy must be a number" in error_of(capsys)
 
 
+@pytest.mark.parametrize("stage", ["compare", "collect", "report"])
+def test_a_checkpoint_larger_than_the_memory_is_refused_before_it_is_read(
+    run: Experiment, stage: str, capsys: pytest.CaptureFixture
+) -> None:
+    with open(run.checkpoint("best"), "r+b") as file:
+        file.truncate(2**40)  # which takes no room on the disk
+    assert analyze(stage, "--experiment-name", "run", "--checkpoint", "best") == 2
+    assert "has 1,099,511,627,776 bytes, more than the" in error_of(capsys)
+
+
 def test_compare_replaces_files_of_others_only_with_overwrite(run: Experiment, capsys: pytest.CaptureFixture) -> None:
     folder = run.root.parent / "results"
     folder.mkdir()
