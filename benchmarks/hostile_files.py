@@ -43,7 +43,7 @@ from mpn_rl.analysis.pages import mechanism_pages, probe_pages, standard_pages  
 from mpn_rl.sweep import commands  # noqa: F401
 
 LIMIT_S = 10  # of processor time, as other work may slow this machine down
-REPORT_S = 60  # for a report, which records and plots again if the recording is missing
+PAGES_S = 60  # for stages that compute every page, and record first if the recording is missing
 LIMIT_WALL_S = 30  # without any processor time
 LIMIT_BYTES = 12 * 2**30  # of address space
 BASE = [*["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2"], *torture.COMMON,
@@ -463,7 +463,7 @@ def answer(case: Case, home: Path, logs: Path) -> str | None:
     """Run the reader of a changed experiment. Returns: the fault of the answer, or None."""
     lay(case, home)
     before = snapshot(home, case.experiment)
-    limit = REPORT_S if case.reader == "report" else LIMIT_S
+    limit = PAGES_S if case.reader in ("plot", "report") else LIMIT_S
     child = torture.fork(argv_of(case), home, prepare=lambda: begin(home, case.drawn, limit), logs=logs)
     moved, computed, ended, status = time.monotonic(), 0.0, 0, 0
     while not ended:
