@@ -590,6 +590,8 @@ def one_round(
             return
         seen.add(str(case))
         kinds[kind_of(case.file)] += 1
+        if len(seen) % 100 == 0:
+            print(f"  {len(seen)} of {number} cases", file=sys.stderr, flush=True)
         result = answer(case, home, logs)
         if result is not None:
             wrong.append(f"{result} <- {case}")
