@@ -522,8 +522,11 @@ def processes() -> Iterator[list[subprocess.Popen]]:
 
 
 def start(processes: list[subprocess.Popen], *argv: str) -> subprocess.Popen:
+    """main.py in a process that does not ignore SIGHUP, even where nohup started the tests."""
     command = [sys.executable, str(ROOT / "main.py"), *argv]
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    signal.signal(signal.SIGHUP, hangup)
     return processes[-1]
 
 
