@@ -284,7 +284,7 @@ class Experiment:
     @contextmanager
     def lock_free_name(cls, stem: str, root: str | Path = ROOT) -> Iterator[Experiment]:
         """The first of `stem`-1, `stem`-2, ... that no experiment has and no other process is about to take, locked."""
-        stem = re.sub(r"[^\w.-]+", "-", stem.rpartition(":")[2]).strip("-.")[:60] or "run"
+        stem = re.sub(r"[^\w.-]+", "-", stem.rpartition(":")[2], flags=re.ASCII).strip("-.")[:60] or "run"
         for number in itertools.count(1):
             experiment = cls(f"{stem}-{number}", Path(root))
             if experiment.exists() or experiment.holder() is not None:

@@ -116,6 +116,7 @@ def lock_free_name_elsewhere(stem: str, root: Path) -> str:
         ("my_task:MyTask-v0-gru-3", "MyTask-v0-gru-3-1"),
         ("ALE/Pong-v5-mpn-0", "ALE-Pong-v5-mpn-0-1"),
         ("x" * 200, "x" * 60 + "-1"),
+        ("课题" * 40 + "-mpn-0", "mpn-0-1"),  # 240 bytes
         ("", "run-1"),
     ],
 )
