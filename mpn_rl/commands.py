@@ -208,7 +208,11 @@ def _drive(run: Run, args: argparse.Namespace) -> int:
                         rows = run.advance(check)
                         reporter.rows(rows)
                         if time.monotonic() >= draw_at and any(row["kind"] == "eval" for row in rows):
-                            draw_at = time.monotonic() + _draw_curves(run) / DRAW_SHARE
+                            try:
+                                draw_at = time.monotonic() + _draw_curves(run) / DRAW_SHARE
+                            except ConfigError as error:  # a picture must not end a training
+                                stderr.print(f"note: {error}")
+                                draw_at = math.inf
                         if time.monotonic() >= stop_at and not run.done:  # never inside an evaluation, which may last
                             received.append(signal.SIGTERM)
                         check()

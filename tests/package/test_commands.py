@@ -18,6 +18,7 @@ import main
 from model_utils import load_checkpoint
 from mpn_rl import commands, evaluation
 from mpn_rl import config as cfg
+from mpn_rl.options import ConfigError
 from mpn_rl.reporting import print_scores
 from mpn_rl.rollout import Evaluation
 
@@ -149,6 +150,26 @@ def test_a_run_that_learned_nothing_prints_so(capsys: pytest.CaptureFixture, tmp
         capsys, "train", "--experiment-name", "c", *short, *rollout, "--total-steps", "60", "--eval-policy", "sample"
     )
     assert "--num-envs times --rollout-steps" in said and "sampled return" in said
+
+
+def test_a_picture_that_cannot_be_written_ends_no_training(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, calls = commands.draw_training_curves, []
+
+    def refuse_once(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 1:
+            raise ConfigError("cannot write plots: no space")
+        return draw(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(commands, "draw_training_curves", refuse_once)
+    argv = ["train-neurogym", "--experiment-name", "full", "--experiments-dir", str(tmp_path), *TINY, "--kernel",
+            "reference", "--num-episodes", "8", "--max-episode-steps", "60", "--eval-freq", "120"]  # fmt: skip
+    assert main.main(argv) == 0
+    assert "note: cannot write plots: no space\n" in capsys.readouterr().err and len(calls) == 2
+    assert (tmp_path / "full/checkpoints/final_model.pt").is_file()
+    assert (tmp_path / "full/plots/training_curves.png").is_file()
 
 
 def test_training_prints_its_progress_and_writes_every_file(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
