@@ -77,6 +77,7 @@ READERS = {
     "resume auto": ["--resume", "auto", "--total-steps", str(STEPS + 40)],
     "status": ["sweep", "status"],
 }
+OUTPUTS = {"film.gif", "compared"}  # what the readers write beside the experiments
 ALL = list(READERS)
 # How often each kind of file is chosen, and what reads it.
 KINDS: dict[str, tuple[int, list[str]]] = {
@@ -428,8 +429,8 @@ def snapshot(home: Path, experiment: str) -> dict[str, tuple]:
         if place == Path("experiments"):
             names[:] = [name for name in names if name != experiment and not name.startswith(".")]
         if place == Path():
-            names[:] = [name for name in names if name != "compared"]
-            files = [name for name in files if name != "film.gif"]
+            names[:] = [name for name in names if name not in OUTPUTS]
+            files = [name for name in files if name not in OUTPUTS]
         for name in [*files, *names]:
             entry = os.lstat(Path(folder, name))
             times = (entry.st_size, entry.st_mtime_ns) if name in files else ()
@@ -568,6 +569,25 @@ def hostile_files(
     return {"asked": sum(kinds.values()), "files": dict(kinds), "wrong": wrong}
 
 
+def restore(home: Path, pristine: Path, experiment: str | None) -> None:
+    """Copy the pristine folder over `home`. Args: experiment: the only one that has changed; None: not known."""
+    changed = [Path()]
+    if experiment is not None:
+        hidden = {path.name for folder in (home, pristine) for path in (folder / "experiments").glob(".*")}
+        places = [Path("experiments", name) for name in {experiment, *hidden}]
+        changed = [*places, *(Path(name) for name in (OUTPUTS & {*os.listdir(home)}))]
+    for place in changed:
+        old, new = home / place, pristine / place
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+        if new.is_dir():
+            shutil.copytree(new, old)
+        elif new.exists():
+            shutil.copy2(new, old)
+
+
 def one_round(
     number: int, random_seed: int, folder: Path, names: list[str], only: str
 ) -> tuple[Counter[str], list[str]]:
@@ -596,8 +616,7 @@ def one_round(
         if result is not None:
             wrong.append(f"{result} <- {case}")
             print(f"  {wrong[-1]}", file=sys.stderr, flush=True)
-        shutil.rmtree(home)
-        shutil.copytree(pristine, home)
+        restore(home, pristine, case.experiment if result is None else None)
 
     attempt()
     return kinds, wrong
