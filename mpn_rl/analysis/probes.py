@@ -32,6 +32,7 @@ from mpn_rl.tasks.lanes import EpisodeSeeds
 from neurogym_wrapper import NeuroGymWrapper, make_neurogym
 
 LANES = 64
+LONGEST_PROBED = 200  # steps of an episode of a task without a time limit: a curve plays hundreds of episodes
 SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)  # multiples of the trained delay
 DELAYS = (0, 200, 500, 1000, 2000, 4000)  # ms, for tasks that were trained without a delay
 NOISE = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)  # in standard deviations of the observations or of the state
@@ -71,7 +72,8 @@ class Subject:
 
     Args:
         network, config: as `evaluation.load_policy` returns them.
-        trials: smallest number of NeuroGym trials at each point of a curve; other tasks play LANES episodes.
+        trials: smallest number of NeuroGym trials at each point of a curve; other tasks play LANES episodes, each of
+            at most LONGEST_PROBED steps where the task has no time limit.
         seed: of the episodes; neither training nor the choice of best_model.pt uses these.
 
     Attributes:
@@ -88,12 +90,15 @@ class Subject:
     """
 
     def __init__(self, network: AgentNetwork, config: cfg.Config, trials: int = 400, seed: int = 0) -> None:
+        if registry.step_limit(config.env) is None:
+            env_config = dataclasses.replace(config.env, max_episode_steps=LONGEST_PROBED)
+            config = dataclasses.replace(config, env=env_config)
         self.network, self.config, self.trials, self.seed = network, config, trials, seed
         env = registry.make_env(config.env)
         self.neurogym = isinstance(config.env, cfg.NeuroGymConfig)
         self.dt_ms = float(env.dt_ms)
         self.median_trial_steps, self.marks = (
-            _typical(env) if self.neurogym else (registry.step_limit(config.env) or 200, {})
+            _typical(env) if self.neurogym else (registry.step_limit(config.env) or LONGEST_PROBED, {})
         )
         self.memory = memory_parts(network, config)
         watch = _Watch(self.median_trial_steps)

@@ -47,6 +47,15 @@ def interventions(subject: probes.Subject, curve: Any, monkeypatch: pytest.Monke
 # --- the subject --------------------------------------------------------------------------------------------
 
 
+def test_a_task_without_a_time_limit_is_probed_in_short_episodes() -> None:
+    config = cfg.make_config("train", {"env_name": "CliffWalking-v0", **TINY})
+    torch.manual_seed(0)  # an agent that never reaches the goal
+    network = registry.make_network(config, registry.spaces(registry.make_env(config.env))).requires_grad_(False)
+    subject = probes.Subject(network, config)
+    assert len(subject.seen) == subject.median_trial_steps == probes.LONGEST_PROBED
+    assert subject.baseline.value < 0 and subject.baseline.n == probes.LANES
+
+
 def test_a_subject_knows_its_trials(match: probes.Subject) -> None:
     """Fixation 300 ms, sample 500, delay 1,000, test 500, decision 900, in steps of 100 ms."""
     assert match.median_trial_steps == 32
