@@ -20,7 +20,7 @@ from mpn_rl.sweep.table import Planned, Sweep
 
 SHOWN = 10  # settings in the printed table
 DRAWN = 8  # settings in the figure: more colours are hard to distinguish
-MAX_CELLS = 15  # values along an axis of a heat map; with more values, the figure has one dot per setting
+MAX_CELLS = 15  # values along an axis of a heat map; with more numbers, the figure has one dot per setting
 
 
 class Evaluation(NamedTuple):
@@ -106,7 +106,7 @@ def summarise(sweep: Sweep, folder: Path, which: str = "final", heatmap: Sequenc
             ([*setting, rows_of[setting], *table[setting]] for setting in ranked),
         ),
         *_curves(stem, columns, {setting: groups[setting] for setting in ranked}, label),
-        *(_heat_map(stem, columns, results, heatmap, label) if heatmap else ()),
+        *(_heat_map(stem, columns, list(rows_of), results, heatmap, label) if heatmap else ()),
     ]
     head = f"{len(done)} of {len(states)} rows complete, {len(table)} of {len(rows_of)} settings; {label}, "
     head += "of the last weights" if which == "final" else "of best_model.pt"
@@ -218,10 +218,20 @@ def _curves(stem: Path, columns: Sequence[str], groups: dict[tuple[str, ...], li
 
 
 def _heat_map(
-    stem: Path, columns: Sequence[str], results: list[Result], axes: Sequence[str], label: str
+    stem: Path,
+    columns: Sequence[str],
+    settings: Sequence[tuple[str, ...]],
+    results: list[Result],
+    axes: Sequence[str],
+    label: str,
 ) -> tuple[Path, Path]:
-    """Write and plot the mean score for each pair of values of two columns; many values are plotted as dots."""
+    """Write and plot the mean score for each pair of values of two columns, of a random search as dots.
+
+    Args: settings: of all rows, complete or not; where they are fewer than half of the pairs of values, they are draws.
+    """
     places = [columns.index(name) for name in axes]
+    pairs = {tuple(setting[place] for place in places) for setting in settings}
+    size = [len({pair[axis] for pair in pairs}) for axis in (0, 1)]
     points: dict[tuple[str, ...], list[float]] = {}
     for result in results:
         points.setdefault(tuple(result.planned.setting[place] for place in places), []).append(result.score)
@@ -229,9 +239,16 @@ def _heat_map(
     means = {point: float(np.mean(scores)) for point, scores in points.items()}
     counts = sorted({len(scores) for scores in points.values()})
     figure, ax = visualize.new_figure(5.6, 4.2)
-    if max(map(len, ticks)) > MAX_CELLS and all(map(_is_number, [*ticks[0], *ticks[1]])):
-        x, y = (np.array([float(point[axis]) for point in points]) for axis in (0, 1))
+    numeric = [all(map(_is_number, names)) for names in ticks]
+    if (max(size) > MAX_CELLS and all(numeric)) or (min(size) > 1 and 2 * len(pairs) <= size[0] * size[1]):
+        x, y = (
+            np.array([float(point[axis]) if numeric[axis] else ticks[axis].index(point[axis]) for point in points])
+            for axis in (0, 1)
+        )
         visualize.plot_score_scatter(x, y, np.array(list(means.values())), ax, label=label)
+        for axis, names, numbers in zip((ax.xaxis, ax.yaxis), ticks, numeric, strict=True):
+            if not numbers:
+                axis.set_ticks(range(len(names)), names)
     else:
         cells = np.array([[means.get((x, y), np.nan) for x in ticks[0]] for y in ticks[1]])
         visualize.plot_heat_map(cells, (ticks[0], ticks[1]), ax, label=label)

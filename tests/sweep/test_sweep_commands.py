@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 
 import main
+import visualize
 from model_utils import Experiment, load_checkpoint, write_json
 from mpn_rl import arguments
 from mpn_rl.options import ConfigError
@@ -485,12 +487,37 @@ def test_returns_are_summed_up_where_a_task_has_no_trials(capsys: pytest.Capture
     ]
 
 
-def test_a_random_search_is_mapped_as_dots(capsys: pytest.CaptureFixture) -> None:
-    search = "[search]\nn = 20\neta = { log-uniform = [0.01, 1.0] }\ngamma = { uniform = [0.5, 0.9] }\n"
-    found = loaded(GRID[: GRID.index("[grid]")].replace("[0, 1]", "[0]") + search)
-    fabricate(found, {planned.name: [0.5, i / 20] for i, planned in enumerate(found.planned)})
-    assert "... and 10 more in grid_summary.csv" in said(capsys, "summary", "grid.toml", "--heatmap", "eta", "gamma")
-    assert len(Path("grid_heatmap_eta_gamma.csv").read_text().splitlines()) == 21
+@pytest.mark.parametrize(
+    ("tables", "axes", "dots"),
+    [
+        ("[search]\nn = 20\neta = { log-uniform = [0.01, 1.0] }\ngamma = { uniform = [0.5, 0.9] }", "eta gamma", True),
+        ("[search]\nn = 5\neta = { log-uniform = [0.01, 1.0] }\ngamma = { uniform = [0.5, 0.9] }", "eta gamma", True),
+        (
+            "[search]\nn = 9\neta = { uniform = [0.1, 1.0] }\ndouble-dqn = { choice = [true, false] }",
+            "eta double_dqn",
+            True,
+        ),
+        ("[grid]\neta = [0.1, 0.2, 0.3]\ngamma = [0.5, 0.9]", "eta gamma", False),
+        ("[grid]\neta = [0.1, 0.2, 0.3]\ngamma = [0.5]", "eta gamma", False),
+    ],
+)
+def test_a_random_search_is_mapped_as_dots_and_a_grid_as_cells(
+    tables: str, axes: str, dots: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    figures = []
+    save = visualize.save_figure
+    monkeypatch.setattr(visualize, "save_figure", lambda figure, path: figures.append(figure) or save(figure, path))
+    found = loaded(GRID[: GRID.index("[grid]")].replace("[0, 1]", "[0]") + tables + "\n")
+    complete = found.planned[:3] if not dots else found.planned  # an unfinished grid is still a grid
+    fabricate(found, {planned.name: [0.5, i / 20] for i, planned in enumerate(complete)})
+    out = said(capsys, "summary", "grid.toml", "--heatmap", *axes.split())
+    assert ("... and 10 more in grid_summary.csv" in out) is (len(complete) == 20)
+    assert len(Path(f"grid_heatmap_{axes.replace(' ', '_')}.csv").read_text().splitlines()) == 1 + len(complete)
+    (drawn,) = figures[-1].axes[0].collections
+    assert isinstance(drawn, PathCollection) is dots
+    if dots:
+        assert len(drawn.get_offsets()) == len(complete)
+        assert sorted(drawn.get_array()) == pytest.approx([i / 20 for i in range(len(complete))])
 
 
 def test_what_cannot_be_summed_up_is_one_line(capsys: pytest.CaptureFixture) -> None:
