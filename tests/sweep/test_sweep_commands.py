@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -671,6 +672,24 @@ def test_a_row_that_ends_without_being_complete_has_failed(
     monkeypatch.setattr(commands.Children, "_start", lambda *_: 0)
     assert main.main(["sweep", "run", "grid.toml", "--workers", "1"]) == 1
     assert "exit status 0, but the run is missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_time_of_a_row_is_its_own(
+    workers: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Rows of 1, 3, 1 and 1 s, by a clock that is five times too fast."""
+    found = loaded(GRID.replace("seeds = [0, 1]", "seeds = 1"))
+    seconds = dict(zip((planned.name for planned in found.planned), (0.2, 0.6, 0.2, 0.2), strict=True))
+    monkeypatch.setattr(commands.Children, "_start", lambda _, planned, *__: time.sleep(seconds[planned.name]) or 0)
+    monkeypatch.setattr(commands, "state_of", lambda experiment, _: State("done"))
+    monkeypatch.setattr(commands, "_open_rows", lambda table: ({}, table.planned))
+    clock = time.monotonic
+    monkeypatch.setattr(commands.time, "monotonic", lambda: 5 * clock())
+    assert main.main(["sweep", "run", "grid.toml", "--workers", workers]) == 0
+    times = dict(re.findall(r"done  (\S+)  \((\d+) s\)", capsys.readouterr().out))
+    assert times.keys() == seconds.keys()
+    assert all(abs(int(times[name]) - 5 * own) <= 1 for name, own in seconds.items())
 
 
 def test_rows_left_for_later_are_not_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
