@@ -98,6 +98,96 @@ def test_a_grid_is_every_setting_with_every_seed(capsys: pytest.CaptureFixture) 
     assert said(capsys, "expand", "grid.toml", "--overwrite") == out
 
 
+GRIDS = (
+    GRID[: GRID.index("[grid]")].replace('kernel = "reference"', "")
+    + """
+[[grid]]
+core = "mpn"
+eta = [0.5, 1]
+lambda-decay = [0.8, 0.9]
+[[grid]]
+core = ["lstm", "gru"]
+double-dqn = false
+"""
+)
+
+
+def test_each_of_several_grids_is_expanded_on_its_own(capsys: pytest.CaptureFixture) -> None:
+    Path("grids.toml").write_text(GRIDS.replace("[0, 1]", "[3]"))
+    out = said(capsys, "expand", "grids.toml")
+    columns = "name, seed, core, eta, lambda_decay, double_dqn"
+    assert out == f"grids_args.txt: 6 rows, 6 settings\nqueue {columns} from grids_args.txt\n"
+    rows = Path("grids_args.txt").read_text().splitlines()
+    assert rows == [
+        "grids-corempn-eta0.5-lambda_decay0.8-s3, 3, mpn, 0.5, 0.8, -",
+        "grids-corempn-eta0.5-lambda_decay0.9-s3, 3, mpn, 0.5, 0.9, -",
+        "grids-corempn-eta1-lambda_decay0.8-s3, 3, mpn, 1, 0.8, -",
+        "grids-corempn-eta1-lambda_decay0.9-s3, 3, mpn, 1, 0.9, -",
+        "grids-corelstm-double_dqnfalse-s3, 3, lstm, -, -, --no-double-dqn",
+        "grids-coregru-double_dqnfalse-s3, 3, gru, -, -, --no-double-dqn",
+    ]
+    for name in ("grids.toml", "grids_args.txt"):
+        assert "6 rows, no mistakes" in said(capsys, "check", name)
+        found = sweep_files.load(Path(name))
+        found.check()
+        configs = [planned.config for planned in found.planned]
+        assert [config.core.name for config in configs] == ["mpn"] * 4 + ["lstm", "gru"]
+        assert [config.learner.double_dqn for config in configs] == [True] * 4 + [False] * 2
+        assert not any(word.startswith("--eta") for word in found.planned[4].argv)
+    one = Path("one.toml")
+    one.write_text(GRID.replace("[grid]", "[[grid]]"))
+    assert [row.values[1:] for row in sweep_files.load(one).rows] == [row.values[1:] for row in loaded().rows]
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "message"),
+    [
+        ("lambda-decay = [0.8, 0.9]", "lambda-decay = [0.8, 9]", "lambda_decay: --lambda-decay must lie"),
+        ('core = ["lstm", "gru"]', 'core = "lstm"\neta = 0.5', "eta: --eta does nothing with"),
+        ('core = ["lstm", "gru"]', 'core = "mpn"\nlambda-decay = [9, 1]', "lambda_decay: --lambda-decay must lie"),
+        ('core = ["lstm", "gru"]', "hidden-dim = [3]", "'hidden_dim' is in [fixed], [grid] or [search] more than once"),
+        ('core = ["lstm", "gru"]', "eta = []", "[grid] eta must be a list of values"),
+        ('core = ["lstm", "gru"]', 'core = "-"', "[grid] core: '-' stands for an option that a row does not have"),
+        ("double-dqn = false", "double-dq = false", "[grid] double-dq: no option of train that a sweep can set"),
+        ('core = "mpn"', 'env-arg = { "a-b" = 1 }\n[[grid]]\nenv-arg = { a_b = 1 }', "the column of two options"),
+        ("[[grid]]\ncore = [", "[[grid]]\n[[grid]]\ncore = [", None),
+    ],
+)
+def test_a_mistake_in_one_of_several_grids_is_reported_at_its_line(
+    line: str, instead: str, message: str | None, capsys: pytest.CaptureFixture
+) -> None:
+    assert line in GRIDS
+    Path("grids.toml").write_text(GRIDS.replace(line, instead))
+    if message is None:  # a grid without options is the setting of [fixed] alone
+        assert "14 rows, 7 settings" in said(capsys, "expand", "grids.toml")
+        return
+    err = refused(capsys, "expand", "grids.toml")
+    if ": --" in message:  # of a row
+        place = 1 + Path("grids.toml").read_text().splitlines().index(instead.splitlines()[-1])
+        message = f"grids.toml:{place}:1: {message}"
+    assert message in err and os.listdir() == ["grids.toml"]
+
+
+def test_a_summary_of_several_grids_leaves_absent_options_out(capsys: pytest.CaptureFixture) -> None:
+    Path("grid.toml").write_text(GRIDS)
+    found = sweep_files.load(Path("grid.toml"))
+    found.check("ignore")
+    fabricate(found, {planned.name: [0.5, i / 20] for i, planned in enumerate(found.planned)})
+    assert "12 rows: 12 done" in said(capsys, "status", "grid.toml")
+    out = said(capsys, "summary", "grid.toml", "--heatmap", "eta", "lambda_decay")
+    assert "core gru, double_dqn --no-double-dqn has 2" in out
+    table = read_csv("grid_summary.csv")
+    assert [(row["core"], row["eta"]) for row in table[:3]] == [("gru", ""), ("lstm", ""), ("mpn", "1")]
+    cells = read_csv("grid_heatmap_eta_lambda_decay.csv")
+    assert [(cell["eta"], cell["lambda_decay"]) for cell in cells] == [
+        *[("0.5", "0.8"), ("0.5", "0.9"), ("1", "0.8"), ("1", "0.9")]
+    ]
+    Path("out").mkdir()
+    heatmap = ("--heatmap", "eta", "double_dqn", "--output", "out")
+    assert "no complete row has both eta and double_dqn" in refused(capsys, "summary", "grid.toml", *heatmap)
+    assert not os.listdir("out")
+
+
 SEARCH = """
 command = "train-neurogym"
 seeds = 2
@@ -336,6 +426,12 @@ def test_a_toml_file_fills_the_columns_of_a_submit_file(capsys: pytest.CaptureFi
     assert "4 rows, no mistakes" in said(capsys, "check", "sub/s.toml")
     Path("sub/s.toml").write_text('job = "a.job"\n[grid]\nlambd = [0.8, 0.9]\n')
     assert "sub/a.job has no column 'lambd'; did you mean 'lambda'" in refused(capsys, "expand", "sub/s.toml")
+    grids = 'job = "a.job"\n[[grid]]\neta = 0.5\nlambda = [0.8, 0.9]\n[[grid]]\neta = 0.7\n'
+    Path("sub/s.toml").write_text(grids + "lambda = 0.7\n")
+    assert "sub/rows.txt: 3 rows" in said(capsys, "expand", "sub/s.toml", "--overwrite")
+    assert Path("sub/rows.txt").read_text().splitlines()[2] == "s-eta0.7-lambda0.7-s0, 0, 0.7, 0.7"
+    Path("sub/s.toml").write_text(grids)
+    assert "column 'lambda' of sub/a.job has no values: give them in" in refused(capsys, "check", "sub/s.toml")
 
 
 def test_the_sweeps_that_come_along_are_without_mistake(
