@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,6 +31,7 @@ from mpn_rl.tasks.lanes import EpisodeSeeds, per_lane
 from neurogym_wrapper import REFERENCE_POLICIES, normalised_score, reference_scores
 
 EVAL_LANES = 64
+GRADED = re.compile(r"coh(_\d+)?|context|log_odd|v[12]|duration[12]")  # conditions that make a psychometric curve
 Scores: TypeAlias = dict[str, Any]  # JSON: numbers, None, and lists of these, by name
 
 
@@ -110,6 +112,7 @@ def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation
         "trial_return_mean": _json_number(_mean(result.trial_returns)),
         "normalised_score": _json_number(score),
         "normalised_score_ci95": _ends(ends),
+        "choices": choice_counts(result.outcomes),
     }
     for name in {**REFERENCE_POLICIES, **scripted}:  # null where the task has no ground truth
         policy = scripted.get(name)
@@ -136,6 +139,24 @@ def _quarters(result: Evaluation, scripted: dict[str, Evaluation]) -> Scores:
         scores[f"{name}_return_ci95"] = _ends(mean_interval(other.returns))
         scores[f"{name}_quarter_hits"] = other.quarters.mean(axis=0).tolist()
     return scores
+
+
+def choice_counts(outcomes: np.ndarray) -> dict[str, list[float]] | None:
+    """The number of trials with the same graded evidence, right action and choice.
+
+    Args: outcomes: as in `rollout.Evaluation`.
+    Returns: {each condition that is GRADED, "ground_truth", "choice", "trials": one value per combination}; None for a
+        task without graded evidence.
+    """
+    names = [name for name in sorted(set().union(*outcomes)) if GRADED.fullmatch(name)]
+    names = [name for name in names if all(isinstance(trial.get(name), int | float) for trial in outcomes)]
+    if not set(names) - {"context"}:
+        return None
+    names += ["ground_truth", "choice"]
+    counts = Counter(tuple(float(trial[name]) for name in names) for trial in outcomes)
+    rows = sorted(counts)
+    columns = {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    return {**columns, "trials": [counts[row] for row in rows]}
 
 
 def _mean(values: np.ndarray) -> float:

@@ -48,6 +48,7 @@ class Evaluation(NamedTuple):
     trial_returns: np.ndarray  # (trials,)
     decision_correct: np.ndarray  # (decision steps with a ground truth,) bool
     quarters: np.ndarray  # (E, 4) hits in each quarter of an episode; (0, 4) where the task reports no hits
+    outcomes: np.ndarray = np.empty(0, object)  # (trials not aborted,) {choice, ground_truth, the trial's conditions}
 
     @property
     def accuracy(self) -> float | None:
@@ -72,6 +73,7 @@ class _Tally:
         self.aborted: list[bool] = []
         self.trial_returns: list[float] = []
         self.decision_correct: list[bool] = []
+        self.outcomes: list[dict[str, object]] = []
         self.hits: list[list[bool]] = [[] for _ in range(episodes)]
         self.reports_hits = False  # a task may do so only at the steps of a hit
 
@@ -89,6 +91,8 @@ class _Tally:
             self.performance += trial_score(info)
             self.aborted.append(bool(info.get("aborted", False)))
             self.trial_returns.append(float(self.trial_return[episode]))
+            if not self.aborted[-1] and _right_action(info) >= 0:
+                self.outcomes.append({**info.get("trial", {}), "choice": action, "ground_truth": info["gt"]})
             self.trial_return[episode] = 0.0
 
     def result(self) -> Evaluation:
@@ -102,6 +106,7 @@ class _Tally:
             np.concatenate([quarters(np.array([hits])) for hits in self.hits])
             if self.reports_hits
             else np.zeros((0, 4)),
+            np.array(self.outcomes, object),
         )
 
 

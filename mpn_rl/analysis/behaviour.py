@@ -22,8 +22,10 @@ LARGEST_LAPSE = 0.4
 STEEPEST = 200.0  # largest slope times largest strength: steeper curves look like a step
 FLATTEST = 1e-3  # smallest slope times largest strength: flatter curves look like a line
 MOST_LEVELS = 32  # strengths that are fitted one by one
+GROUPS = 10  # of strengths in a curve over seeds, where there are more than MOST_LEVELS
 MOST_ACTIONS = 1000  # in the table of right and chosen actions
 FARTHEST = 2.0  # largest bias over largest strength
+Curve = tuple[np.ndarray, Estimate[np.ndarray]]  # x (k,), arrays (k,)
 
 
 class Psychometric(NamedTuple):
@@ -274,6 +276,60 @@ def psychometric_of(table: Table, resamples: int = 400, seed: int = 0) -> tuple[
     choice = table["choice"]
     high = np.where(choice == strength.high_action, 1.0, np.where(choice == strength.low_action, 0.0, np.nan))
     return psychometric(strength.values, high, resamples, seed), strength.label
+
+
+def choices_over_seeds(groups: Mapping[str, Sequence[Table]]) -> tuple[dict[str, Curve], str]:
+    """P(higher action) by signed strength: the mean over the seeds of each group, with Student's interval over seeds.
+
+    More than MOST_LEVELS strengths are grouped at quantiles of all trials, each group at its mean. A strength has an
+    interval if two seeds or more have trials there that do not all give the same share.
+
+    Args: groups: {group: a table per seed}. A table has the columns of `trials.trial_table` that give the strength, the
+        right action and the choice, and `trials`: how many trials a row stands for.
+
+    Returns: {group: (strengths (k,), arrays (k,), n counts seeds)}, and the name of the strength.
+
+    Raises: MissingDataError without graded evidence or with fewer than three strengths.
+    """
+    rows: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}  # per seed: strength, high, trials
+    label, missing = "", MissingDataError("no trial was completed")
+    for group, tables in groups.items():
+        for table in tables:
+            try:
+                strength = signed_strength(table)
+            except MissingDataError as reason:
+                missing = reason
+                continue
+            label, choice = strength.label, table["choice"]
+            use = known(strength.values) & np.isin(choice, (strength.low_action, strength.high_action))
+            high = choice[use] == strength.high_action
+            rows.setdefault(group, []).append((strength.values[use], high, table["trials"][use]))
+    if not rows:
+        raise missing
+    every = [seed for seeds in rows.values() for seed in seeds]
+    x, _, n = (np.concatenate(parts) for parts in zip(*every, strict=True))
+    levels = np.unique(x)
+    if len(levels) < 3:
+        raise MissingDataError(f"a psychometric curve needs three strengths of evidence, the runs have {len(levels)}")
+    edges = (levels[1:] + levels[:-1]) / 2
+    if len(levels) > MOST_LEVELS:
+        order = np.argsort(x)
+        cumulated = np.cumsum(n[order])
+        edges = np.unique(x[order][np.searchsorted(cumulated, np.arange(1, GROUPS) / GROUPS * cumulated[-1])])
+
+    def count(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return np.bincount(np.searchsorted(edges, x, side="right"), weights, len(edges) + 1)
+
+    curves: dict[str, Curve] = {}
+    with np.errstate(invalid="ignore"):  # nan where a seed, or every seed, has no trial at a strength
+        middles = count(x, x * n) / count(x, n)
+        for group, seeds in rows.items():
+            shares = np.stack([count(x, high * n) / count(x, n) for x, high, n in seeds])
+            there = np.flatnonzero(known(shares).any(axis=0))
+            means = [confidence_intervals.mean(column) for column in shares[:, there].T]
+            value, low, high, seeds_there = confidence_intervals.gather(means)
+            curves[group] = middles[there], Estimate(value, low.clip(0, 1), high.clip(0, 1), seeds_there)
+    return curves, label
 
 
 # --- scores and rates ---------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ class Run:
     weights: int | None  # trained ones
     scores: Mapping[str, float | None]
     evaluations: list[dict[str, float | None]]
+    choices: Mapping[str, list[float | None]] | None = None  # `evaluation.choice_counts`
 
 
 def formats_of(args: argparse.Namespace) -> list[str]:
@@ -50,7 +51,7 @@ def formats_of(args: argparse.Namespace) -> list[str]:
 
 
 def compare_runs(args: argparse.Namespace, names: list[str]) -> int:
-    """Compare groups of runs: print a table; write comparison.csv, runs.csv, comparison.json and comparison.png."""
+    """Compare groups of runs: print a table; write comparison.csv, runs.csv, comparison.json and the figures."""
     from mpn_rl.analysis.figures import behaviour_figures
     from visualize import save_figure
 
@@ -89,10 +90,57 @@ def compare_runs(args: argparse.Namespace, names: list[str]) -> int:
     write_bytes_atomic(folder / "comparison.csv", as_csv(head, [*means, *better]))
     plain = {"rows": [row._asdict() | {"iqm": row.iqm._asdict()} for row in rows]}
     plain |= {"improvement": [pair._asdict() | {"probability": pair.probability._asdict()} for pair in pairs]}
-    flat = [{**values.pop("scores"), **values} for values in map(asdict, runs)]
+    flat = [asdict(run) for run in runs]
+    for values in flat:
+        values |= values.pop("scores")
+        del values["choices"]
     write_json(folder / "comparison.json", {**plain, "runs": flat, "versions": versions()})
+    pictures += plot_psychometric(args, runs, folder)
     stdout.print("written: " + ", ".join(str(path) for path in (*pictures, folder / "comparison.csv")))
     return 0
+
+
+def plot_psychometric(args: argparse.Namespace, runs: list[Run], folder: Path) -> list[Path]:
+    """psychometric.png and .csv: each group's choices by strength of the evidence, with bands over seeds.
+
+    Where no task has graded evidence, print why, and delete those of an earlier comparison. Returns: the figures.
+    """
+    from mpn_rl.analysis import behaviour
+    from mpn_rl.analysis.figures import behaviour_figures
+    from visualize import save_figure
+
+    curves: dict[str, tuple[str, dict[str, behaviour.Curve]]] = {}
+    why = "not available: the task's conditions have no coherence or other graded evidence"
+    for task in dict.fromkeys(run.task for run in runs):
+        tables: dict[str, list[dict[str, np.ndarray]]] = {}
+        for run in runs:
+            if run.task == task and run.choices:
+                columns = {name: np.array(column, float) for name, column in run.choices.items()}
+                own = {name: columns.pop(name) for name in ("ground_truth", "choice", "trials")}
+                own |= {f"condition_{name}": column for name, column in columns.items()}
+                tables.setdefault(run.group, []).append(own)
+        if tables:
+            curve = confidence_intervals.attempt(partial(behaviour.choices_over_seeds, tables))
+            if isinstance(curve, str):
+                why = curve
+            else:
+                curves[task] = curve[1], curve[0]
+    files = [folder / f"psychometric.{suffix}" for suffix in formats_of(args)]
+    if not curves:
+        stdout.print(f"psychometric curves: {why}")
+        for path in (*files, folder / "psychometric.csv"):
+            path.unlink(missing_ok=True)
+        return []
+    page = behaviour_figures.psychometric_page(curves, title=f"{len(runs)} runs, evaluation seed {args.seed}")
+    rows = [
+        [task, strength, group, *line]
+        for task, (strength, bands) in curves.items()
+        for group, (x, estimate) in bands.items()
+        for line in zip(x, *estimate, strict=True)
+    ]
+    head = ["task", "evidence", "group", "strength", "share", "low", "high", "n"]
+    write_bytes_atomic(folder / "psychometric.csv", as_csv(head, rows))
+    return [save_figure(page, path) for path in files]
 
 
 def run_of(args: argparse.Namespace, name: str) -> Run | None:
@@ -110,7 +158,8 @@ def run_of(args: argparse.Namespace, name: str) -> Run | None:
     if file.is_file():
         scores = read_json(file)
         check_json(scores, SCORES, file, "delete it, and compare evaluates again")
-    if args.num_eval_trials or scores.get("episode_seeds") != seeds:
+    older = "trials" in scores and "choices" not in scores  # of a version that did not count choices
+    if args.num_eval_trials or older or scores.get("episode_seeds") != seeds:
         stderr.print(f"evaluating {name}: {args.num_eval_trials or args.num_eval_episodes} "
                      f"{'trials' if args.num_eval_trials else 'episodes'}")  # fmt: skip
         _, _, network = load_policy(args, name)
@@ -118,7 +167,8 @@ def run_of(args: argparse.Namespace, name: str) -> Run | None:
         write_scores(args, experiment, config, scores, played)
     evaluations = [row for row in experiment.read_metrics() if row.get("kind") == "eval"]
     chosen = {key: scores.get(key) for key in MEASURES}
-    return Run(name, group, config.env.task, config.run.seed, experiment.num_weights(), chosen, evaluations)
+    return Run(name, group, config.env.task, config.run.seed, experiment.num_weights(), chosen, evaluations,
+               scores.get("choices"))  # fmt: skip
 
 
 def group_of(config: Config, fields: list[str], experiment: str = "") -> str:
@@ -228,7 +278,8 @@ def _check_output(args: argparse.Namespace) -> None:
     folder = Path(args.output)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output {folder} is not a folder; choose another")
-    names = [f"comparison.{suffix}" for suffix in (*formats_of(args), "csv", "json")] + ["runs.csv"]
+    names = [f"{stem}.{suffix}" for stem in ("comparison", "psychometric") for suffix in (*formats_of(args), "csv")]
+    names += ["comparison.json", "runs.csv"]
     there = next((folder / name for name in names if (folder / name).exists()), None)
     if there is not None and not args.overwrite:
         raise ConfigError(f"{there} exists; replace it with --overwrite or choose another --output")

@@ -63,6 +63,16 @@ SCORES: dict[str, Schema] = {
     "return_mean?": ANY,
     "episode_seeds?": Many(Number(0, 2.0**63), 10**7),
     "network?": Text(64),
+    "trials?": ANY,
+    "choices?": (
+        Null(),
+        {
+            "ground_truth": Many(STEP, 10**7),
+            "choice": Many(STEP, 10**7),
+            "trials": Many(Number(1), 10**7),
+            "*": Many(ANY, 10**7),
+        },
+    ),
 }
 COLLECTED: dict[str, Schema] = {
     "checkpoint?": Text(),

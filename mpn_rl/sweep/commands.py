@@ -174,6 +174,7 @@ class Children:
     def __init__(self, sweep: Sweep, retries: int, trusted: Sequence[str] = ()) -> None:
         self.sweep, self.retries, self.trusted = sweep, retries, trusted
         self.running: dict[str, subprocess.Popen] = {}
+        self.started_s: dict[str, float] = {}  # the clock when a row was first started here
         self.stopping = threading.Event()
         self.lock = threading.Lock()
 
@@ -185,6 +186,7 @@ class Children:
             enough: asked while the row runs; True ends the row, which saves a checkpoint.
         Returns: "", or why the row is not complete.
         """
+        self.started_s[planned.name] = time.monotonic()
         failures, pauses = 0, iter(PAUSES_S)
         while not self.stopping.is_set():
             code = self._start(planned, enough)
@@ -407,7 +409,7 @@ def stop_signals() -> Iterator[list[int]]:
 def _watch(futures: dict[Future[str], Planned], children: Children) -> list[str]:
     """Show the progress until all rows have ended. Returns: the names of the rows that failed."""
     failures: list[str] = []
-    pending, start, rows = set(futures), time.monotonic(), dict[str, TaskID]()
+    pending, rows = set(futures), dict[str, TaskID]()
     planned_of = {planned.name: planned for planned in futures.values()}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr, redirect_stdout=sys.stdout.isatty(), redirect_stderr=False) as bar:
@@ -420,7 +422,7 @@ def _watch(futures: dict[Future[str], Planned], children: Children) -> list[str]
                 failures += [planned.name] if reason else []
                 score = "" if state.score is None else f"  score {state.score:.3f}"
                 text = f"failed  {planned.name}  {reason}" if reason else f"done  {planned.name}{score}"
-                stdout.print(f"{text}  ({time.monotonic() - start:.0f} s)")
+                stdout.print(f"{text}  ({time.monotonic() - children.started_s[planned.name]:.0f} s)")
                 bar.advance(total)
                 if planned.name in rows:
                     bar.remove_task(rows.pop(planned.name))

@@ -16,11 +16,11 @@ from model_utils import Experiment, write_bytes_atomic
 from mpn_rl.options import ConfigError
 from mpn_rl.runs.state import MetricsRow, State, state_of
 from mpn_rl.statistics import QUARTER, common_grid, few_seeds_note, mean_interval, trimmed_mean
-from mpn_rl.sweep.table import Planned, Sweep
+from mpn_rl.sweep.table import ABSENT, Planned, Sweep
 
 SHOWN = 10  # settings in the printed table
 DRAWN = 8  # settings in the figure: more colours are hard to distinguish
-MAX_CELLS = 15  # values along an axis of a heat map; with more values, the figure has one dot per setting
+MAX_CELLS = 15  # values along an axis of a heat map; with more numbers, the figure has one dot per setting
 
 
 class Evaluation(NamedTuple):
@@ -84,6 +84,9 @@ def summarise(sweep: Sweep, folder: Path, which: str = "final", heatmap: Sequenc
     unfinished = [f"{name} ({state.state})" for name, state in states.items() if state.state != "done"]
     if not done:
         raise ConfigError(f"{sweep.path}: no row is complete yet; `sweep status` shows the progress")
+    places = [sweep.setting_columns.index(name) for name in heatmap or ()]
+    if heatmap and all(ABSENT in (planned.setting[place] for place in places) for planned in done):
+        raise ConfigError(f"--heatmap: no complete row has both {' and '.join(heatmap)}; choose other columns")
     evaluations = {planned.name: evaluations_of(planned.experiment) for planned in done}
     accurate = all(one.accuracy is not None for many in evaluations.values() for one in many)
     label = f"{which} greedy {'accuracy' if accurate else 'return'}"
@@ -106,7 +109,7 @@ def summarise(sweep: Sweep, folder: Path, which: str = "final", heatmap: Sequenc
             ([*setting, rows_of[setting], *table[setting]] for setting in ranked),
         ),
         *_curves(stem, columns, {setting: groups[setting] for setting in ranked}, label),
-        *(_heat_map(stem, columns, results, heatmap, label) if heatmap else ()),
+        *(_heat_map(stem, columns, list(rows_of), results, heatmap, label) if heatmap else ()),
     ]
     head = f"{len(done)} of {len(states)} rows complete, {len(table)} of {len(rows_of)} settings; {label}, "
     head += "of the last weights" if which == "final" else "of best_model.pt"
@@ -149,7 +152,8 @@ def _result(planned: Planned, evaluations: list[Evaluation], accurate: bool, whi
 
 def label_of(columns: Sequence[str], setting: Sequence[str]) -> str:
     """A setting in words, such as "eta 0.5, hidden 64"."""
-    return ", ".join(f"{column} {value}" for column, value in zip(columns, setting, strict=True)) or "all rows"
+    given = [f"{column} {value}" for column, value in zip(columns, setting, strict=True) if value != ABSENT]
+    return ", ".join(given) or "all rows"
 
 
 def _table(
@@ -178,12 +182,12 @@ def table_lines(cells: Sequence[Sequence[str]]) -> list[str]:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    """Write a CSV file; floats have six digits, and the cell of a nan is empty."""
+    """Write a CSV file; floats have six digits, and the cells of nan and of ABSENT are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     for row in rows:
-        known = ["" if isinstance(value, float) and np.isnan(value) else value for value in row]
+        known = ["" if value == ABSENT or (isinstance(value, float) and np.isnan(value)) else value for value in row]
         writer.writerow([f"{value:.6g}" if isinstance(value, float | np.floating) else value for value in known])
     write_bytes_atomic(path, text.getvalue().encode())
     return path
@@ -218,20 +222,42 @@ def _curves(stem: Path, columns: Sequence[str], groups: dict[tuple[str, ...], li
 
 
 def _heat_map(
-    stem: Path, columns: Sequence[str], results: list[Result], axes: Sequence[str], label: str
+    stem: Path,
+    columns: Sequence[str],
+    settings: Sequence[tuple[str, ...]],
+    results: list[Result],
+    axes: Sequence[str],
+    label: str,
 ) -> tuple[Path, Path]:
-    """Write and plot the mean score for each pair of values of two columns; many values are plotted as dots."""
+    """Write and plot the mean score for each pair of values of two columns, of a random search as dots.
+
+    Rows that do not have one of the columns, as another [[grid]] may, are left out.
+
+    Args: settings: of all rows, complete or not; where they fill at most half of the pairs of values, they are draws.
+    """
     places = [columns.index(name) for name in axes]
+    pairs = {tuple(setting[place] for place in places) for setting in settings}
+    pairs = {pair for pair in pairs if ABSENT not in pair}
+    size = [len({pair[axis] for pair in pairs}) for axis in (0, 1)]
     points: dict[tuple[str, ...], list[float]] = {}
     for result in results:
-        points.setdefault(tuple(result.planned.setting[place] for place in places), []).append(result.score)
+        point = tuple(result.planned.setting[place] for place in places)
+        if ABSENT not in point:
+            points.setdefault(point, []).append(result.score)
     ticks = [_ordered({point[axis] for point in points}) for axis in (0, 1)]
     means = {point: float(np.mean(scores)) for point, scores in points.items()}
     counts = sorted({len(scores) for scores in points.values()})
     figure, ax = visualize.new_figure(5.6, 4.2)
-    if max(map(len, ticks)) > MAX_CELLS and all(map(_is_number, [*ticks[0], *ticks[1]])):
-        x, y = (np.array([float(point[axis]) for point in points]) for axis in (0, 1))
+    numeric = [all(map(_is_number, names)) for names in ticks]
+    if (max(size) > MAX_CELLS and all(numeric)) or (min(size) > 1 and 2 * len(pairs) <= size[0] * size[1]):
+        x, y = (
+            np.array([float(point[axis]) if numeric[axis] else ticks[axis].index(point[axis]) for point in points])
+            for axis in (0, 1)
+        )
         visualize.plot_score_scatter(x, y, np.array(list(means.values())), ax, label=label)
+        for axis, names, numbers in zip((ax.xaxis, ax.yaxis), ticks, numeric, strict=True):
+            if not numbers:
+                axis.set_ticks(range(len(names)), names)
     else:
         cells = np.array([[means.get((x, y), np.nan) for x in ticks[0]] for y in ticks[1]])
         visualize.plot_heat_map(cells, (ticks[0], ticks[1]), ax, label=label)

@@ -21,7 +21,7 @@ from mpn_rl.options import ConfigError, nearest, shortened
 from mpn_rl.sweep.schedulers import Resources
 from mpn_rl.sweep.slurm_script import SlurmScript
 from mpn_rl.sweep.submit_file import MAX_ROWS_BYTES, Mistake, SubmitFile, read_text
-from mpn_rl.sweep.table import TRAINING, Row, Sweep
+from mpn_rl.sweep.table import ABSENT, TRAINING, Row, Sweep
 
 TOML_KEYS = ("command", "job", "args", "name", "seeds", "resources", "fixed", "grid", "search")
 # Options that a sweep sets by itself, or with which nothing would be trained.
@@ -255,6 +255,7 @@ def load_toml(path: Path, compare: bool = True) -> Sweep:
     keys |= {column: key for column, key in ((sweep.name_column, "name"), (sweep.seed_column, "seeds")) if column}
     lines = {key: _line_of(key, text) for key in set(keys.values())}
     sweep.key_lines = {column: lines[key] for column, key in keys.items()}
+    sweep.grid_lines = _grid_lines(plan, text)
     # The rows are what a reader of the args file gets.
     sweep.rows, mistakes = _read_rows(path, _numbered(text_of_rows), sweep.columns)
     sweep.reading_mistakes += [mistake._replace(line=1, column=1) for mistake in mistakes]
@@ -281,16 +282,33 @@ def _line_of(key: str, text: str) -> int:
     return 1 + text.count("\n", 0, match.end()) if match else 1
 
 
+def _grid_lines(plan: Mapping[str, object], text: str) -> list[tuple[int, dict[str, int]]]:
+    """Of each of several grids, the number of its last row and {column: the line of its key}."""
+    heads = [match.start() for match in re.finditer(r"^[ \t]*\[\[[ \t]*grid[ \t]*\]\]", text, re.MULTILINE)]
+    grids = _grids(plan)
+    if len(heads) != len(grids):  # one [grid], or none
+        return []
+    grid_lines: list[tuple[int, dict[str, int]]] = []
+    last, settings = 0, len(_seeds(plan)) * len(_draws(plan, _section("search", plan.get("search", {}))))
+    for grid, start, end in zip(grids, heads, [*heads[1:], len(text)], strict=True):
+        last += settings * math.prod(len(param.values) for param in grid)
+        above = text.count("\n", 0, start)
+        lines = {key: above + _line_of(key, text[start:end]) for key in {param.key for param in grid}}
+        grid_lines.append((last, {param.column: lines[param.key] for param in grid}))
+    return grid_lines
+
+
 def _sweep_of(path: Path, plan: Mapping[str, object]) -> Sweep:
     """The columns and the command line of a TOML file, without rows."""
     for key in plan:
         if key not in TOML_KEYS:
             raise ConfigError(f"unknown key {key!r}{nearest(key, TOML_KEYS)}")
     params = _params(plan)
-    columns = [param.column for param in params]
-    for column, count in Counter(columns).items():
-        if count > 1:
-            raise ConfigError(f"{column!r} is in [fixed], [grid] or [search] more than once")
+    others = Counter(param.column for param in params if param.section != "grid")
+    for counts in (others, *(Counter(param.column for param in grid) for grid in _grids(plan))):
+        for column, count in counts.items():
+            if count > 1 or (counts is not others and column in others):
+                raise ConfigError(f"{column!r} is in [fixed], [grid] or [search] more than once")
     if ("job" in plan) == ("command" in plan):
         raise ConfigError('give either command = "train" (or "train-neurogym") or job = "FILE.job"')
     if "job" in plan:
@@ -304,18 +322,24 @@ def _sweep_of(path: Path, plan: Mapping[str, object]) -> Sweep:
         for flag in action.option_strings
     }
     words = [command, "--experiment-name=$(name)", "--seed=$(seed)"]
+    columns: dict[str, str | None] = {}  # and the K of an option that takes K=VALUE
     for param in params:
         flag = f"--{param.key}".replace("_", "-")
         if flag not in options or flag in OWN_FLAGS:
             raise ConfigError(
                 f"[{param.section}] {param.key}: no option of {command} that a sweep can set{nearest(flag, options)}"
             )
+        if param.column in columns:  # of another grid
+            if columns[param.column] != param.inner:
+                raise ConfigError(f"{param.column!r} would be the column of two options; rename {param.inner!r}")
+            continue
+        columns[param.column] = param.inner
         text = _text(param.values[0], flag) if param.section == "fixed" else f"$({param.column})"
         if options[flag].nargs == 0:
             words.append(text)
         else:
             words += [flag, f"{param.inner}={text}"] if param.inner else [f"{flag}={text}"]
-    swept = tuple(param.column for param in params if param.section != "fixed")
+    swept = dict.fromkeys(param.column for param in params if param.section != "fixed")
     name = plan.get("args")
     if "args" in plan and not (isinstance(name, str) and re.fullmatch(r"\.?[\w+= -][\w.+= -]*", name)):
         raise ConfigError(f"args must be the name of a file in this folder, got {shortened(name)}")
@@ -332,14 +356,15 @@ def _over_job(path: Path, plan: Mapping[str, object], params: list[Param]) -> Sw
     if not isinstance(plan["job"], str):
         raise ConfigError(f"job must be the name of a submit file, got {shortened(plan['job'])}")
     owner = load(path.parent / plan["job"]) if plan["job"].endswith(".sbatch") else load_job(path.parent / plan["job"])
-    given = {param.column for param in params}
-    for column in sorted(given - set(owner.setting_columns)):
+    for column in sorted({param.column for param in params} - set(owner.setting_columns)):
         raise ConfigError(f"{owner.path} has no column {column!r}{nearest(column, owner.setting_columns)}")
-    for column in owner.setting_columns:
-        if column not in given:
-            raise ConfigError(
-                f"column {column!r} of {owner.path} has no values: give them in [grid], [search] or [fixed]"
-            )
+    given = {param.column for param in params if param.section != "grid"}
+    for grid in _grids(plan):
+        for column in owner.setting_columns:
+            if column not in given | {param.column for param in grid}:
+                raise ConfigError(
+                    f"column {column!r} of {owner.path} has no values: give them in [fixed], [search] or every [grid]"
+                )
     if owner.name_column is None:
         raise ConfigError(f"{owner.path} uses no column as --experiment-name")
     if owner.seed_column is None and "seeds" in plan:
@@ -348,19 +373,39 @@ def _over_job(path: Path, plan: Mapping[str, object], params: list[Param]) -> Sw
 
 
 def _params(plan: Mapping[str, object]) -> list[Param]:
-    """Every key of the three tables, in the order of the file. Raises: ConfigError for a value of the wrong form."""
+    """Every key of the tables, in the order of the file. Raises: ConfigError for a value of the wrong form."""
+    fixed, search = (_section(name, plan.get(name, {})) for name in ("fixed", "search"))
+    return [*fixed, *itertools.chain.from_iterable(_grids(plan)), *search]
+
+
+def _grids(plan: Mapping[str, object]) -> list[list[Param]]:
+    """The options of each grid: of [grid], or of every [[grid]]; without a grid, one without options."""
+    tables = plan.get("grid", {})
+    if not isinstance(tables, list) or not tables:
+        return [_section("grid", tables)]
+    return [_section("grid", _lists(table) if isinstance(table, dict) else table) for table in tables]
+
+
+def _lists(table: Mapping[str, object]) -> dict[str, object]:
+    """A table of [[grid]], in which one value stands for a list of one."""
+    return {
+        key: _lists(spec) if isinstance(spec, dict) else spec if isinstance(spec, list) else [spec]
+        for key, spec in table.items()
+    }
+
+
+def _section(section: str, table: object) -> list[Param]:
+    """The options of one table."""
+    if not isinstance(table, dict):
+        raise ConfigError(f"[{section}] must be a table of options, got {shortened(table)}")
     params: list[Param] = []
-    for section in ("fixed", "grid", "search"):
-        table = plan.get(section, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"[{section}] must be a table of options, got {shortened(table)}")
-        for key, spec in table.items():
-            if section == "search" and key in SEARCH_KEYS:
-                continue
-            if isinstance(spec, dict) and not (section == "search" and set(spec) & set(DISTRIBUTIONS)):
-                params += [_param(section, key, inner, one) for inner, one in spec.items()]
-            else:
-                params.append(_param(section, key, None, spec))
+    for key, spec in table.items():
+        if section == "search" and key in SEARCH_KEYS:
+            continue
+        if isinstance(spec, dict) and not (section == "search" and set(spec) & set(DISTRIBUTIONS)):
+            params += [_param(section, key, inner, one) for inner, one in spec.items()]
+        else:
+            params.append(_param(section, key, None, spec))
     return params
 
 
@@ -386,6 +431,8 @@ def _param(section: str, key: str, inner: str | None, spec: object) -> Param:
     for value in values:
         if type(value) not in (bool, int, float, str) or not is_cell(str(value)):
             raise ConfigError(f"{name}: a value must be {CELL_RULE}, got {shortened(value)}")
+        if value == ABSENT:
+            raise ConfigError(f"{name}: {ABSENT!r} stands for an option that a row does not have; leave it out")
     return Param(section, key, inner, values, distribution)
 
 
@@ -396,18 +443,18 @@ def _text(value: Value, flag: str | None = None) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-Setting = Sequence[tuple[Param, Value]]  # a value for each key of [grid] and [search]
+Setting = Sequence[tuple[Param, Value]]  # a value for each key of a grid and of [search]
 
 
 def _rows_of(sweep: Sweep, plan: Mapping[str, object]) -> list[list[str]]:
     """The values of one row per setting and seed, in the order of the file; a larger `n` only appends rows."""
-    params = _params(plan)
-    grid = [[(param, value) for value in param.values] for param in params if param.section == "grid"]
-    seeds, draws = _seeds(plan), _draws(plan, [param for param in params if param.section == "search"])
-    if len(seeds) * len(draws) * math.prod(map(len, grid)) > MAX_ROWS:
+    grids = [[[(param, value) for value in param.values] for param in grid] for grid in _grids(plan)]
+    seeds, draws = _seeds(plan), _draws(plan, _section("search", plan.get("search", {})))
+    if len(seeds) * len(draws) * sum(math.prod(map(len, grid)) for grid in grids) > MAX_ROWS:
         raise ConfigError(f"more than {MAX_ROWS:,} rows; take fewer values, draws or seeds")
     return [
         _row(sweep, plan, [*point, *drawn], seed)
+        for grid in grids
         for drawn in draws
         for point in itertools.product(*grid)
         for seed in seeds
@@ -416,7 +463,7 @@ def _rows_of(sweep: Sweep, plan: Mapping[str, object]) -> list[list[str]]:
 
 def _row(sweep: Sweep, plan: Mapping[str, object], setting: Setting, seed: int, name: str | None = None) -> list[str]:
     """The values of the row of a setting and a seed; without a name, the plan's pattern gives it."""
-    fixed = {param.column: _text(param.values[0]) for param in _params(plan) if param.section == "fixed"}
+    fixed = {param.column: _text(param.values[0]) for param in _section("fixed", plan.get("fixed", {}))}
     shown = {param.column: _text(value) for param, value in setting} | {"seed": str(seed)}
     values = fixed | {
         param.column: _text(value, None if sweep.job else f"--{param.key}".replace("_", "-"))
@@ -424,7 +471,7 @@ def _row(sweep: Sweep, plan: Mapping[str, object], setting: Setting, seed: int, 
     }
     own = _name(sweep, plan, shown) if name is None else name
     values |= {sweep.name_column or "": own, sweep.seed_column or "": str(seed)}
-    return [values[column] for column in sweep.columns]
+    return [values.get(column, ABSENT) for column in sweep.columns]
 
 
 class Space:
@@ -437,7 +484,7 @@ class Space:
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep, self.plan = sweep, _parsed(read_text(sweep.path))
-        self.params = [param for param in _params(self.plan) if param.section == "search"]
+        self.params = _section("search", self.plan.get("search", {}))
         if self.plan.get("grid"):
             raise ConfigError(f"{sweep.path}: sweep search chooses every value; write [grid] as choice in [search]")
         if not self.params:
@@ -510,6 +557,8 @@ def _name(sweep: Sweep, plan: Mapping[str, object], shown: dict[str, str]) -> st
     changing = [f"{column}{{{column}}}" for column in sweep.setting_columns if column in shown]
     pattern = plan.get("name", "-".join([stem, *changing, "s{seed}"]))
     values = {column: re.sub(r"[^\w.+=-]+", "_", value, flags=re.ASCII) for column, value in shown.items()}
+    if sweep.job is None:  # an option of another grid
+        values = dict.fromkeys(sweep.setting_columns, "none") | values
     name = pattern if isinstance(pattern, str) else ""
     for column, value in values.items():
         name = name.replace(f"{{{column}}}", value)

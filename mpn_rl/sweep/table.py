@@ -26,6 +26,7 @@ from mpn_rl.sweep.submit_file import MACRO, Mistake, SubmitFile
 
 TRAINING = ("train", "train-neurogym")
 FLAG = re.compile(r"--[a-z][a-z-]*")
+ABSENT = "-"  # the value of an option that a row of a TOML file does not give
 Existing = Literal["refuse", "resume", "ignore"]
 
 
@@ -67,6 +68,7 @@ class Sweep:
         base: the folder in which the runs start.
         reading_mistakes: mistakes found while reading the files.
         key_lines: for a TOML file, the line of every column's key; mistakes in the rows are reported there.
+        grid_lines: the same for each of several grids, after the number of its last row.
         job: the submit file or script with the command line.
         experiments_dir: the folder of the experiments, if it is not the one that the command line names.
         resources: what each row needs on a cluster.
@@ -82,6 +84,7 @@ class Sweep:
     base: Path = Path()
     reading_mistakes: list[Mistake] = field(default_factory=list)
     key_lines: dict[str, int] | None = None
+    grid_lines: list[tuple[int, dict[str, int]]] = field(default_factory=list)
     job: SubmitFile | SlurmScript | None = None
     experiments_dir: str | None = None
     resources: Resources = field(default_factory=Resources)
@@ -107,6 +110,8 @@ class Sweep:
         Raises: RowError with the message of the parser or the configuration.
         """
         values = dict(zip(self.columns, row.values, strict=True))
+        if self.job is None:
+            without |= {column for column, value in values.items() if value == ABSENT}
         argv: list[str] = []
         for word in self.command or []:
             if not _macros(word) & without:
@@ -223,7 +228,8 @@ class Sweep:
     def _place(self, row: Row, column: str) -> tuple[Path, int, int]:
         """(file, line, column) of a row's value."""
         if self.key_lines is not None:
-            return self.path, self.key_lines.get(column, 1), 1
+            lines = next((lines for last, lines in self.grid_lines if row.line <= last), {})
+            return self.path, lines.get(column) or self.key_lines.get(column, 1), 1
         return self.rows_path, row.line, row.columns[self.columns.index(column)]
 
 

@@ -111,6 +111,40 @@ def test_a_curve_that_cannot_be_fitted_is_a_sentence(x, high, reason):
         behaviour.psychometric(np.array(x), np.array(high))
 
 
+def counted(*rows):
+    """A table over seeds of rows (coherence, right action, choice, trials)."""
+    names = ("condition_coh", "ground_truth", "choice", "trials")
+    return dict(zip(names, np.array(rows, float).T, strict=True))
+
+
+def test_choices_over_seeds_are_means_of_shares_with_t_intervals():
+    first = counted((10, 2, 2, 37), (10, 2, 1, 13), (5, 2, 2, 2), (10, 1, 1, 4), (5, 1, 2, 1), (5, 1, 0, 9))
+    second = counted((10, 2, 2, 38), (10, 2, 1, 12), (10, 1, 1, 6), (5, 1, 1, 1))
+    alone = counted((10, 2, 2, 1), (10, 1, 2, 1))
+    curves, label = behaviour.choices_over_seeds({"mpn": [first, second], "gru": [alone]})
+    x, shares = curves["mpn"]
+    assert label == "coherence (%)" and x.tolist() == [-10, -5, 5, 10]
+    # Shares of the seeds: 0 and 0; 1 and 0; 1 and no trial; 0.74 and 0.76, whose standard error is 0.01.
+    assert shares.value.tolist() == pytest.approx([0, 0.5, 1, 0.75]) and shares.n.tolist() == [2, 2, 1, 2]
+    half = 12.7062 * 0.01
+    assert shares.low.tolist() == pytest.approx([np.nan, 0, np.nan, 0.75 - half], abs=1e-6, nan_ok=True)
+    assert shares.high.tolist() == pytest.approx([np.nan, 1, np.nan, 0.75 + half], abs=1e-6, nan_ok=True)
+    x, shares = curves["gru"]
+    assert x.tolist() == [-10, 10] and shares.value.tolist() == [1, 1] and np.isnan(shares.low).all()
+    with pytest.raises(MissingDataError, match="three strengths"):
+        behaviour.choices_over_seeds({"gru": [alone]})
+
+
+def test_many_strengths_over_seeds_are_grouped_at_the_same_quantiles():
+    rng = np.random.default_rng(0)
+    tables = [counted(*((c, 1 + (c > 50), 1 + (c > 50), 1) for c in rng.uniform(0, 100, 200))) for _ in range(2)]
+    for table in tables:
+        table["condition_log_odd"] = table.pop("condition_coh") - 50
+    x, shares = behaviour.choices_over_seeds({"mpn": tables})[0]["mpn"]
+    assert len(x) == behaviour.GROUPS and (np.diff(x) > 0).all() and set(shares.n) == {2}
+    assert shares.value[[0, -1]].tolist() == [0, 1]
+
+
 # --- scores and rates ---------------------------------------------------------------------------------------
 
 

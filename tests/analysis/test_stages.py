@@ -270,7 +270,8 @@ def test_compare_judges_groups_on_the_same_episodes(home: Path, capsys: pytest.C
     assert "P(mpn > gru)" in captured.out
     folder = home / "experiments" / "compare-mpn-gru"
     assert {path.name for path in folder.iterdir()} == {
-        "comparison.png", "comparison.svg", "comparison.csv", "comparison.json", "runs.csv"}  # fmt: skip
+        "comparison.png", "comparison.svg", "comparison.csv", "comparison.json", "runs.csv",
+        "psychometric.png", "psychometric.svg", "psychometric.csv"}  # fmt: skip
     with open(folder / "runs.csv", newline="") as file:
         runs = list(csv.DictReader(file))
     assert [(run["experiment"], run["group"], run["seed"]) for run in runs] == [
@@ -288,6 +289,34 @@ def test_compare_judges_groups_on_the_same_episodes(home: Path, capsys: pytest.C
     assert "rival" not in Experiment.names("experiments/compare-mpn-gru")
     assert main.main([*argv, "--group-by", "experiment"]) == 0
     assert "P(seed-0 > rival)" in capsys.readouterr().out
+
+
+def test_compare_draws_the_choices_of_the_episodes_that_it_scores(home: Path, capsys: pytest.CaptureFixture) -> None:
+    argv = ["analyze", "compare", "--experiment-name", "trained", "--num-eval-episodes", "10", "--checkpoint", "best"]
+    assert main.main(argv) == 0
+    (path,) = home.glob("experiments/trained/eval/best_seed0_10ep_*.json")
+    scores = json.loads(path.read_text())
+    right = sum(n for truth, choice, n in zip(*(scores["choices"][k] for k in ("ground_truth", "choice", "trials")),
+                                              strict=True) if truth == choice)  # fmt: skip
+    assert right == round(scores["accuracy"] * scores["trials"])
+    folder = home / "experiments" / "compare-mpn"
+    with open(folder / "psychometric.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["strength"] for row in rows] == ["-51.2", "-25.6", "-12.8", "-6.4", "0", "6.4", "12.8", "25.6", "51.2"]
+    assert {row["evidence"] for row in rows} == {"coherence (%)"} and {row["n"] for row in rows} == {"1"}
+    assert {row["low"] for row in rows} == {""}  # one seed has no interval
+    counted = list(zip(*(scores["choices"][k] for k in ("coh", "ground_truth", "choice", "trials")), strict=True))
+    strong = [(choice, n) for coherence, truth, choice, n in counted if (coherence, truth) == (51.2, 2)]
+    share = sum(n for choice, n in strong if choice == 2) / sum(n for choice, n in strong if choice)
+    assert float(rows[-1]["share"]) == pytest.approx(share) and share > 0.7
+    del scores["choices"]  # as in files of earlier versions
+    path.write_text(json.dumps(scores))
+    assert main.main(argv) == 0
+    assert "evaluating trained" in capsys.readouterr().err
+    argv = ["analyze", "compare", "--experiment-name", "frozen", "--output", str(folder), "--num-eval-episodes", "2"]
+    assert main.main([*argv, "--overwrite"]) == 0
+    assert "psychometric curves: not available: the task's conditions have no coherence" in capsys.readouterr().out
+    assert not list(folder.glob("psychometric.*"))
 
 
 def test_a_comparison_of_one_group_is_pointed_out(home: Path, capsys: pytest.CaptureFixture) -> None:

@@ -12,8 +12,9 @@ import torch
 from main import main
 from model_utils import Experiment
 from mpn_rl import registry
+from mpn_rl.analysis.trials import SIGNED
 from mpn_rl.config import make_config
-from mpn_rl.evaluation import load_agent
+from mpn_rl.evaluation import GRADED, choice_counts, load_agent
 from mpn_rl.options import ConfigError
 from mpn_rl.tasks.lanes import EpisodeSeeds
 from mpn_rl.training import train
@@ -83,6 +84,16 @@ def test_evaluations_of_other_lengths_do_not_replace_one_another(folder: Path) -
     files = sorted(path.name.rsplit("_", 1)[0] for path in Experiment("trained", folder.parent).eval_dir.iterdir())
     assert [name for name in files if name.startswith("best")] == [
         "best_seed0_1ep", "best_seed0_2ep", "best_seed0_2trials"]  # fmt: skip
+
+
+def test_choices_are_counted_by_graded_evidence_alone() -> None:
+    trials = [{"coh": coh, "n": n, "choice": choice, "ground_truth": 1} for n, (coh, choice) in
+              enumerate([(5.0, 1), (5.0, 1), (5.0, 2), (0.0, 1)])]  # fmt: skip
+    assert choice_counts(np.array(trials, object)) == {
+        "coh": [0.0, 5.0, 5.0], "ground_truth": [1, 1, 1], "choice": [1, 1, 2], "trials": [1, 2, 1]}  # fmt: skip
+    assert choice_counts(np.array([{"context": 1, "choice": 0, "ground_truth": 0}], object)) is None
+    assert choice_counts(np.empty(0, object)) is None
+    assert all(GRADED.fullmatch(name) for strength in SIGNED for name in strength.split("-"))
 
 
 def test_the_learning_rate_is_logged(folder: Path) -> None:

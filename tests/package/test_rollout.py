@@ -173,11 +173,12 @@ def test_decision_accuracy_counts_decision_steps_alone_and_aborts_are_counted() 
             obs, reward, terminated, truncated, info = super().step(action)
             info |= {"decision": self.t % 3 == 2, "gt": 1}
             if info["new_trial"]:
-                info["aborted"] = self.t == 6
+                info |= {"aborted": self.t == 6, "trial": {"coh": 5.0}}
             return obs, reward, terminated, truncated, info
 
     result = evaluate(Counter(), [Asks()], [5])  # actions 0 1 2 0 1 2
     assert result.decision_correct.tolist() == [True, True] and result.aborted.tolist() == [False, True]
+    assert result.outcomes.tolist() == [{"coh": 5.0, "choice": 2, "ground_truth": 1}]
     scripted = run_scripted(lambda env, rng: env.t % 2, Asks(), [5])  # actions 0 1 0 1 0 1
     assert scripted.decision_correct.tolist() == [True, False]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 
 import main
+import visualize
 from model_utils import Experiment, load_checkpoint, write_json
 from mpn_rl import arguments
 from mpn_rl.options import ConfigError
@@ -93,6 +96,96 @@ def test_a_grid_is_every_setting_with_every_seed(capsys: pytest.CaptureFixture) 
     ]
     assert "grid_args.txt exists; replace it with --overwrite" in refused(capsys, "expand", "grid.toml")
     assert said(capsys, "expand", "grid.toml", "--overwrite") == out
+
+
+GRIDS = (
+    GRID[: GRID.index("[grid]")].replace('kernel = "reference"', "")
+    + """
+[[grid]]
+core = "mpn"
+eta = [0.5, 1]
+lambda-decay = [0.8, 0.9]
+[[grid]]
+core = ["lstm", "gru"]
+double-dqn = false
+"""
+)
+
+
+def test_each_of_several_grids_is_expanded_on_its_own(capsys: pytest.CaptureFixture) -> None:
+    Path("grids.toml").write_text(GRIDS.replace("[0, 1]", "[3]"))
+    out = said(capsys, "expand", "grids.toml")
+    columns = "name, seed, core, eta, lambda_decay, double_dqn"
+    assert out == f"grids_args.txt: 6 rows, 6 settings\nqueue {columns} from grids_args.txt\n"
+    rows = Path("grids_args.txt").read_text().splitlines()
+    assert rows == [
+        "grids-corempn-eta0.5-lambda_decay0.8-s3, 3, mpn, 0.5, 0.8, -",
+        "grids-corempn-eta0.5-lambda_decay0.9-s3, 3, mpn, 0.5, 0.9, -",
+        "grids-corempn-eta1-lambda_decay0.8-s3, 3, mpn, 1, 0.8, -",
+        "grids-corempn-eta1-lambda_decay0.9-s3, 3, mpn, 1, 0.9, -",
+        "grids-corelstm-double_dqnfalse-s3, 3, lstm, -, -, --no-double-dqn",
+        "grids-coregru-double_dqnfalse-s3, 3, gru, -, -, --no-double-dqn",
+    ]
+    for name in ("grids.toml", "grids_args.txt"):
+        assert "6 rows, no mistakes" in said(capsys, "check", name)
+        found = sweep_files.load(Path(name))
+        found.check()
+        configs = [planned.config for planned in found.planned]
+        assert [config.core.name for config in configs] == ["mpn"] * 4 + ["lstm", "gru"]
+        assert [config.learner.double_dqn for config in configs] == [True] * 4 + [False] * 2
+        assert not any(word.startswith("--eta") for word in found.planned[4].argv)
+    one = Path("one.toml")
+    one.write_text(GRID.replace("[grid]", "[[grid]]"))
+    assert [row.values[1:] for row in sweep_files.load(one).rows] == [row.values[1:] for row in loaded().rows]
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "message"),
+    [
+        ("lambda-decay = [0.8, 0.9]", "lambda-decay = [0.8, 9]", "lambda_decay: --lambda-decay must lie"),
+        ('core = ["lstm", "gru"]', 'core = "lstm"\neta = 0.5', "eta: --eta does nothing with"),
+        ('core = ["lstm", "gru"]', 'core = "mpn"\nlambda-decay = [9, 1]', "lambda_decay: --lambda-decay must lie"),
+        ('core = ["lstm", "gru"]', "hidden-dim = [3]", "'hidden_dim' is in [fixed], [grid] or [search] more than once"),
+        ('core = ["lstm", "gru"]', "eta = []", "[grid] eta must be a list of values"),
+        ('core = ["lstm", "gru"]', 'core = "-"', "[grid] core: '-' stands for an option that a row does not have"),
+        ("double-dqn = false", "double-dq = false", "[grid] double-dq: no option of train that a sweep can set"),
+        ('core = "mpn"', 'env-arg = { "a-b" = 1 }\n[[grid]]\nenv-arg = { a_b = 1 }', "the column of two options"),
+        ("[[grid]]\ncore = [", "[[grid]]\n[[grid]]\ncore = [", None),
+    ],
+)
+def test_a_mistake_in_one_of_several_grids_is_reported_at_its_line(
+    line: str, instead: str, message: str | None, capsys: pytest.CaptureFixture
+) -> None:
+    assert line in GRIDS
+    Path("grids.toml").write_text(GRIDS.replace(line, instead))
+    if message is None:  # a grid without options is the setting of [fixed] alone
+        assert "14 rows, 7 settings" in said(capsys, "expand", "grids.toml")
+        return
+    err = refused(capsys, "expand", "grids.toml")
+    if ": --" in message:  # of a row
+        place = 1 + Path("grids.toml").read_text().splitlines().index(instead.splitlines()[-1])
+        message = f"grids.toml:{place}:1: {message}"
+    assert message in err and os.listdir() == ["grids.toml"]
+
+
+def test_a_summary_of_several_grids_leaves_absent_options_out(capsys: pytest.CaptureFixture) -> None:
+    Path("grid.toml").write_text(GRIDS)
+    found = sweep_files.load(Path("grid.toml"))
+    found.check("ignore")
+    fabricate(found, {planned.name: [0.5, i / 20] for i, planned in enumerate(found.planned)})
+    assert "12 rows: 12 done" in said(capsys, "status", "grid.toml")
+    out = said(capsys, "summary", "grid.toml", "--heatmap", "eta", "lambda_decay")
+    assert "core gru, double_dqn --no-double-dqn has 2" in out
+    table = read_csv("grid_summary.csv")
+    assert [(row["core"], row["eta"]) for row in table[:3]] == [("gru", ""), ("lstm", ""), ("mpn", "1")]
+    cells = read_csv("grid_heatmap_eta_lambda_decay.csv")
+    assert [(cell["eta"], cell["lambda_decay"]) for cell in cells] == [
+        *[("0.5", "0.8"), ("0.5", "0.9"), ("1", "0.8"), ("1", "0.9")]
+    ]
+    Path("out").mkdir()
+    heatmap = ("--heatmap", "eta", "double_dqn", "--output", "out")
+    assert "no complete row has both eta and double_dqn" in refused(capsys, "summary", "grid.toml", *heatmap)
+    assert not os.listdir("out")
 
 
 SEARCH = """
@@ -333,6 +426,12 @@ def test_a_toml_file_fills_the_columns_of_a_submit_file(capsys: pytest.CaptureFi
     assert "4 rows, no mistakes" in said(capsys, "check", "sub/s.toml")
     Path("sub/s.toml").write_text('job = "a.job"\n[grid]\nlambd = [0.8, 0.9]\n')
     assert "sub/a.job has no column 'lambd'; did you mean 'lambda'" in refused(capsys, "expand", "sub/s.toml")
+    grids = 'job = "a.job"\n[[grid]]\neta = 0.5\nlambda = [0.8, 0.9]\n[[grid]]\neta = 0.7\n'
+    Path("sub/s.toml").write_text(grids + "lambda = 0.7\n")
+    assert "sub/rows.txt: 3 rows" in said(capsys, "expand", "sub/s.toml", "--overwrite")
+    assert Path("sub/rows.txt").read_text().splitlines()[2] == "s-eta0.7-lambda0.7-s0, 0, 0.7, 0.7"
+    Path("sub/s.toml").write_text(grids)
+    assert "column 'lambda' of sub/a.job has no values: give them in" in refused(capsys, "check", "sub/s.toml")
 
 
 def test_the_sweeps_that_come_along_are_without_mistake(
@@ -485,12 +584,37 @@ def test_returns_are_summed_up_where_a_task_has_no_trials(capsys: pytest.Capture
     ]
 
 
-def test_a_random_search_is_mapped_as_dots(capsys: pytest.CaptureFixture) -> None:
-    search = "[search]\nn = 20\neta = { log-uniform = [0.01, 1.0] }\ngamma = { uniform = [0.5, 0.9] }\n"
-    found = loaded(GRID[: GRID.index("[grid]")].replace("[0, 1]", "[0]") + search)
-    fabricate(found, {planned.name: [0.5, i / 20] for i, planned in enumerate(found.planned)})
-    assert "... and 10 more in grid_summary.csv" in said(capsys, "summary", "grid.toml", "--heatmap", "eta", "gamma")
-    assert len(Path("grid_heatmap_eta_gamma.csv").read_text().splitlines()) == 21
+@pytest.mark.parametrize(
+    ("tables", "axes", "dots"),
+    [
+        ("[search]\nn = 20\neta = { log-uniform = [0.01, 1.0] }\ngamma = { uniform = [0.5, 0.9] }", "eta gamma", True),
+        ("[search]\nn = 5\neta = { log-uniform = [0.01, 1.0] }\ngamma = { uniform = [0.5, 0.9] }", "eta gamma", True),
+        (
+            "[search]\nn = 9\neta = { uniform = [0.1, 1.0] }\ndouble-dqn = { choice = [true, false] }",
+            "eta double_dqn",
+            True,
+        ),
+        ("[grid]\neta = [0.1, 0.2, 0.3]\ngamma = [0.5, 0.9]", "eta gamma", False),
+        ("[grid]\neta = [0.1, 0.2, 0.3]\ngamma = [0.5]", "eta gamma", False),
+    ],
+)
+def test_a_random_search_is_mapped_as_dots_and_a_grid_as_cells(
+    tables: str, axes: str, dots: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    figures = []
+    save = visualize.save_figure
+    monkeypatch.setattr(visualize, "save_figure", lambda figure, path: figures.append(figure) or save(figure, path))
+    found = loaded(GRID[: GRID.index("[grid]")].replace("[0, 1]", "[0]") + tables + "\n")
+    complete = found.planned[:3] if not dots else found.planned  # an unfinished grid is still a grid
+    fabricate(found, {planned.name: [0.5, i / 20] for i, planned in enumerate(complete)})
+    out = said(capsys, "summary", "grid.toml", "--heatmap", *axes.split())
+    assert ("... and 10 more in grid_summary.csv" in out) is (len(complete) == 20)
+    assert len(Path(f"grid_heatmap_{axes.replace(' ', '_')}.csv").read_text().splitlines()) == 1 + len(complete)
+    (drawn,) = figures[-1].axes[0].collections
+    assert isinstance(drawn, PathCollection) is dots
+    if dots:
+        assert len(drawn.get_offsets()) == len(complete)
+        assert sorted(drawn.get_array()) == pytest.approx([i / 20 for i in range(len(complete))])
 
 
 def test_what_cannot_be_summed_up_is_one_line(capsys: pytest.CaptureFixture) -> None:
@@ -644,6 +768,24 @@ def test_a_row_that_ends_without_being_complete_has_failed(
     monkeypatch.setattr(commands.Children, "_start", lambda *_: 0)
     assert main.main(["sweep", "run", "grid.toml", "--workers", "1"]) == 1
     assert "exit status 0, but the run is missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_time_of_a_row_is_its_own(
+    workers: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Rows of 1, 3, 1 and 1 s, by a clock that is five times too fast."""
+    found = loaded(GRID.replace("seeds = [0, 1]", "seeds = 1"))
+    seconds = dict(zip((planned.name for planned in found.planned), (0.2, 0.6, 0.2, 0.2), strict=True))
+    monkeypatch.setattr(commands.Children, "_start", lambda _, planned, *__: time.sleep(seconds[planned.name]) or 0)
+    monkeypatch.setattr(commands, "state_of", lambda experiment, _: State("done"))
+    monkeypatch.setattr(commands, "_open_rows", lambda table: ({}, table.planned))
+    clock = time.monotonic
+    monkeypatch.setattr(commands.time, "monotonic", lambda: 5 * clock())
+    assert main.main(["sweep", "run", "grid.toml", "--workers", workers]) == 0
+    times = dict(re.findall(r"done  (\S+)  \((\d+) s\)", capsys.readouterr().out))
+    assert times.keys() == seconds.keys()
+    assert all(abs(int(times[name]) - 5 * own) <= 1 for name, own in seconds.items())
 
 
 def test_rows_left_for_later_are_not_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

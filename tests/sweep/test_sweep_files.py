@@ -259,6 +259,7 @@ def test_long_lines_and_many_mistakes_take_no_time(text: str, capsys: pytest.Cap
         "a" + ".a" * 60_000 + " = 1",
         f"{PLAN}[fixed]\n" + "".join(f"env-arg.a{n} = 1\n" for n in range(10_000)) + "x = 3\n",
         f"{PLAN}[grid]\neta = [{'1.0, ' * 40_000}]\nlambda-decay = [{'1.0,' * 10_000}]\n",
+        PLAN + "[[grid]]\neta = [0.1, 1]\n" * 12_000 + "[[grid]]\nx = 1\n",
         "seeds = 0x" + "f" * 100_000 + '\ncommand = "train"\n',
         'command = "train"\nname = "\\u0000"\n',
         'command = "train"\n[fixed]\nenv-name = "a\\u0000"\n',
@@ -268,7 +269,7 @@ def test_long_lines_and_many_mistakes_take_no_time(text: str, capsys: pytest.Cap
         f'command = "{"x" * 100_000}"\n',
         f"command = [{'[], ' * 30_000}]\n",
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_a_strange_toml_file_is_one_line(text: str, capsys: pytest.CaptureFixture) -> None:
     Path("a.toml").write_text(text)

@@ -339,19 +339,16 @@ def comparison_page(
     columns = min(ABREAST, max(count for count, _ in parts))
     fig = Figure(figsize=(max(5.6, 4.2 * columns), 0.6 + sum(heights)), layout="constrained")
     pieces = np.atleast_1d(fig.subfigures(len(heights), 1, height_ratios=heights))
-    colours = {group: OTHER_COLOURS[place % len(OTHER_COLOURS)] for place, group in enumerate(groups)}
+    colours = _colours(groups)
     for ax, (task, curve) in zip(_panels(pieces[0], len(curves)), curves.items(), strict=True):
         if isinstance(curve, str):
             write_reason(ax, curve, task)
             continue
         ylabel, bands = curve
-        plot_bands(bands, ax, of="seeds", colours={name: colours[name] for name in bands if name not in MODEL_COLOURS})
+        plot_bands(bands, ax, of="seeds", colours=colours)
         ax.set(xlabel="environment steps", ylabel=ylabel, xlim=(0, None))
         ax.xaxis.set_major_formatter(thousands)
-        abreast = 2 if len(curves) == 1 else 1
-        ax.legend(title="band: 95 % interval", title_fontsize=8, alignment="left", loc="lower left",
-                  bbox_to_anchor=(-0.02, 1.0), ncols=abreast)  # fmt: skip
-        ax.set_title(task, pad=24 + 12 * -(-len(bands) // abreast))
+        _legend_above(ax, task, len(bands), 2 if len(curves) == 1 else 1)
     for ax, measure in zip(_panels(pieces[1], len(measures)), measures, strict=True):
         plot_groups([row for row in rows if row.measure == measure], groups, ax)
         ax.set(ylim=(len(groups) - 0.4, -0.6))
@@ -369,10 +366,47 @@ def comparison_page(
     return fig
 
 
+@house_style()
+def psychometric_page(curves: Mapping[str, tuple[str, Series]], *, title: str | None = None) -> Figure:
+    """Share of choices of the higher action by signed strength of the evidence, a panel per task, a line per group.
+
+    Args: curves: {task: (name of the strength, {group: `behaviour.choices_over_seeds`})}.
+    """
+    groups = list(dict.fromkeys(group for _, bands in curves.values() for group in bands))
+    columns = min(ABREAST, len(curves))
+    height = -(-len(curves) // columns) * (3.6 + 0.17 * len(groups))
+    fig = Figure(figsize=(max(5.6, 4.2 * columns), 0.6 + height), layout="constrained")
+    colours = _colours(groups)
+    for ax, (task, (label, bands)) in zip(_panels(fig, len(curves)), curves.items(), strict=True):
+        ax.axhline(0.5, color="#CCCCCC", lw=0.8, zorder=1)
+        ax.axvline(0, color="#CCCCCC", lw=0.8, zorder=1)
+        plot_bands(bands, ax, of="seeds", colours=colours)
+        ax.set(xlabel=f"signed {label}", ylabel="share of choices of the higher action", ylim=(-0.03, 1.03))
+        _legend_above(ax, task, len(bands), 2 if len(curves) == 1 else 1)
+    page_title(fig, title, "psychometric curves: mean over seeds, t intervals")
+    return fig
+
+
+def _colours(groups: Sequence[str]) -> dict[str, str]:
+    """A colour for each group that is not a core, which has its own."""
+    return {
+        group: OTHER_COLOURS[place % len(OTHER_COLOURS)]
+        for place, group in enumerate(groups)
+        if group not in MODEL_COLOURS
+    }
+
+
+def _legend_above(ax: Axes, title: str, lines: int, abreast: int) -> None:
+    """The legend of `plot_bands`, `abreast` entries in a row, between the axes and their title."""
+    ax.legend(title="band: 95 % interval", title_fontsize=8, alignment="left", loc="lower left",
+              bbox_to_anchor=(-0.02, 1.0), ncols=abreast)  # fmt: skip
+    ax.set_title(title, pad=24 + 12 * -(-lines // abreast))
+
+
 ABREAST = 3
 
 
-def _panels(part: SubFigure, count: int) -> list[Axes]:
+def _panels(part: Figure | SubFigure, count: int) -> list[Axes]:
     """`count` axes in as few rows of ABREAST or fewer as hold them, the same number in each row if possible."""
     rows = -(-count // ABREAST)
     axes = part.subplots(rows, -(-count // rows), squeeze=False).ravel().tolist()
