@@ -248,12 +248,12 @@ def record_episodes(
     device = next(network.parameters()).device
     start, largest = 0, GROUP_BYTES
     while start < len(seeds):
-        lanes = np.arange(min(len(seeds) - start, len(envs), max(1, GROUP_BYTES // largest)))
+        lanes = list(range(min(len(seeds) - start, len(envs), max(1, GROUP_BYTES // largest))))
         logs = [_Log() for _ in lanes]
         generators = [torch.Generator().manual_seed(seeds[start + lane]) for lane in lanes]
         obs = np.stack([envs[lane].reset(seed=seeds[start + lane])[0] for lane in lanes])
         state = network.init_state(len(lanes))
-        while len(lanes):
+        while lanes:
             if frames:
                 for lane in lanes:
                     logs[lane].add(frames=_frame(envs[lane], logs[lane].columns.get("frames", [])))
@@ -276,7 +276,8 @@ def record_episodes(
             state = reset_rows(network, state, reset)
             if finished.any():
                 index = torch.from_numpy(np.flatnonzero(~finished)).to(device)
-                state, obs, lanes = map_state(operator.itemgetter(index), state), obs[~finished], lanes[~finished]
+                state, obs = map_state(operator.itemgetter(index), state), obs[~finished]
+                lanes = [lane for lane, over in zip(lanes, finished, strict=True) if not over]
         start += len(logs)
         for log in logs:
             episode = log.arrays()
