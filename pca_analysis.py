@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.decomposition import PCA
 
 from mpn_rl.options import ConfigError
 from mpn_rl.storage.npz_files import NUMBERS, ArraySpec, read_npz
@@ -43,6 +42,7 @@ SCHEMA = {
 }
 MOST_PERIODS = 64  # names of periods in a recording; with more of them, there are none
 MOST_STATES = 32
+MOST_FEATURES = 5000  # of a Gram matrix in memory
 BLOCK = 512  # columns of the Gram matrix in memory at a time
 
 
@@ -124,23 +124,36 @@ def _centred(x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         mean = x.mean(axis=0, dtype=np.float64)
     if not np.isfinite(mean).all():
         raise ConfigError("PCA needs finite values, but the recorded activity has nan or infinite ones")
-    rounding = np.finfo(dtype).eps * max(abs(float(x.min())), abs(float(x.max())))
-    centred: np.ndarray = x.astype(dtype)
-    centred -= mean.astype(dtype)
-    if np.abs(centred).max() <= 4 * rounding:
+    centred = np.subtract(x, mean.astype(dtype), dtype=dtype)
+    largest = max(float(centred.max()), -float(centred.min()))
+    if largest <= 4 * np.finfo(dtype).eps * (largest + float(np.abs(mean).max())):
         centred[:] = 0.0
     return centred, mean
 
 
-def _participation_ratio(centred: np.ndarray, groups: ArrayLike | None = None) -> float:
-    """`participation_ratio` of data whose mean is 0, without eigenvalues and without an F x F or N x N matrix."""
+def _gram(x: np.ndarray) -> np.ndarray | None:
+    """X^T X, (F, F), of centred data (N, F); None where it is larger than the data or 100 MB of float32."""
+    return x.T @ x if x.shape[1] <= min(len(x), MOST_FEATURES) else None
+
+
+def _trace_and_squares(centred: np.ndarray, gram: np.ndarray | None) -> tuple[float, float]:
+    """Trace and sum of squares of X^T X, without an F x F or N x N matrix where `gram` is None."""
     x = centred if centred.shape[0] >= centred.shape[1] else centred.T
     trace = squares = 0.0
     for start in range(0, x.shape[1], BLOCK):  # blocks of the smaller of X^T X and X X^T
-        gram = x[:, start : start + BLOCK].T @ x[:, start:]  # the diagonal block and the blocks to its right
-        gram, width = gram.astype(np.float64), len(gram)
-        trace += np.trace(gram)
-        squares += 2 * np.sum(gram**2) - np.sum(gram[:, :width] ** 2)
+        if gram is not None:
+            block = gram[start : start + BLOCK, start:]  # the diagonal block and the blocks to its right
+        else:
+            block = x[:, start : start + BLOCK].T @ x[:, start:]
+        block, width = block.astype(np.float64), len(block)
+        trace += np.trace(block)
+        squares += 2 * np.sum(block**2) - np.sum(block[:, :width] ** 2)
+    return trace, squares
+
+
+def _participation_ratio(centred: np.ndarray, groups: ArrayLike | None = None, gram: np.ndarray | None = None) -> float:
+    """`participation_ratio` of data whose mean is 0, without eigenvalues. gram: X^T X, if it is known."""
+    trace, squares = _trace_and_squares(centred, gram)
     if squares <= 0:
         return 0.0
     lengths = np.einsum("nf,nf->n", centred, centred, dtype=np.float64)
@@ -185,10 +198,11 @@ def participation_ratio(x: ArrayLike, groups: ArrayLike | None = None) -> float:
 
 
 def fit_pca(x: ArrayLike, n_components: int = 10, groups: ArrayLike | None = None) -> PCAResult:
-    """Principal components by scikit-learn's PCA.
+    """Principal components.
 
-    Exact for up to 2,000 features (and as many samples) or up to 1,000 samples; otherwise randomized with a fixed
-    seed, which is accurate for a steep spectrum. Constant data have zero components, ratios and projections.
+    From the eigenvectors of X^T X where there are fewer features than samples, else by scikit-learn's PCA. Exact for up
+    to 1,000 features or samples; otherwise randomized with a fixed seed, which is accurate for a steep spectrum.
+    Constant data have zero components, ratios and projections.
 
     Args:
         x: samples by features, (N, ...), flattened to (N, F).
@@ -201,17 +215,40 @@ def fit_pca(x: ArrayLike, n_components: int = 10, groups: ArrayLike | None = Non
         raise ConfigError(f"n_components must be at least 1, got {n_components}")
     centred, mean = _centred(x)
     n_components = min(n_components, *centred.shape)
-    ratio = min(_participation_ratio(centred, groups), float(centred.shape[1]))
+    gram = _gram(centred)
+    ratio = min(_participation_ratio(centred, groups, gram), float(centred.shape[1]))
     if ratio == 0.0:
         zeros = np.zeros((n_components, centred.shape[1]))
         return PCAResult(zeros, mean, zeros[:, 0], np.zeros((len(centred), n_components)), 0.0)
-    samples, features = centred.shape
-    solver = "full" if samples <= 1000 else "randomized"
-    if features <= min(samples, 2000):
-        solver = "covariance_eigh"
-    pca = PCA(n_components, svd_solver=solver, copy=False, random_state=0).fit(centred)
-    projected = centred @ pca.components_.T
-    return PCAResult(pca.components_, mean, pca.explained_variance_ratio_, projected, ratio)
+    if gram is None:
+        from sklearn.decomposition import PCA  # slow to import
+
+        solver = "full" if len(centred) <= 1000 else "randomized"
+        pca = PCA(n_components, svd_solver=solver, copy=False, random_state=0).fit(centred)
+        components, ratios = pca.components_, pca.explained_variance_ratio_
+    else:
+        values, components = _leading(gram, n_components)
+        ratios = values / np.trace(gram)
+    return PCAResult(components, mean, ratios, centred @ components.T, ratio)
+
+
+def _leading(gram: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The n largest eigenvalues (n,) of X^T X (F, F) and their eigenvectors (n, F).
+
+    For more than 1,000 features by subspace iteration with ten further vectors from a fixed seed (Halko et al. 2011,
+    SIAM Review 53). The largest entry of each eigenvector is positive.
+    """
+    if len(gram) > 1000:
+        basis = np.random.default_rng(0).standard_normal((len(gram), n + 10)).astype(gram.dtype)
+        for _ in range(16):
+            basis = np.linalg.qr(gram @ basis)[0]
+        values, inside = np.linalg.eigh(basis.T @ gram @ basis)
+        vectors = basis @ inside
+    else:
+        values, vectors = np.linalg.eigh(gram)
+    values, components = values[::-1][:n].clip(0.0), vectors.T[::-1][:n]
+    largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
+    return values, components * np.sign(largest)
 
 
 def dimensions_for(explained_variance_ratio: np.ndarray, fraction: float = 0.9) -> int | None:

@@ -153,6 +153,10 @@ def save_figure(fig: Figure, path: str | Path) -> Path:
     known = fig.canvas.get_supported_filetypes()
     if path.suffix[1:] not in known:
         raise ConfigError(f"cannot save a picture as {path.name!r}: use one of .{', .'.join(sorted(known))}")
+    if (engine := fig.get_layout_engine()) is not None:  # once: savefig would draw the figure twice
+        fig.set_dpi(mpl.rcParams["savefig.dpi"])
+        engine.execute(fig)
+        fig.set_layout_engine(None)
     with atomic_path(path) as temporary:
         fig.savefig(temporary)
     return path

@@ -318,7 +318,7 @@ def render(args: argparse.Namespace) -> int:
     drawn = not neurogym and _can_draw(config)
     seed = EpisodeSeeds("eval", args.seed)()
     options = {"max_steps": args.max_steps, "reset_state_on_trial": config.run.reset_state_on_trial}
-    episode = next(record_episodes(network, env, [seed], frames=drawn, **options))
+    episode = next(record_episodes(network, [env], [seed], frames=drawn, **options))
     if not drawn:
         if not neurogym:
             stderr.print("note: the task draws no pictures; the film shows observations, actions and rewards")

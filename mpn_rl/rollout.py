@@ -218,10 +218,13 @@ def run_batched(policy: Policy, env: BatchedTask, seeds: Sequence[int]) -> Evalu
     )
 
 
+GROUP_BYTES = 2**28  # of the episodes that are recorded side by side
+
+
 @torch.no_grad()
 def record_episodes(
     network: AgentNetwork,
-    env: Task,
+    envs: Sequence[Task],
     seeds: Sequence[int],
     *,
     epsilon: float = 0.0,
@@ -232,9 +235,11 @@ def record_episodes(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Play episodes with an agent and record them.
 
+    The first episode is played alone. Its size decides how many others are played side by side.
+
     Args:
         network: the agent.
-        env: the task.
+        envs: environments of one task; at most so many episodes are played side by side.
         seeds: one for each episode.
         epsilon: probability of a random action.
         precision: dtype of the recorded state.
@@ -246,30 +251,43 @@ def record_episodes(
     Raises: ConfigError for `frames` where the task cannot be rendered.
     """
     device = next(network.parameters()).device
-    for episode, seed in enumerate(seeds):
-        generator = torch.Generator().manual_seed(seed)
-        obs, _ = env.reset(seed=seed)
-        state = network.init_state(1)
-        log = _Log()
-        finished = False
-        while not finished:
+    start, largest = 0, GROUP_BYTES
+    while start < len(seeds):
+        lanes = list(range(min(len(seeds) - start, len(envs), max(1, GROUP_BYTES // largest))))
+        logs = [_Log() for _ in lanes]
+        generators = [torch.Generator().manual_seed(seeds[start + lane]) for lane in lanes]
+        obs = np.stack([envs[lane].reset(seed=seeds[start + lane])[0] for lane in lanes])
+        state = network.init_state(len(lanes))
+        while lanes:
             if frames:
-                log.add(frames=_frame(env, log.columns.get("frames", [])))
-            h, state = network.features(torch.from_numpy(obs[None]).to(device), state)
-            q_values = network.head(h)
-            (action,) = per_lane(network.choose(q_values, epsilon, generator).cpu().numpy())
-            arrays = network.core.state_arrays(state)
-            log.add(observations=obs.copy(), actions=action, q_values=q_values[0].cpu().numpy())
-            log.add(hidden=h[0].cpu().numpy())
-            log.add(**{f"state_{name}": part[0].cpu().numpy().astype(precision) for name, part in arrays.items()})
-            conditions = env.conditions
-            obs, reward, terminated, truncated, info = env.step(action)
-            log.add(rewards=np.float32(reward), episode=episode, step=len(log))
-            log.add_trial(info, conditions)
-            finished = terminated or truncated or (max_steps is not None and len(log) >= max_steps)
-            if reset_state_on_trial and info.get("new_trial"):
-                state = network.init_state(1)
-        yield log.arrays()
+                for lane in lanes:
+                    logs[lane].add(frames=_frame(envs[lane], logs[lane].columns.get("frames", [])))
+            h, state = network.features(torch.from_numpy(obs).to(device), state)
+            output = network.head(h)
+            chosen = [network.choose(output[i : i + 1], epsilon, generators[lane]) for i, lane in enumerate(lanes)]
+            parts = {f"state_{name}": part.cpu().numpy().astype(precision)
+                     for name, part in network.core.state_arrays(state).items()}  # fmt: skip
+            parts |= {"observations": obs.copy(), "q_values": output.cpu().numpy(), "hidden": h.cpu().numpy()}
+            reset, finished = np.zeros((2, len(lanes)), bool)
+            for i, action in enumerate(per_lane(torch.cat(chosen).cpu().numpy())):
+                env, log = envs[lanes[i]], logs[lanes[i]]
+                log.add(actions=action, **{name: part[i] for name, part in parts.items()})
+                conditions = env.conditions
+                obs[i], reward, terminated, truncated, info = env.step(action)
+                log.add(rewards=np.float32(reward), episode=start + lanes[i], step=len(log))
+                log.add_trial(info, conditions)
+                reset[i] = reset_state_on_trial and info.get("new_trial", False)
+                finished[i] = terminated or truncated or (max_steps is not None and len(log) >= max_steps)
+            state = reset_rows(network, state, reset)
+            if finished.any():
+                index = torch.from_numpy(np.flatnonzero(~finished)).to(device)
+                state, obs = map_state(operator.itemgetter(index), state), obs[~finished]
+                lanes = [lane for lane, over in zip(lanes, finished, strict=True) if not over]
+        start += len(logs)
+        for log in logs:
+            episode = log.arrays()
+            largest = max(1, sum(array.nbytes for array in episode.values()))
+            yield episode
 
 
 def _frame(env: Task, before: list[np.ndarray]) -> np.ndarray:

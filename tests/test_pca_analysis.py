@@ -112,6 +112,16 @@ def test_spectrum_and_participation_ratio_agree_with_the_full_eigendecomposition
     np.testing.assert_allclose(fit.projected.var(axis=0, ddof=1), eigenvalues[:5], rtol=1e-6)
 
 
+def test_many_features_have_the_leading_components_of_the_full_eigendecomposition():
+    rng = np.random.default_rng(4)
+    x = (rng.standard_normal((1300, 1100)) * np.arange(1, 1101) ** -0.7).astype(np.float32)
+    fit = pca_analysis.fit_pca(x, n_components=20)
+    values, vectors = np.linalg.eigh(np.cov(x.T.astype(float)))
+    np.testing.assert_allclose(fit.explained_variance_ratio, values[::-1][:20] / values.sum(), rtol=1e-3)
+    assert np.abs(np.sum(fit.components[:10] * vectors.T[::-1][:10], axis=1)).min() > 0.999
+    assert (fit.components.max(axis=1) == np.abs(fit.components).max(axis=1)).all()
+
+
 def test_half_precision_modulation_is_flattened_and_agrees_with_double_precision():
     x = np.random.default_rng(2).standard_normal((50, 6, 5)).astype(np.float16)
     fit = pca_analysis.fit_pca(x, 4)

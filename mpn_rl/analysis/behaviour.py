@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit
-from scipy.stats import chi2
+from scipy.special import chdtri, expit
 
 from mpn_rl.analysis import confidence_intervals
 from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError
@@ -220,9 +219,9 @@ def psychometric(strength: np.ndarray, chose_high: np.ndarray, resamples: int = 
     count = int(n.sum())
     share = high.sum() / count
     constant = -(share * np.log(share) + (1 - share) * np.log(1 - share))
-    flat = 2 * count * (constant - float(loss[0])) < chi2.ppf(0.95, 3 if lapses else 1)
+    flat = 2 * count * (constant - float(loss[0])) < chdtri(3 if lapses else 1, 0.05)
     step_loss = _fit(scaled, high[None], n, np.concatenate([best, starts]), fixed | {1: STEEPEST})[1]
-    steep = 2 * count * float(step_loss[0] - loss[0]) < chi2.ppf(0.95, 1)
+    steep = 2 * count * float(step_loss[0] - loss[0]) < chdtri(1, 0.05)
     reasons = _undetermined(thetas, flat, steep, lapses)
     slope = np.maximum(thetas[:, 1], FLATTEST)
     values = {"bias": thetas[:, 0] * scale, "slope": thetas[:, 1] / scale, "threshold": np.log(3) / slope * scale}

@@ -6,7 +6,7 @@ inner products of the training trials and k those of held-out with training tria
     z = k (K + a I)^-1 (y - mean y)        y = +1 for the class, -1 for the others
 
 This is linear in y, so all folds together form one n x n matrix A with z = A y. It is computed once per step and serves
-every label and every shuffle in one matrix product; therefore M, with thousands of features, costs about as much as h.
+every label and every shuffle in one matrix product. States with fewer features than trials need no inner products.
 Without the usual constant `mean y`, a rare class is chosen as easily as a frequent one.
 
 The unit of inference is the episode: its trials share what the state carries over. Whole episodes are held out, whole
@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.special import stdtrit
 
 from mpn_rl.analysis.confidence_intervals import MissingDataError
@@ -76,33 +77,54 @@ def make_folds(groups: np.ndarray, folds: int = 5, seed: int = 0) -> np.ndarray:
 
 
 def inner_products(features: np.ndarray) -> np.ndarray:
-    """Inner products of centred trials, (n, ...) -> (n, n); float16 and float32 are computed in float32."""
-    x = features.reshape(len(features), -1)
-    x = x.astype(np.float32 if x.dtype.itemsize <= 4 else np.float64)
-    x -= x.mean(axis=0)
+    """Inner products of centred trials, (n, F) -> (n, n); float16 and float32 are multiplied in float32."""
+    x = features - features.mean(axis=0, dtype=np.float64).astype(np.promote_types(features.dtype, np.float32))
     return (x @ x.T).astype(np.float64)
 
 
-def held_out_operator(gram: np.ndarray, folds: np.ndarray, penalty: float = PENALTY) -> np.ndarray:
-    """The matrix A (n, n) for which A @ y are the held-out scores of labels y (n,) or (n, k), by dual ridge regression,
+def held_out_operator(
+    trials: np.ndarray, folds: np.ndarray, penalty: float = PENALTY, products: bool = False
+) -> np.ndarray:
+    """The matrix A (n, n) for which A @ y are the held-out scores of labels y (n,) or (n, k), by ridge regression,
     relative to the mean of y over the training trials.
 
+    All folds share one inverse P = (X X^T + a I)^-1 of the centred trials X. With B = P - 1 1^T / (a n), the inverse of
+    the system with an intercept, the scores of the held-out trials S from the training trials T are
+
+        A_ST = -(B_SS)^-1 B_ST - 1 / |T|,     A_SS = 0
+
+    Source: An et al. 2007 (Pattern Recognition 40, "Fast cross-validation algorithms for least squares support vector
+    machine and kernel ridge regression").
+
     Args:
-        gram: inner products of the trials, (n, n).
+        trials: features of the trials, (n, F), best with F < n, or their inner products, (n, n).
         folds: the fold of each trial, (n,).
-        penalty: a, as a share of the training trials' mean squared distance from their mean.
+        penalty: a, as a share of the trials' mean squared distance from their mean.
+        products: whether `trials` are inner products.
     """
-    operator = np.zeros_like(gram)
+    n, order = len(trials), np.argsort(folds, kind="stable")
+    x = (trials[np.ix_(order, order)] if products else trials[order]).astype(np.float64)
+    x -= x.mean(axis=0)
+    x -= x.mean(axis=1, keepdims=True) if products else 0.0
+    operator = np.zeros((n, n))
+    spread = float(np.trace(x) if products else np.einsum("nf,nf->", x, x)) / n
+    if spread <= 0:  # a constant state has scores of 0
+        return operator
+    ridge = penalty * spread
+    square = x if products else x.T @ x
+    square.flat[:: len(square) + 1] += ridge
+    if products:
+        inverse, _ = dpotri(dpotrf(square, lower=True)[0], lower=True)  # only the lower triangle
+        inverse += np.tril(inverse, -1).T - 1 / (ridge * n)
+    else:
+        inverse = (x @ np.linalg.solve(square, x.T) + 1 / n) / -ridge
+        inverse.flat[:: n + 1] += 1 / ridge
     for fold in np.unique(folds):
-        test, train = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        inner, across = gram[np.ix_(train, train)], gram[np.ix_(test, train)]
-        column = inner.mean(axis=0)
-        inner = inner - column - column[:, None] + column.mean()  # centred on the mean of the training trials
-        across = across - across.mean(axis=1, keepdims=True) - column + column.mean()
-        spread = np.trace(inner) / len(train)
-        ridge = penalty * spread if spread > 0 else 1.0  # a constant state has scores of 0
-        weights = np.linalg.solve(inner + ridge * np.eye(len(train)), across.T).T
-        operator[np.ix_(test, train)] = weights - weights.mean(axis=1, keepdims=True)
+        held_out = slice(*np.searchsorted(folds[order], [fold, fold + 1]))
+        weights = -np.linalg.solve(inverse[held_out, held_out], inverse[held_out])
+        weights -= 1 / (n - len(weights))
+        weights[:, held_out] = 0.0
+        operator[np.ix_(order[held_out], order)] = weights
     return operator
 
 
@@ -145,18 +167,25 @@ def decode(
     ends = {name: np.full((2, steps), np.nan) for name in classes}
     n = {name: np.zeros(steps, int) for name in classes}
     for step in range(steps):
-        gram_of: dict[bytes, np.ndarray] = {}  # most labels use the same trials and so share one operator
+        there = np.flatnonzero(rows[:, step] >= 0)
+        data = states[rows[there, step]].reshape(len(there), -1)
+        if wide := data.shape[1] >= len(there):
+            data = inner_products(data)
+        shared: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}  # most labels use the same trials
         for name in classes:
             own = kept[name] if kept[name].ndim == 1 else kept[name][:, step]
             use = np.flatnonzero((rows[:, step] >= 0) & known(own))
             if len(np.unique(folds[use])) < 2 or len(np.unique(own[use])) < 2:
                 continue
-            if use.tobytes() not in gram_of:
-                gram = inner_products(states[rows[use, step]])
-                gram_of[use.tobytes()] = held_out_operator(gram, folds[use], penalty)
-            orders = np.vstack([np.arange(len(use)), np.argsort(keys[:, use], axis=1, kind="stable")])
+            if use.tobytes() not in shared:
+                own_data = data[np.searchsorted(there, use)]
+                own_data = own_data[:, np.searchsorted(there, use)] if wide else own_data
+                operator = held_out_operator(own_data, folds[use], penalty, products=wide)
+                orders = np.vstack([np.arange(len(use)), np.argsort(keys[:, use], axis=1, kind="stable")])
+                shared[use.tobytes()] = operator.astype(np.float32), orders
+            operator, orders = shared[use.tobytes()]
             index = np.searchsorted(classes[name], own[use])
-            hits = _hits(gram_of[use.tobytes()], index[orders].T, len(classes[name]))
+            hits = _hits(operator, index[orders].T, len(classes[name]))
             accuracy[name][:, step] = _balanced(hits, index[orders].T)
             ends[name][:, step] = _interval(hits[:, 0], index, group[use])
             n[name][step] = len(use)
@@ -176,9 +205,10 @@ def _without_rare(labels: np.ndarray, least: int) -> np.ndarray:
 
 def _hits(operator: np.ndarray, index: np.ndarray, classes: int) -> np.ndarray:
     """Whether each trial is decoded rightly, for every order of the class indices, (n, S) -> (n, S)."""
+    signs = np.array([-1.0, 1.0], operator.dtype)
     if classes == 2:
-        return np.asarray((operator @ np.where(index == 1, 1.0, -1.0) > 0) == (index == 1))
-    scores = np.stack([operator @ np.where(index == kind, 1.0, -1.0) for kind in range(classes)])
+        return np.asarray((operator @ signs[(index == 1) * 1] > 0) == (index == 1))
+    scores = np.stack([operator @ signs[(index == kind) * 1] for kind in range(classes)])
     return np.asarray(scores.argmax(axis=0) == index)
 
 

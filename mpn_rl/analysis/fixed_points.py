@@ -32,6 +32,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, eigs, gmres
 from scipy.special import expit
@@ -113,41 +114,53 @@ def relaxation_time(eigenvalues: np.ndarray, dt: float = 1.0) -> np.ndarray:
 # --- scalar equations ---------------------------------------------------------------------------------------
 
 
-def affine_roots(a: float, c: float, activation: str = "tanh") -> np.ndarray:
-    """All h with h = f(a + c h), ascending.
+def affine_roots(a: ArrayLike, c: ArrayLike, activation: str = "tanh") -> tuple[np.ndarray, np.ndarray]:
+    """All h with h = f(a + c h), for every pair of a and c.
 
     For c = 1, a linear unit has a root only if a = 0; then every h is a root, and the result is 0 (eigenvalue 1).
+
+    Args: a, c: (H,), or a number.
+    Returns: the index of the pair and h, (R,) each, ordered by both.
     """
-    if activation == "linear":
-        return np.array([a / (1 - c)]) if c != 1 else np.array([0.0] if a == 0 else [])
-    if activation == "relu":
-        roots = [0.0] if a <= 0 else []
-        if c != 1 and a / (1 - c) > 0:
-            roots.append(a / (1 - c))
-        return np.array(roots)
-    f = FUNCTIONS[activation][0]
-    low, high = (-1.0, 1.0) if activation == "tanh" else (0.0, 1.0)
-    ends = [a + min(c * low, c * high) - 1e-9, a + max(c * low, c * high) + 1e-9]  # u = a + c h lies between them
-    steepest = 1.0 if activation == "tanh" else 0.25
-    turns = []
-    if c > 1 / steepest:  # c f'(u) = 1 at u = -+ turn
+    a, c = np.broadcast_arrays(np.atleast_1d(np.asarray(a, float)), c)
+    if activation in ("linear", "relu"):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            h = np.where((c == 1) & (a == 0), 0.0, a / (1 - c))
+        if activation == "linear":
+            unit = np.flatnonzero((c != 1) | (a == 0))
+            return unit, h[unit]
+        roots = np.stack([np.where(a <= 0, 0.0, np.nan), np.where((c != 1) & (h > 0), h, np.nan)], axis=1)
+        unit, place = np.nonzero(np.isfinite(roots))
+        return unit, roots[unit, place]
+    f, slope = FUNCTIONS[activation]
+    low = -1.0 if activation == "tanh" else 0.0
+    ends = a + np.minimum(c * low, c) - 1e-9, a + np.maximum(c * low, c) + 1e-9  # u = a + c h lies between them
+    with np.errstate(invalid="ignore"):  # c f'(u) = 1 at u = -+ turn, where f is steep enough; else turn is nan
         turn = np.arccosh(np.sqrt(c)) if activation == "tanh" else 2 * np.arccosh(np.sqrt(c) / 2)
-        turns = [turn for turn in (-turn, turn) if ends[0] < turn < ends[1]]
-    edges = np.array([ends[0], *turns, ends[1]])
-    return np.sort(f(_bisect(lambda u: u - a - c * f(u), edges)))
+        turn[c * slope(0.0) <= 1] = np.nan
+        turns = [np.where((ends[0] < turn) & (turn < ends[1]), turn, np.nan) for turn in (-turn, turn)]
+    edges = np.sort(np.stack([ends[0], *turns, ends[1]], axis=1), axis=1)  # nan comes last
+    unit, u = _bisect(lambda u, unit: u - a[unit] - c[unit] * f(u), edges)
+    order = np.lexsort((u, unit))
+    return unit[order], f(u[order])
 
 
-def _bisect(g: Callable[[np.ndarray], np.ndarray], edges: np.ndarray) -> np.ndarray:
-    """The root of g in each interval between edges where its sign changes; g must be monotone there."""
-    values = g(edges)
-    exact = edges[values == 0]
-    bracketed = values[:-1] * values[1:] < 0
-    low, high, rising = edges[:-1][bracketed], edges[1:][bracketed], values[1:][bracketed] > 0
+def _bisect(g: Callable[[np.ndarray, np.ndarray], np.ndarray], edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The root of g in each interval between edges where its sign changes; g must be monotone there.
+
+    Args:
+        g: (u, row of the edges) -> value, arrays of one shape.
+        edges: ascending, nan at the end of a row that has fewer, (H, E).
+    Returns: the row and the root of each, (R,).
+    """
+    values = g(edges, np.broadcast_to(np.arange(len(edges))[:, None], edges.shape))
+    exact, rows = np.nonzero(values == 0), np.nonzero(values[:, :-1] * values[:, 1:] < 0)
+    low, high, rising = edges[:, :-1][rows], edges[:, 1:][rows], values[:, 1:][rows] > 0
     for _ in range(200):
         middle = (low + high) / 2
-        right = (g(middle) > 0) == rising
+        right = (g(middle, rows[0]) > 0) == rising
         low, high = np.where(right, low, middle), np.where(right, middle, high)
-    return np.concatenate([exact, (low + high) / 2])
+    return np.append(exact[0], rows[0]), np.append(edges[exact], (low + high) / 2)
 
 
 def grid_roots(
@@ -166,12 +179,12 @@ def grid_roots(
     """
     f = FUNCTIONS[activation][0]
 
-    def g(u: np.ndarray) -> np.ndarray:
+    def g(u: np.ndarray, _row: np.ndarray | int = 0) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return u - a - feedback(f(u))
 
     edges = np.unique(np.append(np.sinh(np.linspace(-9.9, 9.9, points)), 0.0))
-    roots = _bisect(g, edges[np.isfinite(g(edges))])
+    roots = _bisect(g, edges[np.isfinite(g(edges))][None])[1]
     good = np.abs(g(roots)) < 1e-6 * (1 + np.abs(roots))
     h = np.sort(f(roots[good]))
     return h[np.append(True, np.diff(h) > 1e-9)[: len(h)]]
@@ -209,25 +222,23 @@ def mpn_fixed_points(
     settled = eta / (1 - decay) * source  # g x, or g
     gain = np.full(len(weight), np.nan) if rule == "oja" else (seen * settled).sum(axis=1)
 
-    def row(i: int, h: float | np.ndarray) -> np.ndarray:
-        """M*[i], (..., D)."""
-        h = np.asarray(h, float)[..., None]
+    def rows(unit: int | np.ndarray, h: np.ndarray) -> np.ndarray:
+        """M*[unit] for the outputs h (...), (..., D)."""
         if rule == "oja":
-            return eta[i] * h * x / (1 - decay[i] + eta[i] * h**2)
-        return settled[i] * (1.0 if rule == "presynaptic" else h)
+            return eta[unit] * h[..., None] * x / (1 - decay[unit] + eta[unit] * h[..., None] ** 2)
+        return settled[unit] * (1.0 if rule == "presynaptic" else h[..., None])
 
-    unit, roots = [], []
-    for i in range(len(weight)):
-        if rule == "presynaptic":
-            of_unit = f(drive[i] + gain[i : i + 1])
-        elif rule == "oja":
-            of_unit = grid_roots(lambda h: row(i, h) @ seen[i], drive[i], activation)  # noqa: B023 (called at once)
-        else:
-            of_unit = affine_roots(drive[i], gain[i], activation)
-        unit += [i] * len(of_unit)
-        roots += of_unit.tolist()
-    units, h = np.array(unit, int), np.array(roots, float)
-    modulation = np.array([row(i, value) for i, value in zip(units, h, strict=True)]).reshape(len(h), len(x))
+    def pull_of(unit: int) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda h: rows(unit, h) @ seen[unit]
+
+    if rule == "presynaptic":
+        units, h = np.arange(len(weight)), f(drive + gain)
+    elif rule == "oja":
+        roots = [grid_roots(pull_of(unit), drive[unit], activation) for unit in range(len(weight))]
+        units, h = np.repeat(np.arange(len(weight)), [len(of_unit) for of_unit in roots]), np.concatenate(roots)
+    else:
+        units, h = affine_roots(drive, gain, activation)
+    modulation = rows(units, h)
     u = drive[units] + (modulation * seen[units]).sum(axis=1)
     kept, pushed = decay[units], eta[units] * source[units]
     if rule == "oja":

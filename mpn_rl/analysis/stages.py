@@ -22,7 +22,7 @@ from mpn_rl.analysis.recording import ActivityWriter, write_npz
 from mpn_rl.arguments import STAGES_OF, stage_options
 from mpn_rl.config import Config
 from mpn_rl.console import stderr, stdout
-from mpn_rl.evaluation import acting, load_policy, network_key, stored_config
+from mpn_rl.evaluation import EVAL_LANES, acting, load_policy, network_key, stored_config
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import record_episodes
 from mpn_rl.storage.json_files import COLLECTED, PROBES, Schema, check_json
@@ -61,10 +61,10 @@ def analyze(args: argparse.Namespace) -> int:
 def collect(args: argparse.Namespace, name: str) -> None:
     """Record greedy episodes: activity.npz (every step), network.npz (the weights), collected.json (the settings)."""
     experiment, config, network = load_policy(args, name)
-    env = registry.make_env(config.env)
+    envs = [registry.make_env(config.env) for _ in range(min(EVAL_LANES, args.num_episodes))]
     source = EpisodeSeeds("eval", args.seed)
     seeds = [source() for _ in range(args.num_episodes)]
-    episodes = record_episodes(network, env, seeds, epsilon=args.epsilon, precision=args.precision,
+    episodes = record_episodes(network, envs, seeds, epsilon=args.epsilon, precision=args.precision,
                                reset_state_on_trial=config.run.reset_state_on_trial)  # fmt: skip
     first = next(episodes)
     if args.color_by:
@@ -84,7 +84,7 @@ def collect(args: argparse.Namespace, name: str) -> None:
         if not writer.episodes:
             limit = f"--max-megabytes {args.max_megabytes}"
             raise ConfigError(f"{limit} is too small for one episode; raise it, or keep fewer --states")
-        writer.write(path, dt_ms=float(env.dt_ms))
+        writer.write(path, dt_ms=float(envs[0].dt_ms))
     write_npz(path.with_name("network.npz"), {k: part.cpu().numpy() for k, part in network.state_dict().items()})
     settings = {"checkpoint": args.checkpoint, "network": network_key(experiment.checkpoint(args.checkpoint), config),
                 "seed": args.seed, "epsilon": args.epsilon, "acting": acting(network), "precision": args.precision,

@@ -22,8 +22,7 @@ def held_out_predictions(x, y, folds, penalty):
     predicted, kinds = np.empty_like(y), np.unique(y)
     for fold in np.unique(folds):
         train = folds != fold
-        centred = x[train] - x[train].mean(axis=0)
-        alpha = penalty * (centred**2).sum() / train.sum()
+        alpha = penalty * ((x - x.mean(axis=0)) ** 2).sum() / len(x)
         coded = np.where(y[train, None] == kinds, 1.0, -1.0)
         scores = Ridge(alpha=alpha).fit(x[train], coded).predict(x[~train]) - coded.mean(axis=0)
         predicted[~train] = kinds[scores.argmax(axis=1)]
@@ -47,15 +46,20 @@ def test_balanced_accuracies_are_those_of_ridge_regression(classes, features):
     assert 0.35 < found.accuracy[0] < 1
 
 
-def test_held_out_scores_are_those_of_ridge_regression_without_the_mean():
+@pytest.mark.parametrize("features", [5, 90])
+def test_held_out_scores_are_those_of_ridge_regression_without_the_mean(features):
     rng = np.random.default_rng(0)
-    x, y, folds = rng.standard_normal((40, 5)) + 4, rng.choice([-1.0, 1.0], 40), np.arange(40) % 4
-    scores = decoding.held_out_operator(decoding.inner_products(x), folds, 0.05) @ y
+    x, y, folds = rng.standard_normal((40, features)) + 4, rng.choice([-1.0, 1.0], 40), np.arange(40) % 4
+    scores = decoding.held_out_operator(x, folds, 0.05) @ y
+    products = decoding.held_out_operator(decoding.inner_products(x), folds, 0.05, products=True)
+    np.testing.assert_allclose(products @ y, scores)
+    ridge = 0.05 * ((x - x.mean(axis=0)) ** 2).sum() / 40
     for fold in range(4):
         train, test = folds != fold, folds == fold
         centred = x[train] - x[train].mean(axis=0)
-        ridge = 0.05 * (centred**2).sum() / train.sum()
-        weights = np.linalg.solve(centred.T @ centred + ridge * np.eye(5), centred.T @ (y[train] - y[train].mean()))
+        weights = np.linalg.solve(
+            centred.T @ centred + ridge * np.eye(features), centred.T @ (y[train] - y[train].mean())
+        )
         np.testing.assert_allclose(scores[test], (x[test] - x[train].mean(axis=0)) @ weights)
 
 

@@ -46,16 +46,16 @@ def test_bisection_finds_as_many_roots_as_a_dense_scan_changes_sign(activation, 
     f = fixed_points.FUNCTIONS[activation][0]
     u = np.linspace(a - abs(c) - 1, a + abs(c) + 1, 400_000) + 1e-7
     changes = np.count_nonzero(np.diff(np.sign(u - a - c * f(u))))
-    roots = fixed_points.affine_roots(a, c, activation)
+    roots = fixed_points.affine_roots(a, c, activation)[1]
     assert len(roots) == changes
     np.testing.assert_allclose(f(a + c * roots), roots, atol=1e-12)
 
 
 def test_a_tanh_unit_is_bistable_above_gain_one_as_worked_by_hand():
     # a = 0, c = 2: h = tanh(2 h) has the roots 0 and -+0.957504.
-    np.testing.assert_allclose(fixed_points.affine_roots(0.0, 2.0), [-0.957504024, 0, 0.957504024], atol=1e-9)
-    assert len(fixed_points.affine_roots(0.0, 0.99)) == 1
-    assert len(fixed_points.affine_roots(0.6, 2.0)) == 1  # the input has tipped it over
+    np.testing.assert_allclose(fixed_points.affine_roots(0.0, 2.0)[1], [-0.957504024, 0, 0.957504024], atol=1e-9)
+    assert len(fixed_points.affine_roots(0.0, 0.99)[1]) == 1
+    assert len(fixed_points.affine_roots(0.6, 2.0)[1]) == 1  # the input has tipped it over
 
 
 @pytest.mark.parametrize(
@@ -73,13 +73,22 @@ def test_a_tanh_unit_is_bistable_above_gain_one_as_worked_by_hand():
     ],
 )
 def test_closed_forms_of_linear_and_relu_units(activation, a, c, expected):
-    np.testing.assert_allclose(fixed_points.affine_roots(a, c, activation), expected)
+    np.testing.assert_allclose(fixed_points.affine_roots(a, c, activation)[1], expected)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu", "linear"])
+def test_many_units_have_the_roots_of_each(activation):
+    rng = np.random.default_rng(0)
+    a, c = rng.normal(0, 0.3, 200), rng.uniform(-6, 9, 200)
+    unit, h = fixed_points.affine_roots(a, c, activation)
+    for i in range(200):
+        np.testing.assert_array_equal(h[unit == i], fixed_points.affine_roots(a[i], c[i], activation)[1])
 
 
 def test_the_grid_finds_what_the_closed_forms_say():
     for activation, a, c in itertools.product(("tanh", "linear", "relu"), (-0.4, 0.3), (-2.0, 0.5, 1.7)):
         grid = fixed_points.grid_roots(lambda h, c=c: c * h, a, activation)
-        np.testing.assert_allclose(grid, fixed_points.affine_roots(a, c, activation), atol=1e-9)
+        np.testing.assert_allclose(grid, fixed_points.affine_roots(a, c, activation)[1], atol=1e-9)
 
 
 def test_roots_of_ojas_rule_are_those_of_its_cubic():
@@ -225,7 +234,7 @@ def test_both_turning_points_are_used(activation):
     for side in (-1, 1):
         fold = side * turn - c * f(side * turn)  # the drive at which two roots meet
         inside, outside = fold + side * 1e-4, fold - side * 1e-4
-        assert {len(fixed_points.affine_roots(a, c, activation)) for a in (inside, outside)} == {1, 3}
+        assert {len(fixed_points.affine_roots(a, c, activation)[1]) for a in (inside, outside)} == {1, 3}
 
 
 def test_a_point_is_fixed_below_the_tolerance_only():

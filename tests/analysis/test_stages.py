@@ -156,7 +156,7 @@ def episodes_of(seeds: list[int], env_name: str = "GoNogo-v0") -> list[dict[str,
     env = registry.make_env(config.env)
     torch.manual_seed(0)
     network = registry.make_network(config, registry.spaces(env)).requires_grad_(False)
-    return list(record_episodes(network, env, seeds, epsilon=0.3))
+    return list(record_episodes(network, [env], seeds, epsilon=0.3))
 
 
 def test_a_recording_written_in_pieces_is_the_episodes_end_to_end(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_the_numbers_of_each_step_are_recorded_and_can_colour(tmp_path: Path) ->
     config = cfg.make_config("train", {**task, "core": "gru", "hidden_dim": 4})
     env = registry.make_env(config.env)
     network = registry.make_network(config, registry.spaces(env)).requires_grad_(False)
-    activity = next(record_episodes(network, env, [0], epsilon=1.0))
+    activity = next(record_episodes(network, [env], [0], epsilon=1.0))
     assert {"info_hit", "info_wall", "info_row", "info_col", "info_goal_row"} <= set(activity)
     assert activity["info_row"].shape == (12,)
     assert pca_analysis.colour_values(activity, "row").values.tolist() == activity["info_row"].tolist()

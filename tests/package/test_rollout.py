@@ -159,7 +159,7 @@ def test_the_state_is_reset_between_trials_only_where_the_option_requires_it() -
     assert reset == [210.0 + 3 * (0 + 1), 150.0 + 0 + 1 + 0 + 1 + 0]
     recorded = {
         option: [episode["state_M"][:, 0, 0].tolist() for episode in record_episodes(
-            network(train_m0=True), Pairs(), [5], reset_state_on_trial=option)]
+            network(train_m0=True), [Pairs()], [5], reset_state_on_trial=option)]
         for option in (False, True)
     }  # fmt: skip
     assert recorded[False] != recorded[True]
@@ -218,7 +218,7 @@ def test_a_scripted_policy_plays_the_same_seeds() -> None:
 
 
 def test_a_recording_holds_the_events_of_every_step() -> None:
-    (episode,) = record_episodes(network(), Clock(), [5])
+    (episode,) = record_episodes(network(), [Clock()], [5])
     assert episode["observations"][:, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert episode["trial"].tolist() == [0, 0, 0, 1, 1, 1]
     assert episode["new_trial"].tolist() == [False, False, True, False, False, True]
@@ -230,14 +230,14 @@ def test_a_recording_holds_the_events_of_every_step() -> None:
 
 
 def test_a_condition_that_a_trial_lacks_is_nan_or_empty() -> None:
-    (episode,) = record_episodes(network(), Clock(), [5])
+    (episode,) = record_episodes(network(), [Clock()], [5])
     assert episode["condition_side"].tolist() == ["left", "left", "left", "", "", ""]
     level = episode["condition_level"]
     assert np.isnan(level[:3]).all() and level[3:].tolist() == [7.0, 7.0, 7.0]
 
 
 def test_the_unfinished_trial_has_no_score() -> None:
-    (episode,) = record_episodes(network(), Clock(), [3])  # 4 steps: the second trial is cut off
+    (episode,) = record_episodes(network(), [Clock()], [3])  # 4 steps: the second trial is cut off
     assert np.isnan(episode["correct"]).tolist() == [False, False, False, True]
 
 
@@ -252,19 +252,35 @@ def test_episodes_with_different_conditions_are_joined() -> None:
 
 
 def test_joined_recordings_have_one_entry_per_step() -> None:
-    joined = join_episodes(list(record_episodes(network(core="gru"), Clock(), [3, 4, 5])))
+    joined = join_episodes(list(record_episodes(network(core="gru"), [Clock()], [3, 4, 5])))
     assert {len(array) for array in joined.values()} == {15}
     assert np.flatnonzero(np.diff(joined["episode"])).tolist() == [3, 8]
 
 
 def test_a_recording_is_cut_at_max_steps_and_the_precision_is_the_asked_one() -> None:
-    (episode,) = record_episodes(network(), Clock(), [5], max_steps=2, precision="float16")
+    (episode,) = record_episodes(network(), [Clock()], [5], max_steps=2, precision="float16")
     assert len(episode["actions"]) == 2 and episode["state_M"].dtype == np.float16
+
+
+@pytest.mark.parametrize("options", [{}, {"epsilon": 0.5}, {"reset_state_on_trial": True}, {"max_steps": 4}])
+@pytest.mark.parametrize("core", ["mpn", "lstm", "mlp"])
+def test_episodes_that_are_recorded_side_by_side_are_those_recorded_alone(core: str, options: dict[str, Any]) -> None:
+    net, seeds = network(core=core), [3, 4, 5, 7, 9]
+    alone = [next(record_episodes(net, [Clock()], [seed], **options)) for seed in seeds]
+    together = list(record_episodes(net, [Clock() for _ in range(3)], seeds, **options))
+    assert [int(episode.pop("episode")[0]) for episode in together] == [0, 1, 2, 3, 4]
+    for one, other in zip(alone, together, strict=True):
+        for name, array in other.items():
+            assert array.dtype == one[name].dtype
+            if array.dtype.kind == "f":
+                np.testing.assert_allclose(array, one[name], rtol=1e-5, atol=1e-7)  # rounding
+            else:
+                assert array.tolist() == one[name].tolist()
 
 
 def test_exploration_while_recording_is_a_function_of_the_seed() -> None:
     def actions() -> list[int]:
-        return join_episodes(list(record_episodes(network(), Clock(), [5, 8, 11], epsilon=1.0)))["actions"].tolist()
+        return join_episodes(list(record_episodes(network(), [Clock()], [5, 8, 11], epsilon=1.0)))["actions"].tolist()
 
     assert actions() == actions()
     assert len(set(actions())) == 3
@@ -272,7 +288,7 @@ def test_exploration_while_recording_is_a_function_of_the_seed() -> None:
 
 def test_a_task_without_pictures_is_named() -> None:
     with pytest.raises(ConfigError, match="Clock cannot be rendered"):
-        next(record_episodes(network(), Clock(), [5], frames=True))
+        next(record_episodes(network(), [Clock()], [5], frames=True))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

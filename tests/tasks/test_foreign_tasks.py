@@ -384,7 +384,7 @@ def test_pictures_of_several_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(
         ConfigError, match=r"the picture of step 2 has the size \(10, 9, 3\), the first one \(9, 9, 3\)"
     ):
-        next(record_episodes(network, env, [0], frames=True))
+        next(record_episodes(network, [env], [0], frames=True))
 
 
 def test_a_missing_display_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
