@@ -30,8 +30,10 @@ PENALTY = 0.01  # of the mean squared distance of a trial from the mean; accurac
 # The classifiers of different folds share training trials, so their errors are correlated. In the simulations of
 # benchmarks/interval_coverage.py, the variance of the accuracy is R = 0.9 to 1.8 times that of independent trials,
 # and no formula is known for R. Intervals for R = SHARED hold the truth with probability 2 Phi(z sqrt(SHARED / R)) - 1,
-# z = 1.96: 0.90 at R = 1.8 and 0.98 at R = 0.9.
-SHARED = 1.3
+# z = 1.96: 0.90 at R = 1.8 and 0.98 at R = 0.9. Labels that are constant in an episode give the classifiers few
+# independent labels, and near chance all folds err together: R = 1.7 to 2.7 there (12 to 40 episodes), as for other
+# labels far from chance. `_interval` therefore adds up to CONSTANT.
+SHARED, CONSTANT = 1.3, 1.0
 
 
 class Decoding(NamedTuple):
@@ -191,11 +193,15 @@ def _balanced(hits: np.ndarray, index: np.ndarray) -> np.ndarray:
 def _interval(hits: np.ndarray, index: np.ndarray, episodes: np.ndarray) -> np.ndarray:
     """The 95 % interval of the balanced accuracy p, (2,): Wilson's for the number of independent trials n'.
 
-        n' = min(n, p (1 - p) / v) (z / t)^2 / SHARED,   v = E / (E - 1) sum_e (sum_{i in e} (hit_i - p_k) / (K n_k))^2
+        n' = min(n, p (1 - p) / v) (z / t)^2 / (SHARED + CONSTANT c (1 - u)^2)
+        v = E / (E - 1) sum_e (sum_{i in e} (hit_i - p_k) / (K n_k))^2
+        c = 2 - m / E, at least 0,   u = (p - 1 / K) / (1 - 1 / K), at least 0
 
-    k is the class of trial i, p_k the share of its n_k trials that are decoded rightly, v the variance of p with the E
-    episodes as independent units, z and t the 97.5 % quantiles of the normal and of Student's distribution with E - 1
-    degrees of freedom. Where all trials or none are right, n' is n, or E if every episode has one label.
+    m counts the different pairs of episode and label: c is 1 where labels are constant in an episode, and 0 where an
+    episode has two on average. u is 0 at chance and 1 without errors. k is the class of trial i, p_k the share of its
+    n_k trials that are decoded rightly, v the variance of p with the E episodes as independent units, z and t are the
+    97.5 % quantiles of the normal and of Student's distribution with E - 1 degrees of freedom. Where all trials or none
+    are right, n' is n, or E if every episode has one label.
     """
     size, group = np.bincount(index), np.unique(episodes, return_inverse=True)[1]
     kinds, many = np.count_nonzero(size), group.max() + 1
@@ -203,11 +209,14 @@ def _interval(hits: np.ndarray, index: np.ndarray, episodes: np.ndarray) -> np.n
     accuracy = float(shares.sum() / kinds)
     sums = np.bincount(group, (hits - shares[index]) / (kinds * size[index]))
     variance = many / (many - 1) * float((sums**2).sum())
+    labels = len(np.unique(np.stack([group, index]), axis=1).T)
     if variance > 0:
         n = min(len(hits), accuracy * (1 - accuracy) / variance)
     else:
-        n = len(hits) if len(np.unique(np.stack([group, index]), axis=1).T) > many else many
-    n *= (Z95 / stdtrit(many - 1, 0.975)) ** 2 / SHARED
+        n = len(hits) if labels > many else many
+    errors = min((1 - accuracy) / (1 - 1 / kinds), 1.0)  # 1 - u
+    shared = SHARED + CONSTANT * max(2 - labels / many, 0.0) * errors**2
+    n *= (Z95 / stdtrit(many - 1, 0.975)) ** 2 / shared
     return np.array(wilson(accuracy * n, n))
 
 

@@ -150,12 +150,16 @@ def test_a_state_with_an_offset_per_episode_gives_few_false_alarms(labels):
     assert anywhere <= 10 and above <= 8  # 60 shuffles: 5 and 3 expected, at most so many with probability 0.99
 
 
-@pytest.mark.parametrize(("apart", "features"), [(0.0, 2), (0.5, 2), (1.5, 2), (0.7, 20)])
-def test_intervals_cover_the_accuracy_although_trials_of_an_episode_are_alike(apart, features):
+@pytest.mark.parametrize(
+    ("apart", "features", "labels"),
+    [(0.0, 2, "per trial"), (0.5, 2, "per trial"), (1.5, 2, "per trial"), (0.7, 20, "per trial"),
+     (0.0, 2, "per episode"), (0.3, 2, "per episode"), (1.5, 2, "per episode"), (0.7, 20, "per episode")],
+)  # fmt: skip
+def test_intervals_cover_the_accuracy_although_trials_of_an_episode_are_alike(apart, features, labels):
     rng = np.random.default_rng(0)
     episode, found = np.repeat(np.arange(20), 8), []
     for seed in range(150):
-        y = rng.permutation(160) % 2
+        y = rng.permutation(160) % 2 if labels == "per trial" else (rng.permutation(20) % 2)[episode]
         x = rng.standard_normal((160, features)) + rng.standard_normal((20, features))[episode]
         x[:, 0] += apart * (2 * y - 1)
         rows = np.arange(160)[:, None]
@@ -181,6 +185,11 @@ def test_the_margin_for_shared_training_suits_the_measured_variances():
     assert min(ratios) >= 0.85 and max(ratios) <= 1.8
     held = [2 * norm.cdf(1.96 * (decoding.SHARED / ratio) ** 0.5) - 1 for ratio in ratios]
     assert min(held) > 0.90 and max(held) < 0.99
+
+
+def test_measured_intervals_hold_the_truth_in_90_to_99_percent():
+    held = {name: share for name, share in json.loads(RESULTS.read_text())["decoding"].items() if "accuracy" in name}
+    assert len(held) == 24 and all(0.90 <= share <= 0.99 for share in held.values())
 
 
 def test_a_label_is_not_decoded_from_what_it_shares_with_another():
