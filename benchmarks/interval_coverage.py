@@ -104,26 +104,39 @@ def psychometrics() -> dict[str, float]:
     return result
 
 
+# Of decoding: labels, episodes, trials of each, features, classes.
+RECORDINGS = [
+    ("per trial", 20, 10, 2, 2),
+    *(
+        ("per episode", *sizes)
+        for sizes in ((20, 10, 2, 2), (12, 10, 2, 2), (40, 5, 2, 2), (20, 6, 20, 2), (20, 6, 2, 4))
+    ),
+]
+
+
 def decodings() -> dict[str, float]:
-    """Coverage of decoding, and its false alarms, with an offset of each of 20 episodes in the state."""
-    result, episode = {}, np.repeat(np.arange(20), 10)
-    for labels in ("per trial", "per episode"):
+    """Coverage of decoding, and its false alarms, with an offset of each episode in the state."""
+    result = {}
+    for labels, episodes, trials, features, classes in RECORDINGS:
+        episode, n = np.repeat(np.arange(episodes), trials), episodes * trials
+        what = f"labels {labels}, {episodes} episodes of {trials}, {features} features, {classes} classes"
         for apart in (0.0, 0.3, 1.0, 2.0):
             found = []
             for seed in range(300):
                 rng = np.random.default_rng(seed)
-                y = rng.permutation(200) % 2 if labels == "per trial" else rng.permutation(np.arange(20) % 2)[episode]
-                x = rng.standard_normal((200, 2)) + rng.standard_normal((20, 2))[episode]
-                x[:, 0] += apart * (2 * y - 1)
-                rows, shuffles = np.arange(200)[:, None], 100 if apart == 0 else 0
+                y = rng.permutation(n if labels == "per trial" else episodes) % classes
+                y = y if labels == "per trial" else y[episode]
+                x = rng.standard_normal((n, features)) + rng.standard_normal((episodes, features))[episode]
+                x[:, :2] += apart * np.stack([np.cos(2 * np.pi * y / classes), np.sin(2 * np.pi * y / classes)], axis=1)
+                rows, shuffles = np.arange(n)[:, None], 100 if apart == 0 else 0
                 decoded = decoding.decode_states({"h": x}, rows, {"y": y}, episode, shuffles=shuffles, seed=seed)
                 found.append(decoded["h"]["y"])
             truth = float(np.mean([one.accuracy[0] for one in found]))
             ends = np.array([(one.low[0], one.high[0]) for one in found]).T
-            result[f"accuracy {truth:.2f}, labels {labels}"] = held(*ends, truth)
+            result[f"accuracy {truth:.2f}, {what}"] = held(*ends, truth)
             if apart == 0:
                 above = np.mean([one.accuracy[0] > one.anywhere for one in found])
-                result[f"false alarms, labels {labels}"] = round(float(above), 3)
+                result[f"false alarms, {what}"] = round(float(above), 3)
     return result
 
 

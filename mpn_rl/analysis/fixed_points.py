@@ -51,7 +51,9 @@ MOST_SHOWN = 16  # different observations of a period without noise
 MOST_INPUTS = 4  # of them that become constant inputs
 
 
-def shown_inputs(name: str, shown: np.ndarray, counts: np.ndarray, mean: np.ndarray) -> dict[str, np.ndarray]:
+def shown_inputs(
+    name: str, shown: np.ndarray, counts: np.ndarray, mean: np.ndarray, exact: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """The constant inputs that stand for one period of a task, {name: observation (D,)}.
 
     The mean of two different observations, such as those of two contexts, is an input that may never occur. Therefore
@@ -63,19 +65,33 @@ def shown_inputs(name: str, shown: np.ndarray, counts: np.ndarray, mean: np.ndar
         shown: the different observations, (k, D); k = 0 if they are too many.
         counts: how often each occurs, (k,).
         mean: over all steps, (D,).
+        exact: the entries without noise, (D,); the others give no name. None: all.
     """
     often = np.argsort(-counts, kind="stable")[:MOST_INPUTS]
     often = often[10 * counts[often] >= counts.sum()]
     if len(shown) > MOST_SHOWN or not len(often):
         return {name: mean}
-    rows = np.unique(shown[often].astype(float), axis=0)[::-1]
+    rows = shown[often].astype(float)
+    differ = np.ptp(rows, axis=0) > 0 if exact is None else (np.ptp(rows, axis=0) > 0) & exact
     inputs = {}
-    for row in rows:
-        entries = [
-            f"obs_{entry} = {row[entry]:.3g}" for entry in np.flatnonzero(np.ptp(rows, axis=0) > 0) if row[entry]
-        ]
+    for row in sorted(rows, key=lambda row: row[differ].tolist(), reverse=True):
+        entries = [f"obs_{entry} = {row[entry]:.3g}" for entry in np.flatnonzero(differ) if row[entry]]
         inputs[", ".join([name, *(entries or ["zeros"] * (len(rows) > 1))])] = row
     return inputs
+
+
+def period_inputs(name: str, seen: np.ndarray) -> dict[str, np.ndarray]:
+    """`shown_inputs` of one period, each context apart also under noise.
+
+    An entry of the observation with at most MOST_SHOWN values is without noise. The steps with the same values of these
+    entries are one input, in which the entries with noise have their mean over these steps.
+
+    Args: name: of the period. seen: its observations, (n, D).
+    """
+    exact = np.array([len(np.unique(column)) <= MOST_SHOWN for column in seen.T])
+    kinds, group, counts = np.unique(np.where(exact, seen, 0.0), axis=0, return_inverse=True, return_counts=True)
+    sums = np.stack([np.bincount(group.ravel(), column) for column in seen.T], axis=1)
+    return shown_inputs(name, np.where(exact, kinds, sums / counts[:, None]), counts, seen.mean(axis=0), exact)
 
 
 class FixedPoints(NamedTuple):

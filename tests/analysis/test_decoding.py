@@ -154,12 +154,16 @@ def test_a_state_with_an_offset_per_episode_gives_few_false_alarms(labels):
     assert anywhere <= 10 and above <= 8  # 60 shuffles: 5 and 3 expected, at most so many with probability 0.99
 
 
-@pytest.mark.parametrize(("apart", "features"), [(0.0, 2), (0.5, 2), (1.5, 2), (0.7, 20)])
-def test_intervals_cover_the_accuracy_although_trials_of_an_episode_are_alike(apart, features):
+@pytest.mark.parametrize(
+    ("apart", "features", "labels"),
+    [(0.0, 2, "per trial"), (0.5, 2, "per trial"), (1.5, 2, "per trial"), (0.7, 20, "per trial"),
+     (0.0, 2, "per episode"), (0.3, 2, "per episode"), (1.5, 2, "per episode"), (0.7, 20, "per episode")],
+)  # fmt: skip
+def test_intervals_cover_the_accuracy_although_trials_of_an_episode_are_alike(apart, features, labels):
     rng = np.random.default_rng(0)
     episode, found = np.repeat(np.arange(20), 8), []
     for seed in range(150):
-        y = rng.permutation(160) % 2
+        y = rng.permutation(160) % 2 if labels == "per trial" else (rng.permutation(20) % 2)[episode]
         x = rng.standard_normal((160, features)) + rng.standard_normal((20, features))[episode]
         x[:, 0] += apart * (2 * y - 1)
         rows = np.arange(160)[:, None]
@@ -185,6 +189,11 @@ def test_the_margin_for_shared_training_suits_the_measured_variances():
     assert min(ratios) >= 0.85 and max(ratios) <= 1.8
     held = [2 * norm.cdf(1.96 * (decoding.SHARED / ratio) ** 0.5) - 1 for ratio in ratios]
     assert min(held) > 0.90 and max(held) < 0.99
+
+
+def test_measured_intervals_hold_the_truth_in_90_to_99_percent():
+    held = {name: share for name, share in json.loads(RESULTS.read_text())["decoding"].items() if "accuracy" in name}
+    assert len(held) == 24 and all(0.90 <= share <= 0.99 for share in held.values())
 
 
 def test_a_label_is_not_decoded_from_what_it_shares_with_another():
@@ -244,3 +253,61 @@ def test_labels_share_one_factorisation_and_do_not_change_one_another():
     alone = decoding.decode(x, np.arange(60)[:, None], {"b": labels["b"]}, folds, shuffles=9)
     np.testing.assert_array_equal(both["b"].shuffled, alone["b"].shuffled)
     np.testing.assert_array_equal(both["b"].accuracy, alone["b"].accuracy)
+
+
+# --- across steps -------------------------------------------------------------------------------------------
+
+
+def codes(angles, seed=0, trials=120):
+    """States of `trials` trials in which the label is coded at each step along another direction, and the labels."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(trials) % 2
+    axes = np.stack([np.cos(angles), np.sin(angles)], axis=-1)  # (T, 2)
+    drift = 5 * rng.standard_normal((len(axes), 2))  # of all trials alike
+    x = (2 * y - 1)[:, None, None] * axes + drift + 0.3 * rng.standard_normal((trials, len(axes), 2))
+    return x.reshape(-1, 2), np.arange(trials * len(axes)).reshape(trials, len(axes)), y
+
+
+def test_a_rotating_code_is_decoded_near_the_diagonal_and_a_stable_one_everywhere():
+    angles = np.linspace(0, np.pi / 2, 7)  # a quarter turn: at its end nothing of the first direction is left
+    turned = decoding.cross_temporal(*codes(angles), np.arange(120))
+    stable = decoding.cross_temporal(*codes(np.zeros(7)), np.arange(120))
+    assert (np.diag(turned.accuracy) > 0.97).all() and turned.n == 120
+    apart = np.abs(np.subtract.outer(np.arange(7), np.arange(7)))
+    assert (turned.accuracy[apart <= 1] > 0.95).all()
+    assert (turned.accuracy[apart == 6] < turned.limit).all()
+    assert (stable.accuracy > 0.97).all() and 0.55 < stable.limit < 0.75
+
+
+def test_the_diagonal_of_the_matrix_is_the_decoding_at_each_step():
+    x, rows, y = codes(np.linspace(0, 1, 4))
+    x = x + np.random.default_rng(1).standard_normal(x.shape)
+    episodes = np.arange(120) // 4
+    matrix = decoding.cross_temporal(x, rows, y, episodes, shuffles=3)
+    course = decoding.decode_states({"h": x}, rows, {"y": y}, episodes, shuffles=3)["h"]["y"].accuracy
+    np.testing.assert_allclose(np.diag(matrix.accuracy), course)
+
+
+def test_a_matrix_of_noise_stays_below_its_limit():
+    above = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        episodes = np.repeat(np.arange(15), 4)
+        x = rng.standard_normal((60, 5, 3)) + rng.standard_normal((15, 1, 3))[episodes]
+        y = (rng.permutation(15) % 2)[episodes]
+        found = decoding.cross_temporal(
+            x.reshape(-1, 3), np.arange(300).reshape(60, 5), y, episodes, shuffles=60, seed=seed
+        )
+        above += bool((found.accuracy > found.limit).any())
+    assert above <= 7  # 5 % of 60, and at most 7 with probability 0.99
+
+
+def test_a_matrix_leaves_out_trials_without_a_step_and_needs_two_classes():
+    x, rows, y = codes(np.zeros(30))
+    rows[:10, 28] = -1  # a step that most trials have, and one that too many lack
+    rows[:60, 29] = -1
+    found = decoding.cross_temporal(x, rows, y, np.arange(120), shuffles=0)
+    assert len(found.columns) == decoding.MOST_COLUMNS and found.columns[[0, -1]].tolist() == [0, 28]
+    assert found.n == 110 and np.isnan(found.limit)
+    with pytest.raises(MissingDataError, match="one class"):
+        decoding.cross_temporal(x, rows, np.ones(120), np.arange(120))

@@ -299,3 +299,22 @@ def test_each_frequent_observation_of_a_period_is_an_input_and_noise_has_its_mea
     for rows in (many, many[:0]):
         inputs = fixed_points.shown_inputs("delay", rows, np.ones(len(rows), int), mean)
         assert list(inputs) == ["delay"] and inputs["delay"] is mean
+
+
+def test_a_noisy_stimulus_has_an_input_for_each_context():
+    """Entry 0 is constant, entry 1 noise around 3 or 5, entries 2 and 3 the context; a third context is rare."""
+    context = np.repeat([0, 1, 2], [60, 35, 5])
+    rng = np.random.default_rng(0)
+    seen = np.zeros((100, 4))
+    seen[:, 0] = 1
+    seen[:, 1] = np.where(context == 1, 5.0, 3.0) + rng.standard_normal(100)
+    seen[:, 2], seen[:, 3] = context == 0, context == 1
+    inputs = fixed_points.period_inputs("stimulus", rng.permutation(seen))
+    assert list(inputs) == ["stimulus, obs_2 = 1", "stimulus, obs_3 = 1"]
+    np.testing.assert_allclose(inputs["stimulus, obs_2 = 1"], [1, seen[:60, 1].mean(), 1, 0])
+    np.testing.assert_allclose(inputs["stimulus, obs_3 = 1"], [1, seen[60:95, 1].mean(), 0, 1])
+    noise = rng.standard_normal((50, 2))
+    (mean,) = fixed_points.period_inputs("stimulus", noise).values()
+    np.testing.assert_allclose(mean, noise.mean(axis=0))
+    exact = np.repeat(np.eye(3), 40, axis=0)
+    assert list(fixed_points.period_inputs("delay", exact)) == [f"delay, obs_{i} = 1" for i in range(3)]

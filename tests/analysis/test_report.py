@@ -155,7 +155,8 @@ def test_the_report_of_an_mpn_has_every_page(home: Path, monkeypatch: pytest.Mon
     outline = report_of(home, "mpn", monkeypatch)
     titles = {attributes["id"] for attributes in outline.all("h3")}
     names = ("learning", "behaviour", "pca_variance", "trajectories_M", "trajectories_hidden", "demixed", "decoding",
-             "snapshots", "fixed_points", "delay", "noise", "lesions", "relaxation", "weights", "readout")  # fmt: skip
+             "cross_temporal", "snapshots", "fixed_points", "delay", "noise", "lesions", "relaxation",
+             "weights", "readout")  # fmt: skip
     assert {f"page-{name}" for name in names} <= titles
     assert len(outline.all("img")) >= 11
     words = " ".join(outline.words)

@@ -58,6 +58,26 @@ def test_no_place_of_the_decoding_figure_is_empty(recorded, count, tmp_path):
     visualize.save_figure(fig, tmp_path / "a.png")
 
 
+def test_decoding_across_time_has_a_panel_per_state_and_a_line_around_what_beats_chance(tmp_path):
+    accuracy = np.array([[0.5, 0.5, 0.5], [0.5, 0.9, 0.9], [0.5, 0.9, 0.95]])
+    result = decoding.CrossTemporal(np.array([0, 2, 4]), accuracy, 0.66, 80, np.array([1, 2]))
+    marks = {"fixation": 0.0, "stimulus": 200.0}
+    time = np.arange(5) * 100.0
+    fig = state_figures.cross_temporal_figure({"M": result, "h": result}, time, marks, label="stimulus", title="a task")
+    visualize.save_figure(fig, tmp_path / "a.png")
+    for ax, state in zip(fig.axes[:2], ("M", "h"), strict=True):
+        assert ax.get_title(loc="left") == f"stimulus from {state} (n = 80 trials)\nchance stays below 0.66"
+        mesh, line = ax.collections
+        assert mesh.get_clim() == (0.5, 1) and mesh.get_array().shape == (3, 3)
+        vertices = line.get_paths()[0].vertices  # between the first and the second column, at 0.16 of 0.4
+        assert vertices.min() == pytest.approx(80)
+        title = fig._suptitle.get_window_extent()
+        assert ax.title.get_window_extent().y1 <= title.y0 and ax.xaxis.label.get_window_extent().y0 >= 0
+    single = result._replace(columns=np.array([0]), accuracy=accuracy[:1, :1])
+    one = state_figures.cross_temporal_figure({"h": single}, time[:1], {"trial": 0.0}, label="choice", unit="steps")
+    visualize.save_figure(one, tmp_path / "b.png")
+
+
 def test_decoding_of_one_label_at_one_step_is_still_a_picture(tmp_path):
     rng = np.random.default_rng(0)
     states = {"h": rng.standard_normal((40, 3))}

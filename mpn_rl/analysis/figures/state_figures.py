@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from matplotlib.typing import LineStyleType
 
-from mpn_rl.analysis.decoding import Decoding
+from mpn_rl.analysis.decoding import CrossTemporal, Decoding
 from mpn_rl.analysis.demixed import Demixed
 from mpn_rl.analysis.figures.behaviour_figures import BLUE, INK, ORANGE, shade_periods, write_reason
 from mpn_rl.analysis.fixed_points import FixedPoints, relaxation_time
@@ -97,6 +97,43 @@ def decoding_figure(
         axes.flat[-1].legend(*legend, loc="upper left")
     else:
         fig.legend(*legend, loc="outside lower left", ncols=columns + 1)
+    page_title(fig, title)
+    return fig
+
+
+@house_style()
+def cross_temporal_figure(
+    results: Mapping[str, CrossTemporal],
+    time: np.ndarray,
+    marks: Mapping[str, float],
+    *,
+    label: str,
+    unit: str = "ms",
+    title: str | None = None,
+) -> Figure:
+    """Accuracy by the step of training and the step of test, a panel per state; a line surrounds what beats chance.
+
+    Args: results: {state: `decoding.cross_temporal`} of `label`. time, marks: as in `plot_decoding`.
+    """
+    fig, axes = new_panels(1.4 + 3.6 * len(results), 4.9, 1, len(results))
+    for ax, (state, result) in zip(axes[0], results.items(), strict=True):
+        at = time[result.columns]
+        chance = 1 / len(result.classes)
+        image = ax.pcolormesh(at, at, result.accuracy, cmap=SEQUENTIAL, vmin=chance, vmax=1, shading="nearest")
+        if len(at) > 1 and result.accuracy.min() < result.limit < result.accuracy.max():
+            ax.contour(at, at, result.accuracy, [result.limit], colors="white", linewidths=1.2)
+        ax.plot(at, at, color="white", lw=0.8, ls=(0, (2, 2)))
+        for start in list(marks.values())[1:]:
+            ax.axvline(start, color="white", lw=0.6)
+            ax.axhline(start, color="white", lw=0.6)
+        ax.set_xticks([max(start, at[0]) for start in marks.values()], list(marks), rotation=40, ha="right")
+        ax.set_yticks([max(start, at[0]) for start in marks.values()], list(marks))
+        ax.set(xlabel=f"tested at ({at[0]:g} to {at[-1]:g} {unit})", ylabel="trained at")
+        ax.set_box_aspect(1)
+        ax.set_title(
+            f"{label} from {state} (n = {result.n:,} trials)\nchance stays below {result.limit:.2f}", fontsize=9
+        )
+    colour_bar(image, list(axes[0]), "balanced accuracy")
     page_title(fig, title)
     return fig
 

@@ -57,13 +57,12 @@ def snapshots_page(recording: Recording) -> Page:
 
 
 def constant_inputs(recording: Recording) -> dict[str, np.ndarray]:
-    """Zeros as "silence", and what each period shows, {name: (obs_dim,)}, as `fixed_points.shown_inputs`."""
+    """Zeros as "silence", and what each period shows, {name: (obs_dim,)}, as `fixed_points.period_inputs`."""
     seen = recording.activity["observations"].astype(float)
     inputs = {"silence": np.zeros(seen.shape[1])}
     names = recording.activity.get("period", np.full(len(seen), ""))
     for name in dict.fromkeys(names.tolist()):
-        shown, counts = np.unique(seen[names == name], axis=0, return_counts=True)
-        inputs |= fixed_points.shown_inputs(name or "all steps", shown, counts, seen[names == name].mean(axis=0))
+        inputs |= fixed_points.period_inputs(name or "all steps", seen[names == name])
     return inputs
 
 
@@ -137,7 +136,7 @@ def fixed_points_page(recording: Recording) -> Page:
         "eigenvalues of the update of that row of M lie inside the unit circle. The table lists the other inputs: "
         "silence, and what the task shows in each period. Where a period shows few different observations, the "
         "frequent ones (up to four) are separate inputs, named by the entries of the observation in which they "
-        "differ; else the input is the mean."
+        "differ; entries with noise have their mean over the steps of each input."
     )
     arrays = {name: np.asarray(part) for name, part in drawn._asdict().items() if name != "modulation"}
     headline = tuple(line for line in rows if line.what.startswith(f"{shown}: units"))

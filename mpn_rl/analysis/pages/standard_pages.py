@@ -28,6 +28,7 @@ PARTS = ("learning", "behaviour", "state", "memory", "dynamics", "tests", "weigh
 COMPONENTS = 20
 DEMIXED = "Variance by time, stimulus and choice"
 DECODING = "Decoding from the state"
+CROSS_TEMPORAL = "Decoding across time"
 WITHOUT_WEIGHTS = "the weights were not recorded: run analyze collect again"
 
 
@@ -158,6 +159,7 @@ def pages(recording: Recording) -> Iterator[Page]:
         yield attempt_page(stem, "state", title, partial(trajectory_page, recording, state, stem, title))
     yield attempt_page("demixed", "state", DEMIXED, lambda: demixed_page(recording))
     yield attempt_page("decoding", "memory", DECODING, lambda: decoding_page(recording))
+    yield attempt_page("cross_temporal", "memory", CROSS_TEMPORAL, lambda: cross_temporal_page(recording))
 
 
 def attempt_page(name: str, part: str, title: str, make: Callable[[], Page]) -> Page:
@@ -539,3 +541,36 @@ def decoding_page(recording: Recording, shuffles: int = 200) -> Page:
     return Page(
         "decoding", "memory", DECODING, caption, figure, rows, numbers, arrays, headline=headline, warnings=warnings
     )
+
+
+def cross_temporal_page(recording: Recording, shuffles: int = 100) -> Page:
+    """Whether the code of the stimulus, else of the choice or the context, stays the same over the trial."""
+    table, aligned = recording.table, recording.aligned
+    labels, _ = trials.label_sets(recording.activity, aligned, table)
+    label = next((name for name in ("stimulus", "choice", "context") if name in labels), None)
+    if label is None:
+        raise MissingDataError("neither the stimulus nor the choice varies between trials")
+    results = {
+        state: decoding.cross_temporal(array, aligned.rows, labels[label], table["episode"], shuffles=shuffles)
+        for state, array in recording.states.items()
+    }
+    figure = state_figures.cross_temporal_figure(
+        results, aligned.time, aligned.marks(), label=label, unit=aligned.unit,
+        title=f"{recording.title}: decoding across time",
+    )  # fmt: skip
+    episodes = len(np.unique(table["episode"]))
+    caption = (
+        f"Held-out balanced accuracy for the {label} of a linear (ridge) classifier that is trained at one step (row) "
+        f"and tested at another (column), on other episodes (of {episodes:,}; unit of inference: the episode). A "
+        "square is a code that does not change, a bright diagonal alone one that moves. States are centred at each "
+        f"step. White line: 95 % of {shuffles} permutations of the labels over episodes stay below it everywhere. "
+        f"At most {decoding.MOST_COLUMNS} steps, evenly spaced, that {decoding.COMMON:.0%} of the trials have."
+    )
+    rows = []
+    for state, result in results.items():
+        apart = ~np.eye(len(result.columns), dtype=bool)
+        above = float((result.accuracy > result.limit)[apart].mean()) if apart.any() else np.nan
+        rows.append(Row(f"{label} from {state}: share of other steps above chance", above, n=result.n))
+        rows.append(Row(f"{label} from {state}: chance stays below", result.limit, n=result.n))
+    numbers = {state: result._asdict() for state, result in results.items()} | {"label": label, "time": aligned.time}
+    return Page("cross_temporal", "memory", CROSS_TEMPORAL, caption, figure, rows, numbers)
