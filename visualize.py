@@ -49,7 +49,7 @@ UNKNOWN = "#C8C8C8"
 # For lines on white: the middle of the diverging map is grey, and viridis stops before its pale yellow.
 DIVERGING = LinearSegmentedColormap.from_list("evidence", ["#08457E", "#4A90C8", "#A6A6A6", "#EE9A4D", "#A63603"])
 SEQUENTIAL = LinearSegmentedColormap.from_list("time", mpl.colormaps["viridis"](np.linspace(0, 0.92, 64)))
-PERIOD_TINTS = ("#FFFFFF", "#E3EEF7", "#F3F3F3", "#FCEBDD", "#E6F2EC", "#F5E9F1", "#FBF5DC")
+PERIOD_TINTS = ("#FFFFFF", "#CFE3F3", "#E6E6E6", "#FBDCBF", "#CDE8DA", "#EBD2E2", "#F6EEB4")
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
