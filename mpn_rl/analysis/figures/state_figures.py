@@ -5,7 +5,7 @@ As in `behaviour_figures`, a sentence that says what is missing may replace a me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -251,16 +251,26 @@ def plot_map(matrix: np.ndarray, ax: Axes, *, label: str, norm: Normalize | None
 
 
 @house_style()
-def weights_figure(maps: Mapping[str, np.ndarray], *, title: str | None = None) -> Figure:
+def weights_figure(maps: Mapping[str, np.ndarray], *, gates: Sequence[str] = (), title: str | None = None) -> Figure:
     """W, eta and lambda side by side; a map whose values are all equal is a number in the title instead.
 
-    Args: maps: {"W": (H, D), "eta": ...}; (H, 1) and (1, D) hold one value per hidden unit or per input.
+    Args:
+        maps: {"W": (H, D), "eta": ...}; (H, 1) and (1, D) hold one value per hidden unit or per input.
+        gates: names of the equal blocks of rows of every map, as a GRU and an LSTM have them.
     """
     matrices = {name: np.atleast_2d(np.asarray(matrix, float)) for name, matrix in maps.items()}
     drawn = {name: matrix for name, matrix in matrices.items() if np.ptp(matrix) > 0}
     fig, axes = new_panels(max(6.4, 0.6 + 3.2 * len(drawn)), 3.8, 1, max(1, len(drawn)))
     for ax, (name, matrix) in zip(axes[0], drawn.items(), strict=False):
         plot_map(matrix, ax, label=name)
+        if gates:
+            units = len(matrix) / len(gates)
+            ax.set_yticks((np.arange(len(gates)) + 0.5) * units - 0.5, gates)
+            for place in range(1, len(gates)):
+                ax.axhline(place * units - 0.5, color=INK, lw=0.8)
+            ax.set_ylabel(f"gate ({units:g} hidden units each)")
+        if "recurrent" in name:
+            ax.set_xlabel("hidden unit of the step before")
         ax.set_title(f"{name}: {matrix.mean():.3g} ± {matrix.std():.2g} (sd)", fontsize=9)
     alike = ", ".join(f"{name} = {matrix.flat[0]:.4g}" for name, matrix in matrices.items() if name not in drawn)
     if not drawn:
