@@ -217,8 +217,8 @@ def plot_evaluations(evaluations: Evaluations, key: str, ax: Axes, *, best_step:
                 label="greedy evaluation")  # fmt: skip
     for step, value in points:
         if step == best_step:
-            ax.plot(step, value, "*", ms=12, color=MODEL_COLOURS["lstm"], mec="white", zorder=5,
-                    label=f"best: {value:.3g}")  # fmt: skip
+            ax.plot(step, value, "*", ms=12, color=MODEL_COLOURS["lstm"], mec="white", zorder=5, clip_on=False,
+                    label=f"best: {short(float(f'{value:.3g}'))}")  # fmt: skip
     return ax
 
 
@@ -245,7 +245,8 @@ def plot_training_curves(
         best_step: step of the evaluation to mark; by default the one with the highest return_mean.
     """
     if best_step is None and evaluations:
-        best_step = max(evaluations, key=lambda row: row["return_mean"] or 0.0)["step"]
+        known = [row for row in evaluations if row["return_mean"] is not None] or evaluations
+        best_step = max(known, key=lambda row: row["return_mean"] or 0.0)["step"]
     accuracy = rolling_mean(history.get("accuracy", []), 1)
     scored = np.isfinite(accuracy).any() or any(row.get("accuracy") is not None for row in evaluations)
     exploration = "entropy" if "entropy" in history else "epsilon"
@@ -284,8 +285,8 @@ def plot_training_curves(
         ax.set(ylabel=labels.get(name, name), xlabel="environment steps", xlim=(0, last))
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         ax.xaxis.set_major_formatter(thousands)
-        if name != exploration:
-            ax.legend(loc="upper right" if name == "loss" else "lower right")  # "best" is slow on long runs
+        if name != exploration:  # above the axes, where it covers no point
+            ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=2, borderaxespad=0.1)
     page_title(fig, title)
     return fig
 

@@ -134,6 +134,19 @@ def test_training_curves_have_four_labelled_panels_with_the_best_evaluation_mark
     assert raw.get_linewidth() < mean.get_linewidth()
 
 
+def test_the_legends_of_learning_curves_lie_above_the_axes(tmp_path):
+    fig = visualize.plot_training_curves(history(), evaluations())
+    visualize.save_figure(fig, tmp_path / "a.png")
+    for ax in fig.axes[:3]:
+        assert ax.get_legend().get_window_extent().y0 > ax.get_window_extent().y1 - 3  # pixels
+
+
+def test_a_best_return_below_zero_beats_an_unknown_one():
+    rows = [{"step": 1000, "return_mean": None, "accuracy": None}, {"step": 2000, "return_mean": -1210.4}]
+    fig = visualize.plot_training_curves(history(), rows)
+    assert labels(fig.axes[0])[-1] == "best: -1210"
+
+
 def test_the_chosen_checkpoint_is_marked_where_it_is_given():
     fig = visualize.plot_training_curves(history(), evaluations(), best_step=3000)
     assert labels(fig.axes[1])[-1] == "best: 0.9"
