@@ -201,7 +201,8 @@ def plot_noisy_curve(steps: Values, values: Values, ax: Axes, *, window: int, co
     steps = np.asarray(steps, dtype=float)
     ax.plot(steps, rolling_mean(values, 1), ".", ms=4, mew=0, alpha=0.3, color=colour)
     last = np.append(np.diff(steps) != 0, True)[: len(steps)]
-    ax.plot(steps[last], rolling_mean(values, window)[last], lw=2, color=colour, label=label)
+    mean = rolling_mean(values, window)[last]
+    ax.plot(steps[last], mean, lw=2, color=colour, label=label if np.isfinite(mean).any() else None)
     return ax
 
 
@@ -253,18 +254,21 @@ def plot_training_curves(
     rewarded = np.isfinite(rolling_mean(history["reward"], 1)).any() or not len(history["reward"])
     drawn = rolling_mean(history.get(exploration, []), 1)
     explored = np.isfinite(drawn).any()  # TD3 logs neither epsilon nor an entropy, and supervision does not explore
-    panels = ["reward", *(["accuracy"] if scored else []), "loss", *([exploration] if explored and rewarded else [])]
+    learned = np.isfinite(rolling_mean(history.get("loss", []), 1)).any()  # not so where learning starts later
+    shown = {"reward": True, "accuracy": scored, "loss": learned, exploration: explored and rewarded}
+    panels = [name for name, there in shown.items() if there]
     fig = fig or Figure()
     fig.set_layout_engine("constrained", wspace=0.04)
     rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
     fig.set_size_inches((8.8, 5.4) if rows == 2 else (3.5 * columns, 3.2))
-    axes = dict(zip(panels, fig.subplots(rows, columns).flat, strict=True))
+    axes = dict(zip(panels, fig.subplots(rows, columns, squeeze=False).flat, strict=True))
     steps = np.asarray(history["step"], dtype=float)
     window = max(5, len(steps) // 20)
     curve = partial(plot_noisy_curve, steps, window=window, label=f"mean of {window} episodes")
     curve(history["reward"], axes["reward"], colour=MODEL_COLOURS["mpn"])
     plot_evaluations(evaluations, "return_mean", axes["reward"], best_step=best_step)
-    curve(history["loss"], axes["loss"], colour=MODEL_COLOURS["rnn"])
+    if learned:
+        curve(history["loss"], axes["loss"], colour=MODEL_COLOURS["rnn"])
     if exploration in axes:
         axes[exploration].plot(steps, drawn, lw=2, color=MODEL_COLOURS["mlp"])
         axes[exploration].set_ylim(-0.02, 1.06 * max(0.1, *drawn[np.isfinite(drawn)], 0.1))
@@ -285,7 +289,7 @@ def plot_training_curves(
         ax.set(ylabel=labels.get(name, name), xlabel="environment steps", xlim=(0, last))
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         ax.xaxis.set_major_formatter(thousands)
-        if name != exploration:  # above the axes, where it covers no point
+        if ax.get_legend_handles_labels()[0]:  # above the axes, where it covers no point
             ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=2, borderaxespad=0.1)
     page_title(fig, title)
     return fig
@@ -518,7 +522,7 @@ def trajectory_figure(
     solid = projected.shape[1] >= 3
     widths = [1, 1.35, 1.6, 0.035] if solid else [1, 1.35, 0.035]
     grid = fig.add_gridspec(2, len(widths), width_ratios=widths,
-                            left=0.06, right=0.92, top=0.87, bottom=0.12, wspace=0.3)  # fmt: skip
+                            left=0.06, right=0.92, top=0.87, bottom=0.12, wspace=0.4)  # fmt: skip
     draw = partial(plot_trajectories, trials=trials, values=values, categorical=categorical, mean_labels=mean_labels,
                    marks=marks)  # fmt: skip
     longest = max(trials, key=len)

@@ -141,6 +141,14 @@ def test_the_legends_of_learning_curves_lie_above_the_axes(tmp_path):
         assert ax.get_legend().get_window_extent().y0 > ax.get_window_extent().y1 - 3  # pixels
 
 
+def test_a_run_that_has_not_learned_yet_has_no_loss_panel(tmp_path):
+    empty = {name: [] for name in ("step", "reward", "loss", "epsilon")}
+    fig = visualize.plot_training_curves(empty, evaluations(accuracy=False))
+    assert [ax.get_ylabel() for ax in fig.axes] == ["return per episode"]
+    assert labels(fig.axes[0]) == ["greedy evaluation", "best: 3"]
+    visualize.save_figure(fig, tmp_path / "a.png")
+
+
 def test_a_best_return_below_zero_beats_an_unknown_one():
     rows = [{"step": 1000, "return_mean": None, "accuracy": None}, {"step": 2000, "return_mean": -1210.4}]
     fig = visualize.plot_training_curves(history(), rows)
