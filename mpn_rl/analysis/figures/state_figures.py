@@ -193,16 +193,16 @@ def fixed_points_figure(
     several = int((per_unit > 1).sum())
     gains.set(xlabel="hidden unit, by gain", ylabel="feedback gain c of h = f(a + c h)")
     gains.set_title(f"{several} of {units} units have more than one fixed point", fontsize=9)
-    for stable, name, face in ((True, "stable", BLUE), (False, "unstable", "white")):
+    for stable, face in ((True, BLUE), (False, "white")):
         own = points.stable == stable
         colour = BLUE if stable else ORANGE
-        label = f"{name} (n = {own.sum()})"
-        roots.plot(rank[points.unit[own]], points.h[own], "o", ms=3.5, mec=colour, mfc=face, mew=1, label=label)
+        roots.plot(rank[points.unit[own]], points.h[own], "o", ms=3.5, mec=colour, mfc=face, mew=1)
         values = points.eigenvalues[own].ravel()
-        plane.plot(values.real, values.imag, "o", ms=3.5, mec=colour, mfc=face, mew=0.8, label=name)
+        plane.plot(values.real, values.imag, "o", ms=3.5, mec=colour, mfc=face, mew=0.8)
+    stable_points = int(points.stable.sum())
     roots.set(xlabel="hidden unit, by gain", ylabel="h at the fixed point")
-    roots.set_title("fixed points of each unit", fontsize=9)
-    roots.legend(loc="upper left")
+    roots.set_title(f"{stable_points} stable (filled) and {len(points.h) - stable_points} unstable fixed points (open)",
+                    fontsize=9)  # fmt: skip
     around = np.exp(1j * np.linspace(0, 2 * np.pi, 200))
     plane.plot(around.real, around.imag, color="#999999", lw=0.8)
     plane.set(xlabel="real part", ylabel="imaginary part", aspect="equal")
@@ -221,9 +221,10 @@ def fixed_points_figure(
             times.set_xscale("log")
             times.xaxis.set_major_formatter(thousands)
             times.xaxis.set_minor_formatter(NullFormatter())
+        times.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         median = float(np.median(values))
-        times.axvline(median, color=INK, lw=1, ls=(0, (4, 3)), label=f"median {median:.3g} {unit}")
-        times.legend()
+        times.axvline(median, color=INK, lw=1, ls=(0, (4, 3)))
+        times.set_title(f"stable fixed points; dashed: median {median:.3g} {unit}", fontsize=9)
     page_title(fig, title)
     return fig
 
