@@ -77,6 +77,17 @@ _LONGEST_ARRAY = 16  # a condition with more entries than this is a stimulus, no
 _REMOVED_WRAPPERS = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
 
 
+def _space_names(space: gymnasium.Space, names: list[str]) -> list[str]:
+    """The names that a NeuroGym space gives to its entries, {"fixation": 0, "choice": [1, 2]}, put into `names`."""
+    given = vars(space).get("name", {})
+    for name, places in given.items() if isinstance(given, dict) else ():
+        indices = np.atleast_1d(np.asarray(places, dtype=int)).tolist()
+        for order, index in enumerate(indices, start=1):
+            if 0 <= index < len(names):
+                names[index] = str(name) if len(indices) == 1 else f"{name} {order}"
+    return names
+
+
 class NeuroGymWrapper(gymnasium.Wrapper):
     """One NeuroGym task with seeds, a time limit, correct first observations and an info with fixed names.
 
@@ -121,8 +132,6 @@ class NeuroGymWrapper(gymnasium.Wrapper):
         trial_steps: full length of the current trial in steps.
     Raises: ConfigError for max_episode_steps < 1.
     """
-
-    action_names = None
 
     def __init__(self, env: gymnasium.Env, max_episode_steps: int | None = None):
         if max_episode_steps is not None and max_episode_steps < 1:
@@ -284,12 +293,12 @@ class NeuroGymWrapper(gymnasium.Wrapper):
     @property
     def channel_names(self) -> list[str]:
         """A name for each entry of the observation: the task's, such as "stimulus 1", or else obs_0, obs_1, ..."""
-        names = [f"obs_{index}" for index in range(self.obs_dim)]
-        for name, places in vars(self.env.observation_space).get("name", {}).items():
-            indices = np.atleast_1d(np.asarray(places, dtype=int)).tolist()
-            for order, index in enumerate(indices, start=1):
-                names[index] = name if len(indices) == 1 else f"{name} {order}"
-        return names
+        return _space_names(self.env.observation_space, [f"obs_{index}" for index in range(self.obs_dim)])
+
+    @property
+    def action_names(self) -> list[str] | None:
+        """A name for each choice: the task's, such as "choice 1", or else its number; None for action vectors."""
+        return _space_names(self.env.action_space, [str(n) for n in range(self.n_actions)]) if self._discrete else None
 
     @property
     def at_decision(self) -> bool:

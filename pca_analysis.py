@@ -26,7 +26,7 @@ ANYTHING = ArraySpec(NUMBERS + "U", (0, 1, 2, 3), finite=False, low=-np.inf, hig
 # What activity.npz holds. Names become names of files: they have letters, digits and underscores only.
 SCHEMA = {
     "observations|hidden": ArraySpec(dims=(2,)),
-    "q_values": ArraySpec(dims=(2,), finite=False, low=-np.inf, high=np.inf),
+    "q_values|action_probabilities": ArraySpec(dims=(2,), finite=False, low=-np.inf, high=np.inf),
     "actions": ArraySpec(dims=(1, 2)),
     "rewards": ArraySpec(),
     "episode|step|trial": ArraySpec("iu", low=0),

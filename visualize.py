@@ -49,7 +49,7 @@ UNKNOWN = "#C8C8C8"
 # For lines on white: the middle of the diverging map is grey, and viridis stops before its pale yellow.
 DIVERGING = LinearSegmentedColormap.from_list("evidence", ["#08457E", "#4A90C8", "#A6A6A6", "#EE9A4D", "#A63603"])
 SEQUENTIAL = LinearSegmentedColormap.from_list("time", mpl.colormaps["viridis"](np.linspace(0, 0.92, 64)))
-PERIOD_TINTS = ("#FFFFFF", "#E3EEF7", "#F3F3F3", "#FCEBDD", "#E6F2EC", "#F5E9F1", "#FBF5DC")
+PERIOD_TINTS = ("#FFFFFF", "#CFE3F3", "#E6E6E6", "#FBDCBF", "#CDE8DA", "#EBD2E2", "#F6EEB4")
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -201,7 +201,8 @@ def plot_noisy_curve(steps: Values, values: Values, ax: Axes, *, window: int, co
     steps = np.asarray(steps, dtype=float)
     ax.plot(steps, rolling_mean(values, 1), ".", ms=4, mew=0, alpha=0.3, color=colour)
     last = np.append(np.diff(steps) != 0, True)[: len(steps)]
-    ax.plot(steps[last], rolling_mean(values, window)[last], lw=2, color=colour, label=label)
+    mean = rolling_mean(values, window)[last]
+    ax.plot(steps[last], mean, lw=2, color=colour, label=label if np.isfinite(mean).any() else None)
     return ax
 
 
@@ -217,8 +218,8 @@ def plot_evaluations(evaluations: Evaluations, key: str, ax: Axes, *, best_step:
                 label="greedy evaluation")  # fmt: skip
     for step, value in points:
         if step == best_step:
-            ax.plot(step, value, "*", ms=12, color=MODEL_COLOURS["lstm"], mec="white", zorder=5,
-                    label=f"best: {value:.3g}")  # fmt: skip
+            ax.plot(step, value, "*", ms=12, color=MODEL_COLOURS["lstm"], mec="white", zorder=5, clip_on=False,
+                    label=f"best: {short(float(f'{value:.3g}'))}")  # fmt: skip
     return ax
 
 
@@ -245,25 +246,29 @@ def plot_training_curves(
         best_step: step of the evaluation to mark; by default the one with the highest return_mean.
     """
     if best_step is None and evaluations:
-        best_step = max(evaluations, key=lambda row: row["return_mean"] or 0.0)["step"]
+        known = [row for row in evaluations if row["return_mean"] is not None] or evaluations
+        best_step = max(known, key=lambda row: row["return_mean"] or 0.0)["step"]
     accuracy = rolling_mean(history.get("accuracy", []), 1)
     scored = np.isfinite(accuracy).any() or any(row.get("accuracy") is not None for row in evaluations)
     exploration = "entropy" if "entropy" in history else "epsilon"
     rewarded = np.isfinite(rolling_mean(history["reward"], 1)).any() or not len(history["reward"])
     drawn = rolling_mean(history.get(exploration, []), 1)
     explored = np.isfinite(drawn).any()  # TD3 logs neither epsilon nor an entropy, and supervision does not explore
-    panels = ["reward", *(["accuracy"] if scored else []), "loss", *([exploration] if explored and rewarded else [])]
+    learned = np.isfinite(rolling_mean(history.get("loss", []), 1)).any()  # not so where learning starts later
+    shown = {"reward": True, "accuracy": scored, "loss": learned, exploration: explored and rewarded}
+    panels = [name for name, there in shown.items() if there]
     fig = fig or Figure()
     fig.set_layout_engine("constrained", wspace=0.04)
     rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
     fig.set_size_inches((8.8, 5.4) if rows == 2 else (3.5 * columns, 3.2))
-    axes = dict(zip(panels, fig.subplots(rows, columns).flat, strict=True))
+    axes = dict(zip(panels, fig.subplots(rows, columns, squeeze=False).flat, strict=True))
     steps = np.asarray(history["step"], dtype=float)
     window = max(5, len(steps) // 20)
     curve = partial(plot_noisy_curve, steps, window=window, label=f"mean of {window} episodes")
     curve(history["reward"], axes["reward"], colour=MODEL_COLOURS["mpn"])
     plot_evaluations(evaluations, "return_mean", axes["reward"], best_step=best_step)
-    curve(history["loss"], axes["loss"], colour=MODEL_COLOURS["rnn"])
+    if learned:
+        curve(history["loss"], axes["loss"], colour=MODEL_COLOURS["rnn"])
     if exploration in axes:
         axes[exploration].plot(steps, drawn, lw=2, color=MODEL_COLOURS["mlp"])
         axes[exploration].set_ylim(-0.02, 1.06 * max(0.1, *drawn[np.isfinite(drawn)], 0.1))
@@ -284,8 +289,8 @@ def plot_training_curves(
         ax.set(ylabel=labels.get(name, name), xlabel="environment steps", xlim=(0, last))
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         ax.xaxis.set_major_formatter(thousands)
-        if name != exploration:
-            ax.legend(loc="upper right" if name == "loss" else "lower right")  # "best" is slow on long runs
+        if ax.get_legend_handles_labels()[0]:  # above the axes, where it covers no point
+            ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=2, borderaxespad=0.1)
     page_title(fig, title)
     return fig
 
@@ -517,7 +522,7 @@ def trajectory_figure(
     solid = projected.shape[1] >= 3
     widths = [1, 1.35, 1.6, 0.035] if solid else [1, 1.35, 0.035]
     grid = fig.add_gridspec(2, len(widths), width_ratios=widths,
-                            left=0.06, right=0.92, top=0.87, bottom=0.12, wspace=0.3)  # fmt: skip
+                            left=0.06, right=0.92, top=0.87, bottom=0.12, wspace=0.4)  # fmt: skip
     draw = partial(plot_trajectories, trials=trials, values=values, categorical=categorical, mean_labels=mean_labels,
                    marks=marks)  # fmt: skip
     longest = max(trials, key=len)

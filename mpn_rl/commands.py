@@ -324,10 +324,9 @@ def render(args: argparse.Namespace) -> int:
             stderr.print("note: the task draws no pictures; the film shows observations, actions and rewards")
         episode["dt_ms"] = np.array(float(env.dt_ms))
         names = env.channel_names if isinstance(env, NeuroGymWrapper) else None
-        frames = video.neurogym_frames(episode, names)
+        frames = video.neurogym_frames(episode, names, env.action_names)
     else:
-        shown, q_values = episode["frames"], episode["q_values"]
-        frames = video.gym_frames(shown, q_values, episode["actions"], episode["rewards"], env.action_names)
+        frames = video.gym_frames(episode, env.action_names)
     video.write_video(output, frames, args.fps or (10 if neurogym else 30))
     stdout.print(f"{len(episode['actions'])} steps, return {episode['rewards'].sum():.2f}: {output}")
     return 0

@@ -267,7 +267,9 @@ def record_episodes(
             chosen = [network.choose(output[i : i + 1], epsilon, generators[lane]) for i, lane in enumerate(lanes)]
             parts = {f"state_{name}": part.cpu().numpy().astype(precision)
                      for name, part in network.core.state_arrays(state).items()}  # fmt: skip
-            parts |= {"observations": obs.copy(), "q_values": output.cpu().numpy(), "hidden": h.cpu().numpy()}
+            parts |= {"observations": obs.copy(), "hidden": h.cpu().numpy()}
+            if network.output_name:
+                parts[network.output_name] = network.reported(output).cpu().numpy()
             reset, finished = np.zeros((2, len(lanes)), bool)
             for i, action in enumerate(per_lane(torch.cat(chosen).cpu().numpy())):
                 env, log = envs[lanes[i]], logs[lanes[i]]

@@ -454,6 +454,7 @@ def test_observation_channels_have_the_tasks_own_names():
     env = ng.make_neurogym("PerceptualDecisionMaking-v0", {}, 150)
     assert env.channel_names == ["fixation", "stimulus 1", "stimulus 2"]
     assert ng.make_neurogym("Bandit-v0", {}, 150).channel_names == ["obs_0"]
+    assert ng.make_neurogym("GoNogo-v0", {}, 150).action_names == ["fixation", "go"]
 
 
 # --- Periods, rewards and dt ---

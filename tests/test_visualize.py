@@ -134,6 +134,27 @@ def test_training_curves_have_four_labelled_panels_with_the_best_evaluation_mark
     assert raw.get_linewidth() < mean.get_linewidth()
 
 
+def test_the_legends_of_learning_curves_lie_above_the_axes(tmp_path):
+    fig = visualize.plot_training_curves(history(), evaluations())
+    visualize.save_figure(fig, tmp_path / "a.png")
+    for ax in fig.axes[:3]:
+        assert ax.get_legend().get_window_extent().y0 > ax.get_window_extent().y1 - 3  # pixels
+
+
+def test_a_run_that_has_not_learned_yet_has_no_loss_panel(tmp_path):
+    empty = {name: [] for name in ("step", "reward", "loss", "epsilon")}
+    fig = visualize.plot_training_curves(empty, evaluations(accuracy=False))
+    assert [ax.get_ylabel() for ax in fig.axes] == ["return per episode"]
+    assert labels(fig.axes[0]) == ["greedy evaluation", "best: 3"]
+    visualize.save_figure(fig, tmp_path / "a.png")
+
+
+def test_a_best_return_below_zero_beats_an_unknown_one():
+    rows = [{"step": 1000, "return_mean": None, "accuracy": None}, {"step": 2000, "return_mean": -1210.4}]
+    fig = visualize.plot_training_curves(history(), rows)
+    assert labels(fig.axes[0])[-1] == "best: -1210"
+
+
 def test_the_chosen_checkpoint_is_marked_where_it_is_given():
     fig = visualize.plot_training_curves(history(), evaluations(), best_step=3000)
     assert labels(fig.axes[1])[-1] == "best: 0.9"
@@ -280,6 +301,33 @@ def test_frames_show_the_arrays_that_they_were_given():
     assert all((a != b).any() for a, b in zip(video.neurogym_frames(data), other, strict=True))
 
 
+@pytest.mark.parametrize("output", ["q_values", "action_probabilities"])
+def test_the_bars_are_named_after_what_the_agent_chose_by(output):
+    data = recording(q_values=None)
+    film, ax = video._Film(300, 300), visualize.new_figure()[1]
+    video._output_panel(film, ax, {**data, output: RNG.random((24, 3))}, ["wait", "left", "go a bit right"])
+    assert ax.get_title() == {"q_values": "Q-values", "action_probabilities": "action probabilities"}[output] + (
+        " (blue: chosen action)"
+    )
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["wait", "left", "go a bit\nright"]
+
+
+def test_an_early_action_without_a_penalty_is_not_wrong():
+    """Trials of eight steps, the right action is 0 before the decision; the third trial decides wrongly."""
+    actions = np.zeros(24, int)
+    actions[[3, 7, 9, 15, 20, 23]] = 1, 1, 1, 1, 2, 2
+    rewards = np.zeros(24)
+    rewards[9] = -0.1  # the second early action is punished
+    data = {**recording(), "actions": actions, "rewards": rewards}
+    wrong = actions != data["ground_truth"]
+    assert np.flatnonzero(wrong).tolist() == [3, 9, 20, 23]
+    assert np.flatnonzero(video._early(data, wrong)).tolist() == [3, 20]
+    ax = visualize.new_figure()[1]
+    video._action_panel(video._Film(300, 300), ax, data, np.arange(24.0), ["wait", "left", "right"])
+    assert labels(ax) == ["correct", "right", "early", "wrong"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["wait", "left", "right"]
+
+
 def test_many_channels_and_actions_and_a_zero_modulation_fit_on_the_page():
     data = {**recording(steps=3, channels=41, actions=33), "state_M": np.zeros((3, 12, 5))}
     assert len(list(video.neurogym_frames(data, [f"a rather long channel name {i}" for i in range(41)]))) == 3
@@ -293,7 +341,7 @@ def test_a_large_modulation_has_a_frame_for_every_step():
 def test_action_vectors_are_filmed_with_and_without_pictures():
     vectors = RNG.uniform(-1.0, 1.0, (24, 3))
     pictures = RNG.integers(0, 255, (24, 20, 30, 3), dtype=np.uint8)
-    assert len(list(video.gym_frames(pictures, RNG.standard_normal((24, 3)), vectors, np.ones(24)))) == 24
+    assert len(list(video.gym_frames({"frames": pictures, "actions": vectors, "rewards": np.ones(24)}))) == 24
     data = {**recording(), "actions": vectors}
     frames = list(video.neurogym_frames(data))
     other = list(video.neurogym_frames({**data, "actions": -vectors}))
@@ -304,7 +352,8 @@ def test_action_vectors_are_filmed_with_and_without_pictures():
 def test_gym_frames_have_even_size_and_hold_the_rendered_picture(size):
     pictures = np.zeros((3, *size, 3), dtype=np.uint8)
     pictures[:, :, :] = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]])[:, None, None]
-    frames = list(video.gym_frames(pictures, RNG.standard_normal((3, 2)), np.array([0, 1, 0]), np.ones(3)))
+    episode = {"frames": pictures, "q_values": RNG.standard_normal((3, 2)), "actions": np.array([0, 1, 0])}
+    frames = list(video.gym_frames({**episode, "rewards": np.ones(3)}))
     assert all(frame.shape[0] % 2 == frame.shape[1] % 2 == 0 and frame.dtype == np.uint8 for frame in frames)
     assert [frame[200, 20].tolist() for frame in frames] == [[0, 0, 0], [255, 0, 0], [0, 255, 0]]
 

@@ -75,7 +75,7 @@ def compare_runs(args: argparse.Namespace, names: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     print_comparison(rows, pairs, weights_of(runs))
     page = behaviour_figures.comparison_page(
-        rows, pairs, curves, title=f"{len(runs)} runs, evaluation seed {args.seed}"
+        rows, pairs, curves, title=f"{len(runs)} run{'s'[: len(runs) != 1]}, evaluation seed {args.seed}"
     )
     pictures = [save_figure(page, folder / f"comparison.{suffix}") for suffix in formats_of(args)]
     head = ["experiment", "group", "task", "seed", "weights", *MEASURES]

@@ -28,6 +28,8 @@ class ActorCritic(AgentNetwork):
         sample_policy: without exploration, draw from the policy (given a generator) instead of its best action.
     """
 
+    output_name = "action_probabilities"
+
     def __init__(
         self,
         obs_dim: int,
@@ -53,6 +55,10 @@ class ActorCritic(AgentNetwork):
         """A sequence: obs (B, T, D) -> logits (B, T, A), V (B, T), the last state; `reset` as in the core contract."""
         hs, state = self.core.unroll(self.encoder(obs), state, reset)
         return self.head(hs), self.value_head(hs).squeeze(-1), state
+
+    def reported(self, output: Tensor) -> Tensor:
+        """pi(. | s_t) from the logits (B, A)."""
+        return output.softmax(-1)
 
     def choose(self, logits: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """The best actions (B,), or with `sample_policy` sampled ones; a share `epsilon` of them is uniform."""

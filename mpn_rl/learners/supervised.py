@@ -48,6 +48,7 @@ class SupervisedNetwork(AgentNetwork):
         self.obs_dim, self.hidden_dim, self.action_dim = obs_dim, hidden_dim, action_dim
         self.encoder, self.core = encoder, core
         self.head = nn.Linear(hidden_dim, action_dim)
+        self.output_name = "action_probabilities" if low is None else None
         self.register_buffer("low", None if low is None else torch.tensor(np.asarray(low, np.float32)))
         self.register_buffer("high", None if high is None else torch.tensor(np.asarray(high, np.float32)))
 
@@ -63,6 +64,10 @@ class SupervisedNetwork(AgentNetwork):
         x = self.encoder(obs)
         hs, state = self.core.unroll(x if noise is None else x + noise, state, reset)
         return self.head(hs), state
+
+    def reported(self, output: Tensor) -> Tensor:
+        """The probabilities of the choices from their scores (B, A)."""
+        return output.softmax(-1)
 
     def choose(self, scores: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """The best choices (B,), a share `epsilon` of them replaced by uniform ones; or the actions within bounds."""

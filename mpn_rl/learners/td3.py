@@ -91,6 +91,7 @@ class Actor(AgentNetwork):
         low, high: bounds of the actions, (action_dim,).
     """
 
+    output_name = None
     head: BoundedHead
 
     def __init__(

@@ -76,6 +76,7 @@ class AgentNetwork(nn.Module):
     core: Core
     head: nn.Module
     hidden_dim: int  # H, of the core
+    output_name: str | None = "q_values"  # of what `reported` returns, in recordings; None: the actions say it all
     sample_policy: bool | None = None  # draw from the policy instead of its best action; None: it cannot be drawn from
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> State:
@@ -107,6 +108,10 @@ class AgentNetwork(nn.Module):
         """Actions by `choose`, and the next state, which does not depend on the action."""
         h, state = self.features(obs, state)
         return self.choose(self.head(h), epsilon, generator), state
+
+    def reported(self, output: Tensor) -> Tensor:
+        """What a recording stores of the head's output (B, A)."""
+        return output
 
     def choose(self, preferences: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """Actions from the head's output (B, A); a share `epsilon` of them is random."""

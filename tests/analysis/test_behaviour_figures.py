@@ -125,8 +125,8 @@ def test_an_axis_of_noise_from_zero_leaves_no_third_empty_and_names_its_line_out
     )
     visualize.save_figure(fig, tmp_path / "a.png")
     ax = fig.axes[0]
-    first = ax.transAxes.inverted().transform(ax.transData.transform((0.0, 0.5)))[0]
-    assert 0 < first < 0.1
+    first, second = ax.transAxes.inverted().transform(ax.transData.transform([(0.0, 0.5), (0.1, 0.5)]))[:, 0]
+    assert 0 < first < 0.1 and second < 0.25
     (name,) = [text for text in ax.texts if text.get_text() == "chance"]
     assert name.get_window_extent().x0 >= ax.get_window_extent().x1
 

@@ -110,9 +110,9 @@ def test_fixed_points_are_counted_by_stability(tmp_path, rule):
     points = fixed_points.mpn_fixed_points(weight, None, 0.7, 0.88, x, rule=rule)
     fig = state_figures.fixed_points_figure(points, dt=100.0, unit="ms", title="delay")
     gains, roots, plane, times = fig.axes
-    labels = [text.get_text() for text in roots.get_legend().get_texts()]
     stable = int(points.stable.sum())
-    assert labels == [f"stable (n = {stable})", f"unstable (n = {len(points.h) - stable})"]
+    title = f"{stable} stable (filled) and {len(points.h) - stable} unstable fixed points (open)"
+    assert roots.get_title(loc="left") == title and not any(ax.get_legend() for ax in fig.axes)
     assert f"{(points.per_unit() > 1).sum()} of 20 units" in gains.get_title(loc="left")
     assert times.get_xlabel() == "slowest relaxation time (ms)"
     assert sum(patch.get_height() for patch in times.patches) == stable
@@ -133,6 +133,10 @@ def test_maps_that_vary_are_drawn_and_the_others_written():
     image = fig.axes[0].images[0]
     assert image.norm.vmin == -2 and image.norm.vmax == 2  # both signs: white is zero
     assert fig.get_suptitle() == "mpn\nfor all synapses eta = 0.7, lambda = 0.9"
+    gru = state_figures.weights_figure({"W recurrent": np.arange(48.0).reshape(12, 4)}, gates=("r", "z", "n")).axes[0]
+    assert [label.get_text() for label in gru.get_yticklabels()] == ["r", "z", "n"]
+    assert gru.get_yticks().tolist() == [1.5, 5.5, 9.5]  # the middles of rows 0 to 3, 4 to 7, 8 to 11
+    assert gru.get_xlabel() == "hidden unit of the step before"
     per_unit = state_figures.weights_figure({"eta": np.array([[0.1], [0.2]])})
     assert per_unit.axes[0].images[0].get_array().shape == (2, 1)
     assert "not available" in state_figures.weights_figure({"eta": np.array([[1.0]])}).axes[0].texts[0].get_text()

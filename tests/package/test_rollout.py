@@ -229,6 +229,16 @@ def test_a_recording_holds_the_events_of_every_step() -> None:
     assert (episode["correct"][:3] == float(episode["actions"][2] == 1)).all()
 
 
+def test_a_recording_names_what_the_learner_puts_out() -> None:
+    torch.manual_seed(0)
+    config = cfg.make_config("train", {"hidden_dim": 5, "embed_dim": 0, "learner": "a2c"})
+    net = registry.make_network(config, registry.Spaces(2, 3)).requires_grad_(False)
+    (episode,) = record_episodes(net, [Clock()], [5])
+    assert "q_values" not in episode
+    np.testing.assert_allclose(episode["action_probabilities"].sum(axis=1), 1.0, rtol=1e-5)
+    assert (episode["actions"] == episode["action_probabilities"].argmax(1)).all()
+
+
 def test_a_condition_that_a_trial_lacks_is_nan_or_empty() -> None:
     (episode,) = record_episodes(network(), [Clock()], [5])
     assert episode["condition_side"].tolist() == ["left", "left", "left", "", "", ""]

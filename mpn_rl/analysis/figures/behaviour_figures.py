@@ -153,7 +153,7 @@ def curve_figure(
             ax.set_xscale("log")
         else:
             least = float(x[x > 0].min())
-            ax.set_xscale("symlog", linthresh=least)
+            ax.set_xscale("symlog", linthresh=least, linscale=0.3)  # from 0 to the first step as far as a factor of 2
             ax.set_xlim(min(x.min(), 0) - 0.1 * least, 1.15 * x.max())  # the default leaves a third empty
         ticks = np.unique(x)
         ax.set_xticks(ticks, [short(tick) for tick in ticks])

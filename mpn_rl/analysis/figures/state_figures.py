@@ -5,7 +5,7 @@ As in `behaviour_figures`, a sentence that says what is missing may replace a me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -230,16 +230,16 @@ def fixed_points_figure(
     several = int((per_unit > 1).sum())
     gains.set(xlabel="hidden unit, by gain", ylabel="feedback gain c of h = f(a + c h)")
     gains.set_title(f"{several} of {units} units have more than one fixed point", fontsize=9)
-    for stable, name, face in ((True, "stable", BLUE), (False, "unstable", "white")):
+    for stable, face in ((True, BLUE), (False, "white")):
         own = points.stable == stable
         colour = BLUE if stable else ORANGE
-        label = f"{name} (n = {own.sum()})"
-        roots.plot(rank[points.unit[own]], points.h[own], "o", ms=3.5, mec=colour, mfc=face, mew=1, label=label)
+        roots.plot(rank[points.unit[own]], points.h[own], "o", ms=3.5, mec=colour, mfc=face, mew=1)
         values = points.eigenvalues[own].ravel()
-        plane.plot(values.real, values.imag, "o", ms=3.5, mec=colour, mfc=face, mew=0.8, label=name)
+        plane.plot(values.real, values.imag, "o", ms=3.5, mec=colour, mfc=face, mew=0.8)
+    stable_points = int(points.stable.sum())
     roots.set(xlabel="hidden unit, by gain", ylabel="h at the fixed point")
-    roots.set_title("fixed points of each unit", fontsize=9)
-    roots.legend(loc="upper left")
+    roots.set_title(f"{stable_points} stable (filled) and {len(points.h) - stable_points} unstable fixed points (open)",
+                    fontsize=9)  # fmt: skip
     around = np.exp(1j * np.linspace(0, 2 * np.pi, 200))
     plane.plot(around.real, around.imag, color="#999999", lw=0.8)
     plane.set(xlabel="real part", ylabel="imaginary part", aspect="equal")
@@ -258,9 +258,10 @@ def fixed_points_figure(
             times.set_xscale("log")
             times.xaxis.set_major_formatter(thousands)
             times.xaxis.set_minor_formatter(NullFormatter())
+        times.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         median = float(np.median(values))
-        times.axvline(median, color=INK, lw=1, ls=(0, (4, 3)), label=f"median {median:.3g} {unit}")
-        times.legend()
+        times.axvline(median, color=INK, lw=1, ls=(0, (4, 3)))
+        times.set_title(f"stable fixed points; dashed: median {median:.3g} {unit}", fontsize=9)
     page_title(fig, title)
     return fig
 
@@ -288,16 +289,26 @@ def plot_map(matrix: np.ndarray, ax: Axes, *, label: str, norm: Normalize | None
 
 
 @house_style()
-def weights_figure(maps: Mapping[str, np.ndarray], *, title: str | None = None) -> Figure:
+def weights_figure(maps: Mapping[str, np.ndarray], *, gates: Sequence[str] = (), title: str | None = None) -> Figure:
     """W, eta and lambda side by side; a map whose values are all equal is a number in the title instead.
 
-    Args: maps: {"W": (H, D), "eta": ...}; (H, 1) and (1, D) hold one value per hidden unit or per input.
+    Args:
+        maps: {"W": (H, D), "eta": ...}; (H, 1) and (1, D) hold one value per hidden unit or per input.
+        gates: names of the equal blocks of rows of every map, as a GRU and an LSTM have them.
     """
     matrices = {name: np.atleast_2d(np.asarray(matrix, float)) for name, matrix in maps.items()}
     drawn = {name: matrix for name, matrix in matrices.items() if np.ptp(matrix) > 0}
     fig, axes = new_panels(max(6.4, 0.6 + 3.2 * len(drawn)), 3.8, 1, max(1, len(drawn)))
     for ax, (name, matrix) in zip(axes[0], drawn.items(), strict=False):
         plot_map(matrix, ax, label=name)
+        if gates:
+            units = len(matrix) / len(gates)
+            ax.set_yticks((np.arange(len(gates)) + 0.5) * units - 0.5, gates)
+            for place in range(1, len(gates)):
+                ax.axhline(place * units - 0.5, color=INK, lw=0.8)
+            ax.set_ylabel(f"gate ({units:g} hidden units each)")
+        if "recurrent" in name:
+            ax.set_xlabel("hidden unit of the step before")
         ax.set_title(f"{name}: {matrix.mean():.3g} ± {matrix.std():.2g} (sd)", fontsize=9)
     alike = ", ".join(f"{name} = {matrix.flat[0]:.4g}" for name, matrix in matrices.items() if name not in drawn)
     if not drawn:

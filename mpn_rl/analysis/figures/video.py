@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -64,49 +65,53 @@ class _Film:
 Update = Callable[[int], None]
 
 
-def _q_panel(
-    film: _Film, ax: Axes, q_values: np.ndarray, actions: np.ndarray, names: Sequence[str] | None = None
-) -> Update:
-    """Q-values as bars on a fixed scale; the bar of the chosen action is blue. Action vectors are their own bars."""
-    vectors = np.ndim(actions) == 2
-    q_values = np.nan_to_num(np.asarray(actions if vectors else q_values, dtype=float))
-    low, high = min(0.0, q_values.min()), max(0.0, q_values.max())
+OUTPUTS = {"q_values": "Q-values", "action_probabilities": "action probabilities"}
+
+
+def _output_panel(film: _Film, ax: Axes, recording: Episode, names: Sequence[str] | None = None) -> Update:
+    """What the agent chose by, as bars on a fixed scale; the bar of the chosen action is blue.
+
+    Action vectors are their own bars, and so are choices without any such array.
+    """
+    actions = np.asarray(recording["actions"])
+    vectors = actions.ndim == 2
+    output = next((name for name in OUTPUTS if name in recording and not vectors), None)
+    if output:
+        values, title = np.asarray(recording[output], dtype=float), f"{OUTPUTS[output]} (blue: chosen action)"
+    else:
+        values, title = actions.astype(float).reshape(len(actions), -1), "action"
+    values = np.nan_to_num(values)
+    low, high = min(0.0, values.min()), max(0.0, values.max())
     pad = 0.06 * (high - low or 1.0)
-    places = np.arange(q_values.shape[1])
+    places = np.arange(values.shape[1])
     bars = [film.move(bar) for bar in ax.bar(places, 0 * places, width=0.7)]
     ax.set(ylim=(low - pad * (low < 0), high + pad), xlim=(-0.6, len(places) - 0.4))
-    ax.set_title("action" if vectors else "Q-values (blue: chosen action)")
-    shown = places[:: -(-len(places) // 12)]
-    ax.set_xticks(shown, [names[place] if names else str(place) for place in shown])
+    ax.set_title(title)
+    if names and output and len(places) <= 6:
+        ax.set_xticks(places, [textwrap.fill(name[:30], 36 // len(places)) for name in names])
+    else:
+        ax.set_xticks(places[:: -(-len(places) // 12)])
     ax.axhline(0, color="#444444", lw=0.8)
 
     def update(t: int) -> None:
         for place, bar in enumerate(bars):
-            chosen = vectors or place == actions[t]
-            bar.set(height=q_values[t, place], facecolor=MODEL_COLOURS["mpn"] if chosen else "#DCDCDC")
+            chosen = not output or place == actions[t]
+            bar.set(height=values[t, place], facecolor=MODEL_COLOURS["mpn"] if chosen else "#DCDCDC")
 
     return update
 
 
 @house_style()
-def gym_frames(
-    frames: Sequence[np.ndarray] | np.ndarray,
-    q_values: np.ndarray,
-    actions: np.ndarray,
-    rewards: np.ndarray,
-    action_names: Sequence[str] | None = None,
-) -> Iterator[np.ndarray]:
-    """Rendered frames beside the Q-values of each step, with the return so far.
+def gym_frames(recording: Episode, action_names: Sequence[str] | None = None) -> Iterator[np.ndarray]:
+    """Rendered frames beside the Q-values, action probabilities or action vector of each step, with the return so far.
 
     Args:
-        frames: (T, H, W, 3) uint8.
-        q_values: (T, A).
-        actions: (T,) choices, or (T, A) vectors.
-        rewards: (T,).
+        recording: the arrays of one episode of `rollout.record_episodes`, with `frames` (T, H, W, 3) uint8.
         action_names: (A,), by default the numbers of the actions.
 
     Returns: T frames, uint8 RGB, of even width and height.
     """
+    frames = recording["frames"]
     height, width = np.shape(frames[0])[:2]
     scale = 400 / height
     image_width, header, panel = round(width * scale), 36, 300
@@ -116,14 +121,14 @@ def gym_frames(
     picture.axis("off")
     image = film.move(picture.imshow(frames[0], aspect="auto"))
     bars = film.fig.add_axes(((image_width + 60) / page_width, 0.14, (panel - 80) / page_width, 0.7))
-    update_q = _q_panel(film, bars, q_values, actions, action_names)
+    update_output = _output_panel(film, bars, recording, action_names)
     text = film.move(film.fig.text(10 / page_width, 1 - 18 / page_height, "", va="center", fontsize=11))
 
     def play() -> Iterator[np.ndarray]:
         film.freeze()
-        for t, total in enumerate(np.cumsum(rewards)):
+        for t, total in enumerate(np.cumsum(recording["rewards"])):
             image.set_data(frames[t])
-            update_q(t)
+            update_output(t)
             text.set_text(f"step {t + 1}     return {total:.5g}")
             yield film.frame()
 
@@ -132,9 +137,12 @@ def gym_frames(
 
 @house_style()
 def neurogym_frames(
-    recording: Episode, channel_names: Sequence[str] | None = None, window: int = 80
+    recording: Episode,
+    channel_names: Sequence[str] | None = None,
+    action_names: Sequence[str] | None = None,
+    window: int = 80,
 ) -> Iterator[np.ndarray]:
-    """An episode of trials: observations, actions, rewards, Q-values and M.
+    """An episode of trials: observations, actions, rewards, M, and Q-values or action probabilities.
 
     Time runs from left to right over `window` steps, then starts again at the left. Frame t shows observation t, the
     action and Q-values for it, the reward that followed, and the state after it.
@@ -142,6 +150,7 @@ def neurogym_frames(
     Args:
         recording: the arrays of one episode of an activity.npz; without state_M, the video shows h.
         channel_names: one per observation feature.
+        action_names: one per choice, by default their numbers.
         window: number of steps on a page.
 
     Returns: a frame per step, uint8 RGB, 960 x 600.
@@ -154,7 +163,7 @@ def neurogym_frames(
     time = np.arange(len(recording["actions"])) * clock
     panels = [
         _observation_panel(film, left[0], recording, time, channel_names),
-        _action_panel(film, left[1], recording, time),
+        _action_panel(film, left[1], recording, time, action_names),
         _reward_panel(film, left[2], recording, time),
     ]
     for ax in left[:2]:
@@ -162,8 +171,7 @@ def neurogym_frames(
     left[2].set_xlabel("time (s)" if recording.get("dt_ms", 0) else "time (steps)")
     _mark_trials(left, recording, time, clock)
     cursors = [film.move(ax.axvline(0, color="#222222", lw=1)) for ax in left]
-    q_axes = film.fig.add_subplot(grid[0, 1])
-    update_q = _q_panel(film, q_axes, recording["q_values"], recording["actions"])
+    update_output = _output_panel(film, film.fig.add_subplot(grid[0, 1]), recording, action_names)
     update_state = _state_panel(film, film.fig.add_subplot(grid[1:, 1]), recording)
     headline = film.move(film.fig.text(0.1, 0.962, "", va="center", fontsize=12))
     score = film.move(film.fig.text(0.935, 0.962, "", va="center", ha="right", fontsize=12))
@@ -180,7 +188,7 @@ def neurogym_frames(
                 panel(slice(start, t + 1))
             for cursor in cursors:
                 cursor.set_xdata([time[t], time[t]])
-            update_q(t)
+            update_output(t)
             update_state(t)
             period = f": {recording['period'][t]}" if "period" in recording and recording["period"][t] else ""
             headline.set_text(f"trial {recording['trial'][t] + 1}{period}")
@@ -200,6 +208,7 @@ def _observation_panel(
     channels = np.asarray(recording["observations"], dtype=float).T
     names = names or [f"obs_{index}" for index in range(len(channels))]
     above, below = channels.max(axis=1).clip(min=0), channels.min(axis=1).clip(max=0)
+    above = np.maximum(above, below + 0.4 * (above - below).max())  # names of flat channels need room too
     gap = 0.2 * (above - below).max() or 1.0
     levels = np.concatenate([[0.0], np.cumsum(below[:-1] - above[1:] - gap)])  # the zero of each channel
     ax.set_ylim(levels[-1] + below[-1] - gap, above[0] + gap)
@@ -216,8 +225,16 @@ def _observation_panel(
     return reveal
 
 
-def _action_panel(film: _Film, ax: Axes, recording: Episode, time: np.ndarray) -> Reveal:
-    """The chosen action, right or wrong, over the correct one; only the chosen one where none is known.
+def _early(recording: Episode, wrong: np.ndarray) -> np.ndarray:
+    """Which of the `wrong` steps (T,) only came early: before the last period of their trial, and without a penalty."""
+    periods, new_trial = np.asarray(recording.get("period", np.full(len(wrong), ""))), recording["new_trial"]
+    last = np.flatnonzero(np.append(new_trial[:-1], True))  # steps of each trial
+    final = np.repeat(periods[last], np.diff(last, prepend=-1))
+    return wrong & (periods != final) & (np.asarray(recording["rewards"]) >= 0)
+
+
+def _action_panel(film: _Film, ax: Axes, recording: Episode, time: np.ndarray, names: Sequence[str] | None) -> Reveal:
+    """The chosen action, right, early or wrong, over the correct one; only the chosen one where none is known.
 
     The entries of action vectors are lines.
     """
@@ -226,10 +243,12 @@ def _action_panel(film: _Film, ax: Axes, recording: Episode, time: np.ndarray) -
     chosen = np.asarray(recording["actions"], dtype=float)
     correct = np.asarray(recording.get("ground_truth", -np.ones(len(chosen))), dtype=float)
     known = correct >= 0
+    early = _early(recording, known & (chosen != correct))
     looks = [
         ("correct", np.where(known, correct, np.nan), "s", "#BDBDBD", 9),
-        ("chosen, right", np.where(known & (chosen == correct), chosen, np.nan), "o", MODEL_COLOURS["rnn"], 4),
-        ("chosen, wrong", np.where(known & (chosen != correct), chosen, np.nan), "X", MODEL_COLOURS["lstm"], 6),
+        ("right", np.where(known & (chosen == correct), chosen, np.nan), "o", MODEL_COLOURS["rnn"], 4),
+        ("early", np.where(early, chosen, np.nan), "d", MODEL_COLOURS["gru"], 5),
+        ("wrong", np.where(known & ~early & (chosen != correct), chosen, np.nan), "X", MODEL_COLOURS["lstm"], 6),
         ("chosen", np.where(known, np.nan, chosen), "o", MODEL_COLOURS["mpn"], 4),
     ]
     looks = [look for look in looks if np.isfinite(look[1]).any()]
@@ -238,10 +257,15 @@ def _action_panel(film: _Film, ax: Axes, recording: Episode, time: np.ndarray) -
         line = Line2D([], [], ls="", label=name, marker=marker, color=colour, mec="none", ms=size)
         handles.append(line)
         lines.append(film.move(ax.plot([], [], ls="", marker=marker, color=colour, mec="none", ms=size)[0]))
-    ax.legend(handles=handles, ncols=4, loc="lower right", bbox_to_anchor=(1.01, 0.96), handletextpad=0.1)
+    ax.legend(handles=handles, ncols=5, loc="lower right", bbox_to_anchor=(1.01, 0.96), handletextpad=0.1)
     ax.set_title("action")
-    ax.set_ylim(-0.6, recording["q_values"].shape[1] - 0.4)
-    ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    output = next((recording[name] for name in OUTPUTS if name in recording), None)
+    count = int(max(chosen.max(), correct.max())) + 1 if output is None else np.shape(output)[1]
+    ax.set_ylim(-0.6, count - 0.4)
+    if names and count <= 6:
+        ax.set_yticks(range(count), [name[:14] for name in names])
+    else:
+        ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
 
     def reveal(shown: slice) -> None:
         for line, look in zip(lines, looks, strict=True):

@@ -193,6 +193,8 @@ def _nanmean(values: np.ndarray) -> np.ndarray:
 
 NAMES = {"weight": "W", "eta": "eta", "lambda_decay": "lambda", "alpha": "alpha", "weight_ih_l": "W input ",
          "weight_hh_l": "W recurrent "}  # fmt: skip
+# The order in which torch.nn stacks the rows.
+GATES = {"gru": ("reset r", "update z", "candidate n"), "lstm": ("input i", "forget f", "cell g", "output o")}
 
 
 def core_maps(recording: Recording, most: int = 4) -> dict[str, np.ndarray]:
@@ -215,11 +217,12 @@ def core_maps(recording: Recording, most: int = 4) -> dict[str, np.ndarray]:
 def weights_page(recording: Recording) -> Page:
     """Maps of W, eta and lambda, or of the other matrices of the core."""
     maps = core_maps(recording)
-    figure = state_figures.weights_figure(maps, title=f"{recording.title}: weights")
+    gates = GATES.get(recording.config["core"]["name"], ())
+    figure = state_figures.weights_figure(maps, gates=gates, title=f"{recording.title}: weights")
     rows = [Row(f"{name}, mean", float(array.mean()), n=array.size) for name, array in maps.items()]
     numbers = {name: {"mean": array.mean(), "sd": array.std(), "shape": array.shape} for name, array in maps.items()}
     caption = (
-        "The core's trained weights, hidden units down, inputs across: "
+        f"The core's trained weights, {'gates and their ' if gates else ''}hidden units down, inputs across: "
         + ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in maps.items())
         + ". A value that all synapses share is given in the title. Blue is negative, red positive."
     )

@@ -220,9 +220,9 @@ def learning_page(
     caption = (
         "Return, accuracy (if the task scores trials), loss and exploration over environment steps, n = 1 run of "
         f"{len(history['step']):,} episodes. Dots: single training episodes; lines: their rolling means; open points: "
-        f"{len(evaluations)} evaluations without exploration; dashed: reference policies. analyze compare compares "
-        "several runs, with bands over seeds. The highest of several evaluations is too high on average: the accuracy "
-        "of the behaviour page is measured on other episodes."
+        f"{len(evaluations)} evaluation{'s'[: len(evaluations) != 1]} without exploration; dashed: reference "
+        "policies. analyze compare compares several runs, with bands over seeds. The highest of several evaluations "
+        "is too high on average: the accuracy of the behaviour page is measured on other episodes."
     )
     return Page(
         name, "learning", heading, caption, figure, table, {"evaluations": evaluations}, headline=tuple(table[1:2])
