@@ -20,8 +20,9 @@ from mpn_rl import registry
 from mpn_rl.contracts import Batch, Steps
 from mpn_rl.kernels import linear
 from mpn_rl.kernels.linear import Linear
-from mpn_rl.learners.td3 import TD3, Actor, BoundedHead, TD3Learner, value_network
+from mpn_rl.learners.td3 import TD3, Actor, TD3Learner, value_network
 from mpn_rl.learners.transition_replay import TransitionReplay, transition_batch
+from mpn_rl.networks.action_heads import BoundedHead
 from mpn_rl.networks.baseline_cores import MLPCore, RecurrentCore
 from mpn_rl.rollout import evaluate
 from mpn_rl.training import Run
