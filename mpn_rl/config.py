@@ -410,7 +410,9 @@ class DQNConfig(ReplayConfig, LearnerConfig, name="dqn"):
 
 
 @dataclass(frozen=True)
-class A2CConfig(LearnerConfig, name="a2c"):
+class OnPolicyConfig(Section):
+    """Options of the learners from rollouts."""
+
     gamma: float = option(0.9, "discount per step", low=0.0, high=1.0)
     rollout_steps: int = option(32, "steps of each lane per update", low=1)
     gae_lambda: float | None = option(
@@ -435,12 +437,28 @@ class A2CConfig(LearnerConfig, name="a2c"):
     )
     learning_rate: float = option(6e-3, "Adam's step size", above=0.0)
     lr_final: float = option(0.1, "final step size, as a fraction of --learning-rate", low=0.0, high=1.0)
-    adam_eps: float = option(1e-8, "Adam's epsilon, which limits the steps along small gradients", above=0.0)
-    weight_decay: float = option(0.0, "L2 penalty, added to the gradient (Adam, not AdamW)", low=0.0)
     grad_clip: float = option(1.0, "largest gradient norm", above=0.0)
-    warmup_updates: int = option(0, "rollouts at the start without an update", low=0)
     eval_policy: Literal["greedy", "sample"] = option(
         "greedy", "evaluated policy: the most probable action, or actions drawn as in training"
+    )
+
+
+@dataclass(frozen=True)
+class A2CConfig(OnPolicyConfig, LearnerConfig, name="a2c"):
+    adam_eps: float = option(1e-8, "Adam's epsilon, which limits the steps along small gradients", above=0.0)
+    weight_decay: float = option(0.0, "L2 penalty, added to the gradient (Adam, not AdamW)", low=0.0)
+    warmup_updates: int = option(0, "rollouts at the start without an update", low=0)
+
+
+@dataclass(frozen=True)
+class PPOConfig(OnPolicyConfig, LearnerConfig, name="ppo"):
+    epochs: int = option(20, "passes over each rollout", low=1)
+    minibatches: int = option(1, "groups of lanes per pass, each with a step of Adam", low=1)
+    clip_range: float = option(
+        0.2,
+        "change of an action's probability, as a fraction, beyond which nothing is gained",
+        above=0.0,
+        idle=[{"epochs": (1,), "minibatches": (1,)}],
     )
 
 
@@ -898,6 +916,20 @@ LEARNER_DEFAULTS: dict[tuple[str, str], Options] = {
         "num_envs": 8,  # one update per 256 steps; a step costs an eighth of a step with replay
         "total_steps": 400_000,
         "eval_freq": 40_000,
+    },
+    ("train", "ppo"): {
+        "gamma": 0.98,
+        "rollout_steps": 32,
+        "learning_rate": 1e-3,
+        "lr_final": 0.0,
+        "gae_lambda": 0.8,
+        "value_coef": 0.5,
+        "entropy_coef": 0.0,
+        "normalize_advantage": True,
+        "num_envs": 8,
+        "total_steps": 100_000,
+        "eval_freq": 10_000,
+        "eval_episodes": 50,
     },
     ("train", "td3"): {
         "env_name": "Pendulum-v1",

@@ -20,7 +20,7 @@ from mpn_dqn import MPNDQN, DQNLearner
 from mpn_module import MPN
 from mpn_rl import config as cfg
 from mpn_rl.contracts import Core, Learner, Memory, Network, Task, state_parts
-from mpn_rl.learners.a2c import A2CLearner, ActorCritic
+from mpn_rl.learners.a2c import A2CLearner, ActorCritic, PPOLearner
 from mpn_rl.learners.base import ReplayLearner, ReplaySizes, RolloutLearner, SequenceLearner
 from mpn_rl.learners.supervised import SupervisedLearner, SupervisedNetwork
 from mpn_rl.learners.td3 import Actor, TD3Learner
@@ -62,6 +62,7 @@ AnyLearner = ReplayLearner | RolloutLearner | SequenceLearner
 LEARNERS: dict[type[cfg.LearnerConfig], tuple[type[AnyLearner], Callable[..., AgentNetwork]]] = {
     cfg.DQNConfig: (DQNLearner, MPNDQN),
     cfg.A2CConfig: (A2CLearner, ActorCritic),
+    cfg.PPOConfig: (PPOLearner, ActorCritic),
     cfg.TD3Config: (TD3Learner, Actor),
     cfg.SupervisedConfig: (SupervisedLearner, SupervisedNetwork),
 }
@@ -176,7 +177,11 @@ def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> 
 
 def fitting_learners(continuous: bool) -> list[str]:
     """Names of the learners (`--algo`) by reward whose actions are vectors, or choices where `continuous` is false."""
-    return [cls.name for cls, (learner, _) in LEARNERS.items() if learner.acts and learner.continuous == continuous]
+    return [
+        cls.name
+        for cls, (learner, _) in LEARNERS.items()
+        if learner.acts and learner.continuous is not (not continuous)
+    ]
 
 
 def spaces(env: Task) -> Spaces:

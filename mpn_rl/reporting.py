@@ -203,12 +203,12 @@ def print_tasks() -> None:
     """--list-envs: print every NeuroGym task with its sizes, and why it cannot be trained if it cannot."""
     tasks = list_tasks()
     wide = max(len(task.name) for task in tasks)
-    lines = [f"{'task':{wide}} {'obs':>4} {'actions':>7} {'dt (ms)':>7} {'trial':>5}  learners"]
+    lines = [f"{'task':{wide}} {'obs':>3} {'actions':>7} {'dt':>4} {'trial':>5}  learners"]
     for task in tasks:
-        sizes = f"{task.obs_dim:4} {task.n_actions:7} {task.dt_ms:7g} {task.mean_trial_steps:5}"
+        sizes = f"{task.obs_dim:3} {task.n_actions:7} {task.dt_ms:4g} {task.mean_trial_steps:5}"
         learners = ", ".join(fitting_learners(task.continuous)) if task.trainable else "-"
         lines.append(f"{task.name:{wide}} {sizes}  {learners}")
-    lines.append(f"{len(tasks)} tasks; 'trial' is the mean length of a trial in steps, 'learners': see --algo.")
+    lines.append(f"{len(tasks)} tasks; 'dt': ms per step, 'trial': mean length in steps, 'learners': see --algo.")
     lines.append("A task of your own: --env-name my_task:MyTask (docs/tasks.md). Not trainable:")
     lines += [f"  {task.name}: {task.why_not}" for task in tasks if not task.trainable]
     stdout.print("\n".join(lines))

@@ -349,7 +349,7 @@ class RolloutLearner(BaseLearner):
     def make_replay(cls, config: Any, sizes: ReplaySizes) -> RolloutBuffer:
         """The buffer of one rollout."""
         shape = (sizes.num_lanes, sizes.obs_dim, config.rollout_steps)
-        return RolloutBuffer(*shape, sizes.state_shapes, sizes.reset_state_on_trial)
+        return RolloutBuffer(*shape, sizes.state_shapes, sizes.reset_state_on_trial, sizes.action_shape)
 
     @classmethod
     def batch_shape(cls, config: Any, num_envs: int) -> tuple[int, int]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mpn_rl.contracts import Batch, Played, State, StateDict, Steps, state_parts, to_tensor
+from mpn_rl.contracts import Batch, Played, State, StateDict, Steps, map_state, state_parts, to_tensor
 from mpn_rl.storage.state_trees import Values, Whole, check, like_dict
 
 
@@ -29,6 +29,15 @@ class Rollout(NamedTuple):
         """The rollout with every tensor on `device`."""
         return Rollout(self.batch.to(device), self.ended.to(device), self.final_value.to(device))
 
+    def lanes(self, rows: Tensor) -> Rollout:
+        """The rollout of some lanes alone. Args: rows: their numbers, (n,)."""
+        batch = self.batch
+        parts = ("obs", "reset", "action", "reward", "terminated", "mask", "weight")
+        chosen: dict[str, Any] = {name: getattr(batch, name)[rows] for name in parts}
+        state0 = map_state(lambda part: part[rows], batch.state0)
+        batch = batch._replace(state0=state0, places=batch.places[rows.cpu().numpy()], **chosen)
+        return Rollout(batch, self.ended[rows], self.final_value[rows])
+
 
 class RolloutBuffer:
     """Collects a rollout. The core's state continues from one rollout to the next; gradients do not.
@@ -38,6 +47,7 @@ class RolloutBuffer:
         length: T, the steps of a rollout.
         state_shapes: the core's state tensors, each without the batch axis.
         reset_state_on_trial: as the option of that name.
+        action_shape: of continuous actions; None: the actions are choices.
 
     The constructor allocates all of the memory; `nbytes` is its size.
     """
@@ -49,11 +59,13 @@ class RolloutBuffer:
         length: int,
         state_shapes: Sequence[tuple[int, ...]],
         reset_state_on_trial: bool = False,
+        action_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.num_lanes, self.length, self.reset_state_on_trial = num_lanes, length, reset_state_on_trial
         self.obs = np.zeros((num_lanes, length + 1, obs_dim), np.float32)
         self.reset = np.zeros((num_lanes, length + 1), bool)
-        self.action = np.zeros((num_lanes, length), np.int64)
+        kind = np.int64 if action_shape is None else np.float32
+        self.action = np.zeros((num_lanes, length, *(action_shape or ())), kind)
         self.reward, self.terminated, self.final_value = np.zeros((3, num_lanes, length), np.float32)
         self.ended = np.zeros((num_lanes, length), bool)
         self.fresh = np.ones(num_lanes, bool)  # the state is reset before the next step

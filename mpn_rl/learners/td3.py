@@ -23,6 +23,7 @@ from mpn_rl.expansion.plasticity_metrics import active_fraction, activities
 from mpn_rl.kernels.linear import Linear
 from mpn_rl.learners.base import Adam, ReplayLearner, ReplaySizes, truncated_unroll
 from mpn_rl.learners.transition_replay import TransitionReplay, transition_batch
+from mpn_rl.networks.action_heads import BoundedHead
 from mpn_rl.networks.baseline_cores import MLPCore
 from mpn_rl.networks.encoder import AgentNetwork, Encoder
 from mpn_rl.options import ConfigError
@@ -30,55 +31,6 @@ from mpn_rl.returns import n_step_targets, sequence_priorities
 from trial_replay import ReplayBuffer
 
 REVIEW_EVERY = 100  # updates between two measurements of the critics' active units
-
-
-class BoundedHead(nn.Linear):
-    """a = (high + low) / 2 + (high - low) / 2 tanh(W h + b), within the bounds of the action space.
-
-    Args: in_features; low, high: (A,) finite.
-    """
-
-    low: Tensor
-    high: Tensor
-    centre: Tensor
-    scale: Tensor
-
-    def __init__(self, in_features: int, low: ArrayLike, high: ArrayLike) -> None:
-        low, high = (torch.as_tensor(bound, dtype=torch.float32).clone() for bound in (low, high))
-        super().__init__(in_features, len(low))
-        self.register_buffer("low", low)
-        self.register_buffer("high", high)
-        self.register_buffer("centre", (high + low) / 2, persistent=False)
-        self.register_buffer("scale", (high - low) / 2, persistent=False)
-
-    def _load_from_state_dict(self, saved: dict[str, Tensor], prefix: str, *rest) -> None:
-        """Keep the bounds, which belong to the task."""
-        super()._load_from_state_dict({**saved, prefix + "low": self.low, prefix + "high": self.high}, prefix, *rest)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """(..., H) -> (..., A)."""
-        return torch.addcmul(self.centre, self.scale, torch.tanh(super().forward(h)))
-
-    def uniform(self, rows: int, generator: torch.Generator | None) -> Tensor:
-        """Random actions (rows, A)."""
-        share = torch.rand(rows, self.out_features, generator=generator).to(self.low.device)
-        return self.low + (self.high - self.low) * share
-
-    def disturbed(
-        self, actions: Tensor, noise: float, generator: torch.Generator | None, clip: float | None = None
-    ) -> Tensor:
-        """Actions (..., A) plus Gaussian noise, within the bounds.
-
-        Args:
-            actions: (..., A).
-            noise: standard deviation, in units of half the action's range.
-            generator: draws the noise; None: torch's global one.
-            clip: largest size of the noise, in the same units; None: no limit.
-        """
-        drawn = torch.randn(actions.shape, generator=generator).to(actions.device) * noise
-        if clip is not None:
-            drawn = drawn.clamp_(-clip, clip)
-        return torch.addcmul(actions, self.scale, drawn).clamp_(self.low, self.high)
 
 
 class Actor(AgentNetwork):
@@ -118,10 +70,7 @@ class Actor(AgentNetwork):
 
     def choose(self, actions: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """The head's actions (B, A), a share `epsilon` of the rows replaced by random actions."""
-        if epsilon > 0.0:
-            explore = torch.rand(len(actions), 1, generator=generator) < epsilon
-            actions = torch.where(explore.to(actions.device), self.head.uniform(len(actions), generator), actions)
-        return actions
+        return self.head.mixed(actions, epsilon, generator)
 
 
 class Critics(nn.Module):

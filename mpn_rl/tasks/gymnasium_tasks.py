@@ -37,6 +37,8 @@ VELOCITIES: dict[str, tuple[int, ...]] = {
     "CartPole-v0": (1, 3),
     "CartPole-v1": (1, 3),
     "MountainCar-v0": (1,),
+    "MountainCarContinuous-v0": (1,),
+    "Pendulum-v1": (2,),
     "Acrobot-v1": (4, 5),
     "LunarLander-v2": (2, 3, 5),
 }

@@ -1,10 +1,11 @@
-"""The actor-critic: losses by hand and against single steps, whose value is whose, and a task for a memory."""
+"""A2C and PPO: losses by hand and against single steps, whose value is whose, and tasks for a memory."""
 
 from __future__ import annotations
 
 import io
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from torch import nn
 from mpn_module import MPN
 from mpn_rl import config as cfg
 from mpn_rl import registry
-from mpn_rl.config import A2CConfig
+from mpn_rl.config import A2CConfig, PPOConfig
 from mpn_rl.contracts import Batch, Steps, map_state, state_parts
-from mpn_rl.learners.a2c import A2CLearner, ActorCritic, compute_a2c_loss, sample
+from mpn_rl.learners import a2c
+from mpn_rl.learners.a2c import A2CLearner, ActorCritic, PPOLearner, Targets, compute_a2c_loss, compute_ppo_loss
 from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
+from mpn_rl.networks.action_heads import ChoicesHead, GaussianHead, NormalizedValue
 from mpn_rl.networks.baseline_cores import MLPCore, RecurrentCore
 from mpn_rl.networks.encoder import Encoder
 
@@ -307,7 +310,7 @@ LOGITS = torch.tensor([0.5, 0.3, 0.2]).log()
 
 
 def test_drawn_actions_come_with_their_probabilities() -> None:
-    actions = sample(LOGITS.expand(40_000, 3), torch.Generator().manual_seed(0))
+    actions = ChoicesHead(1, 3).sample(LOGITS.expand(40_000, 3), torch.Generator().manual_seed(0))
     shares = torch.bincount(actions, minlength=3) / 40_000
     torch.testing.assert_close(shares, LOGITS.exp(), rtol=0, atol=0.01)
 
@@ -338,11 +341,202 @@ def test_the_option_decides_how_the_policy_is_evaluated() -> None:
         assert registry.make_network(config, registry.Spaces(4, 2)).sample_policy is drawn
 
 
+# --- PPO -----------------------------------------------------------------------------------------------------
+
+
+def targets_of(network: ActorCritic, rollout: Rollout, shift: float) -> Targets:
+    """Targets as numbers of their own, with the old policy's probabilities away from the present ones."""
+    generator = torch.Generator().manual_seed(3)
+    returns, advantages, change = torch.randn(3, *rollout.ended.shape, generator=generator).double()
+    with torch.no_grad():
+        logits = network.unroll(rollout.batch.obs, rollout.batch.state0, rollout.batch.reset)[0][:, :-1]
+        log_probs = logits.log_softmax(-1).gather(-1, rollout.batch.action[..., None]).squeeze(-1)
+    return Targets(returns, advantages, log_probs + shift * change)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 5])
+def test_ppo_equals_a_loop_over_steps(chunk: int | None) -> None:
+    """Among 36 steps, some lie inside the range, and some outside on either side with either sign of A."""
+    network, rollout = plastic_network(), random_rollout()
+    targets = targets_of(network, rollout, 0.4)
+    config = PPOConfig(bptt_chunk_size=chunk, entropy_coef=0.3, value_coef=0.7, clip_range=0.25)
+    values = compute_ppo_loss(network, rollout, targets, config)
+    got = gradients(network)
+    network.zero_grad()
+    batch, state, total, outside, kl = rollout.batch, rollout.batch.state0, 0.0, 0, 0.0
+    for t in range(12):
+        state = state.detach() if chunk and t % chunk == 0 else state
+        state = torch.where(batch.reset[:, t, None, None], network.init_state(3), state)
+        logits, value, state = network(batch.obs[:, t], state)
+        for b in range(3):
+            probs = logits[b].softmax(-1)
+            ratio = probs[batch.action[b, t]] / targets.log_probs[b, t].exp()
+            gain = ratio * targets.advantages[b, t]
+            if targets.advantages[b, t] > 0 and ratio > 1.25:
+                gain = 1.25 * targets.advantages[b, t]
+            if targets.advantages[b, t] < 0 and ratio < 0.75:
+                gain = 0.75 * targets.advantages[b, t]
+            outside += int(not 0.75 <= ratio <= 1.25)
+            kl += (ratio - 1 - ratio.log()).item()
+            total = total - gain + 0.7 * (targets.returns[b, t] - value[b]) ** 2 + 0.3 * (probs * probs.log()).sum()
+    loss = total / 36
+    loss.backward()
+    assert 0 < outside < 36
+    torch.testing.assert_close(values["loss"], loss.detach())
+    assert values["clip_fraction"].item() == pytest.approx(outside / 36)
+    assert values["approx_kl"].item() == pytest.approx(kl / 36)
+    for name, gradient in gradients(network).items():
+        torch.testing.assert_close(got[name], gradient, msg=name)
+
+
+def test_the_first_step_of_ppo_is_a2cs() -> None:
+    """Before the first step of Adam the ratio is 1, so the gradient is that of the unclipped policy gradient."""
+    network, rollout = plastic_network(), random_rollout()
+    once = compute_a2c_loss(network, rollout, A2CConfig(bptt_chunk_size=5))
+    expected = gradients(network)
+    learner = PPOLearner(network, PPOConfig(bptt_chunk_size=5, epochs=1, grad_clip=1e9), seed=0)
+    ppo = learner.update(rollout)
+    assert ppo["clip_fraction"] == 0.0 and ppo["approx_kl"].abs() < 1e-12 and learner.updates == 1
+    for name in ("value_loss", "entropy", "grad_norm"):
+        torch.testing.assert_close(ppo[name], once.get(name, torch.stack([g.norm() for g in expected.values()]).norm()))
+    for name, part in network.named_parameters():
+        torch.testing.assert_close(part.grad, expected[name], msg=name)
+
+
+def test_ppo_learns_from_each_lane_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+
+    def note(network: ActorCritic, rollout: Rollout, targets: Targets, config: PPOConfig) -> dict[str, torch.Tensor]:
+        rows = [
+            int((rollout.batch.obs[b] == small_rollout().batch.obs).all(-1).all(-1).nonzero())
+            for b in range(len(rollout.ended))
+        ]
+        assert torch.equal(targets.returns, whole.returns[rows]) and torch.equal(
+            targets.log_probs, whole.log_probs[rows]
+        )
+        seen.append(rows)
+        return compute_ppo_loss(network, rollout, targets, config)
+
+    learner = small_ppo(learning_rate=1e-9)
+    network = learner.online
+    with torch.no_grad():
+        batch = small_rollout().batch
+        outputs, values, _ = network.unroll(batch.obs, batch.state0, batch.reset)
+        log_probs, _ = network.head.evaluate_actions(outputs[:, :-1], batch.action, "shannon")
+        whole = a2c._targets(values, small_rollout(), learner.config)._replace(log_probs=log_probs)
+    monkeypatch.setattr(a2c, "compute_ppo_loss", note)
+    learner.update(small_rollout())
+    assert [len(rows) for rows in seen] == [2, 1] * 3 and learner.updates == 6
+    epochs = [seen[first] + seen[first + 1] for first in (0, 2, 4)]
+    assert all(sorted(rows) == [0, 1, 2] for rows in epochs) and len({tuple(rows) for rows in epochs}) > 1
+
+
+def test_a_normalized_value_stays_as_it_is_while_its_statistics_change() -> None:
+    head, h = NormalizedValue(4, decay=0.5).double(), torch.randn(6, 4).double()
+    torch.testing.assert_close(head(h), nn.functional.linear(h, head.weight, head.bias))
+    for returns in (torch.tensor([-300.0, -100.0]), torch.tensor([-50.0, -150.0])):
+        before = head(h)
+        head.track(returns.double())
+        torch.testing.assert_close(head(h), before)
+    mean, square = (-200 + 2 * -100) / 3, (50_000 + 2 * 12_500) / 3  # weights 1/4 and 1/2
+    assert [float(value) for value in head.statistics] == pytest.approx([mean, math.sqrt(square - mean**2)])
+
+
+def test_ppo_learns_the_same_from_rewards_of_any_size() -> None:
+    """Rewards times 1,000: the same policy, and a value 1,000 times as large."""
+    policies, values = [], []
+    for scale in (1.0, 1000.0):
+        network = plastic_network()
+        network.value_head = NormalizedValue(5).double()
+        nn.init.zeros_(network.value_head.weight)
+        nn.init.zeros_(network.value_head.bias)
+        learner = PPOLearner(network, PPOConfig(normalize_advantage=True, epochs=3, minibatches=2), seed=0)
+        for seed in range(3):
+            rollout = random_rollout(seed=seed)
+            batch = rollout.batch._replace(reward=scale * rollout.batch.reward)
+            learner.update(rollout._replace(batch=batch, final_value=scale * rollout.final_value))
+        logits, value, _ = network.unroll(batch.obs, batch.state0, batch.reset)
+        policies.append(logits.detach())
+        values.append(value.detach() / scale)
+    torch.testing.assert_close(policies[0], policies[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=1e-6)
+    assert policies[0].sub(plastic_network().unroll(batch.obs, batch.state0, batch.reset)[0]).abs().max() > 0.01
+
+
+# --- Gaussian policies -----------------------------------------------------------------------------------------
+
+
+def gaussian(std: float = 0.5) -> GaussianHead:
+    return GaussianHead(1, [-1.0, 0.0], [1.0, 20.0], math.log(std))
+
+
+def test_the_probability_of_a_gaussian_action_is_one_in_all() -> None:
+    """The density within the bounds and the mass at each bound sum to 1, whatever mean and deviation."""
+    head = GaussianHead(1, [-2.0], [4.0], math.log(0.7))
+    for mean in (-1.9, 0.0, 3.5):
+        inside = torch.linspace(-2.0, 4.0, 20_001)[1:-1, None]
+        means = torch.full_like(inside, mean)
+        density = head.evaluate_actions(means, inside, "shannon")[0].exp().sum().item() * 6.0 / 20_000
+        bounds = torch.tensor([[-2.0], [4.0]])
+        masses = head.evaluate_actions(torch.full_like(bounds, mean), bounds, "shannon")[0].exp()
+        assert density + float(masses.sum()) == pytest.approx(1.0, abs=1e-3)
+        drawn = head.sample(torch.full((100_000, 1), mean), torch.Generator().manual_seed(0))
+        assert (drawn == -2.0).float().mean().item() == pytest.approx(masses[0].item(), abs=0.01)
+        assert (drawn == 4.0).float().mean().item() == pytest.approx(masses[1].item(), abs=0.01)
+
+
+def test_gaussian_probabilities_and_entropies_are_torchs_within_the_bounds() -> None:
+    head = gaussian()
+    means, actions = torch.tensor([[0.1, 9.0], [-0.5, 4.0]]), torch.tensor([[0.3, 11.0], [-0.9, 1.0]])
+    sigma = torch.tensor([0.5, 5.0])
+    torches = torch.distributions.Normal(means, sigma)
+    log_prob, entropy = head.evaluate_actions(means, actions, "shannon")
+    torch.testing.assert_close(log_prob, torches.log_prob(actions).sum(-1))
+    in_halves = torch.distributions.Normal(torch.zeros(2), torch.tensor([0.5, 0.5])).entropy().sum()
+    torch.testing.assert_close(entropy, in_halves.expand(2))
+    assert float(head.evaluate_actions(means, actions, "simpson")[1][0]) == pytest.approx(1 - 1 / math.pi)
+
+
+def test_an_impossible_action_has_a_finite_gradient() -> None:
+    """A mean far from the action, at either bound and within: log probability and gradient stay finite."""
+    head = gaussian(1e-3)
+    for action in ([-1.0, 20.0], [1.0, 0.0], [0.5, 10.0]):
+        head.zero_grad()
+        means = torch.tensor([[0.99, 0.1]], requires_grad=True)
+        log_prob, _ = head.evaluate_actions(means, torch.tensor([action]), "shannon")
+        log_prob.sum().backward()
+        assert log_prob.isfinite().all() and means.grad.isfinite().all() and head.log_std.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("algo", [A2CLearner, PPOLearner])
+def test_a_gaussian_policy_finds_the_action_that_pays(algo: Any) -> None:
+    """Reward -(a - 0.6)^2 in a task of one step: the mean goes to 0.6, and the deviation falls."""
+    torch.manual_seed(0)
+    network = ActorCritic(1, 4, 1, encoder=Encoder(1, 0, False), core=MLPCore(1, 4, 1, "tanh"), low=[-1.0], high=[1.0])
+    options = {"learning_rate": 0.01, "entropy_coef": 0.0, "normalize_advantage": True}
+    config = A2CConfig(**options) if algo is A2CLearner else PPOConfig(epochs=4, **options)
+    learner, memory = algo(network, config, seed=0), RolloutBuffer(64, 1, 1, [(0,)], action_shape=(1,))
+    obs, ended = np.ones((64, 1), np.float32), np.ones(64, bool)
+    state = network.init_state(64)
+    for _ in range(300 if algo is A2CLearner else 100):
+        actions, _ = learner.act(torch.from_numpy(obs), state, explore=True)
+        reward = -((actions.numpy()[:, 0] - 0.6) ** 2)
+        memory.add(Steps(obs, actions.numpy(), reward, ended, ~ended, obs, ~ended), state)
+        learner.learn(memory, np.random.default_rng(0))
+    best, _ = learner.act(torch.from_numpy(obs), state, explore=False)
+    assert best[0].item() == pytest.approx(0.6, abs=0.05) and network.head.log_std.item() < -0.7
+
+
 # --- the learner ---------------------------------------------------------------------------------------------
 
 
 def small_learner(seed: int = 0, **options) -> A2CLearner:
     return A2CLearner(plastic_network(seed).float(), A2CConfig(**options), seed=seed)
+
+
+def small_ppo(seed: int = 0, **options) -> PPOLearner:
+    options = {"epochs": 3, "minibatches": 2, "learning_rate": 0.01, **options}
+    return PPOLearner(plastic_network(seed).float(), PPOConfig(**options), seed=seed)
 
 
 def small_rollout(seed: int = 1) -> Rollout:
@@ -413,13 +607,14 @@ def test_updates_lower_the_loss_on_their_rollout() -> None:
     assert losses[-1] < 0.1 * losses[0]
 
 
-def test_saved_learner_goes_on_bit_for_bit() -> None:
-    """Network, Adam, step size, warm-up and drawing, through a file that cannot run code."""
-    options = {"warmup_updates": 2, "learning_rate": 0.01, "lr_final": 0.1}
-    learner, resumed = small_learner(**options), small_learner(seed=7, **options)
+@pytest.mark.parametrize(("make", "more"), [(small_learner, {"warmup_updates": 2}), (small_ppo, {})])
+def test_saved_learner_goes_on_bit_for_bit(make: Any, more: dict[str, int]) -> None:
+    """Network, Adam, step size, warm-up, drawing and groups, through a file that cannot run code."""
+    options = {"learning_rate": 0.01, "lr_final": 0.1, **more}
+    learner, resumed = make(**options), make(seed=7, **options)
     obs, rollout = torch.randn(50, 3), small_rollout()
 
-    def go_on(one: A2CLearner, progress: float) -> torch.Tensor:
+    def go_on(one: A2CLearner | PPOLearner, progress: float) -> torch.Tensor:
         one.set_progress(progress)
         values = one.update(rollout)
         actions, _ = one.act(obs, one.online.init_state(50), explore=True)
@@ -438,12 +633,16 @@ def test_saved_learner_goes_on_bit_for_bit() -> None:
     assert all(torch.equal(part, right[name]) for name, part in left.items())
 
 
+CONTINUOUS = registry.Spaces(3, 2, np.array([-1.0, 0.0], np.float32), np.array([1.0, 20.0], np.float32))
+
+
+@pytest.mark.parametrize("spaces", [registry.Spaces(3, 2), CONTINUOUS], ids=["choices", "vectors"])
+@pytest.mark.parametrize("algo", ["a2c", "ppo"])
 @pytest.mark.parametrize("core", sorted(cfg.choices("core")))
-def test_every_core_learns_on_policy(core: str) -> None:
+def test_every_core_learns_on_policy(core: str, algo: str, spaces: registry.Spaces) -> None:
     """One update from a rollout with ends and resets moves every weight that is trained."""
-    flags = {"learner": "a2c", "core": core, "embed_dim": 4, "hidden_dim": 5, "num_envs": 4, "rollout_steps": 6}
-    config = cfg.make_config("train-neurogym", flags)
-    spaces = registry.Spaces(3, 2)
+    flags = {"learner": algo, "core": core, "embed_dim": 4, "hidden_dim": 5, "num_envs": 4, "rollout_steps": 6}
+    config = cfg.make_config("train-neurogym", {**flags, **({"epochs": 2} if algo == "ppo" else {})})
     learner = registry.make_learner(config, spaces, torch.device("cpu"))
     memory = registry.make_replay(config, 4, spaces, learner.online)
     assert isinstance(memory, RolloutBuffer)

@@ -205,9 +205,9 @@ def refusal(**flags: Any) -> str:
 def test_a_task_without_right_actions_is_refused() -> None:
     assert refusal(env_name="CartPole-v1") == (
         "--algo supervised needs a task that gives its right actions, --env-name CartPole-v1 gives none; take --algo "
-        "dqn or a2c"
+        "dqn or a2c or ppo"
     )
-    assert refusal(env_name="Pendulum-v1").endswith("gives none; take --algo td3")
+    assert refusal(env_name="Pendulum-v1").endswith("gives none; take --algo a2c or ppo or td3")
 
 
 def test_periods_that_change_nothing_are_refused() -> None:

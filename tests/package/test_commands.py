@@ -238,10 +238,10 @@ def test_a_context_that_never_varies_is_pointed_out_and_headings_name_the_argume
 def test_the_list_of_tasks_fits_a_terminal(capsys: pytest.CaptureFixture) -> None:
     out = run(capsys, "train-neurogym", "--list-envs")
     lines = out.splitlines()
-    rows = [line for line in lines if line.endswith(("  dqn, a2c", "  td3", "  -"))]
+    rows = [line for line in lines if line.endswith(("  dqn, a2c, ppo", "  a2c, ppo, td3", "  -"))]
     assert len(rows) == 52 and sum(line.endswith("-") for line in rows) == 2
     assert max(map(len, rows)) <= 80
-    assert re.search(r"^ContextDecisionMaking-v0 +5 +3 +100 +\d+  dqn, a2c$", out, re.MULTILINE)
+    assert re.search(r"^ContextDecisionMaking-v0 +5 +3 +100 +\d+  dqn, a2c, ppo$", out, re.MULTILINE)
     assert "  Null-v0: its reward is always zero" in lines
 
 

@@ -45,6 +45,7 @@ ORDER = {"shortest_trial": 3, "longest_trial": 3, "episode_steps": 12}
 TASKS: dict[str, dict[str, object]] = {
     "dqn": {"env_name": "CueReward-v0"},
     "a2c": {"env_name": "CueReward-v0"},
+    "ppo": {"env_name": "CueReward-v0"},
     "td3": {"env_name": "Pendulum-v1", "env_args": {}, "max_episode_steps": 6},
     "supervised": {"env_name": "TemporalOrder-v0", "env_args": ORDER, "batch_size": 1, "sequence_length": 4},
 }
@@ -58,7 +59,7 @@ SMALL: dict[str, object] = {
     "learning_rate": 0.05, "prune_ratio": 0.6,
     "buffer_adjustment_interval": 10, "buffer_threshold": 0.0, "trace_clip": 0.5, "init_scale": 0.5, "exempt": "",
     "dormancy_tau": 0.9, "eta": 0.5, "grad_clip": 5.0, "review_below": 1.0, "average_tau": 0.1,
-    "kernel": "reference",
+    "kernel": "reference", "epochs": 2, "clip_range": 0.05,
 }  # fmt: skip
 
 # Another value of each option that has more than a few.
@@ -76,6 +77,7 @@ OTHER: dict[str, object] = {
     "learning_rate": 0.1, "lr_final": 0.5, "grad_clip": 0.01, "target_tau": 0.9, "target_update_freq": 2,
     "epsilon_start": 0.9, "epsilon_end": 0.01, "epsilon_decay": 0.5, "rollout_steps": 4, "gae_lambda": 0.1,
     "value_coef": 0.9, "entropy_coef": 0.7, "adam_eps": 0.1, "weight_decay": 0.5, "warmup_updates": 2,
+    "epochs": 3, "minibatches": 2, "clip_range": 0.01,
     "n_step_delay": 3, "policy_freq": 3, "expl_noise": 0.5, "policy_noise": 0.9, "noise_clip": 0.01,
     "critic_layers": 1, "average_tau": 0.9, "review_below": 0.5, "review_chance": 1.0, "review_share": 0.1,
     "buffer_min_size": 35, "buffer_threshold": 9.0, "buffer_adjustment_interval": 25, "sparsity": 0.5,
@@ -95,6 +97,7 @@ SETTINGS: list[dict[str, object]] = [
     {"sequence_length": 1, "sequence_stride": 1},
     {"bptt_chunk_size": 1},
     {"rollout_steps": 1},
+    {"epochs": 1},
     {"target_update": "periodic"},
     {"epsilon_start": 0.05},
     {"n_step": 3},
@@ -151,7 +154,12 @@ class Context(NamedTuple):
 
 
 LEARNERS = [("dqn", replay) for replay in ("sequence", "trial", "transition")]
-LEARNERS += [("a2c", None), ("supervised", None), *(("td3", replay) for replay in ("sequence", "trial", "transition"))]
+LEARNERS += [
+    ("a2c", None),
+    ("ppo", None),
+    ("supervised", None),
+    *(("td3", replay) for replay in ("sequence", "trial", "transition")),
+]
 CORES = ("mpn", "mpn-frozen", "rnn", "gru", "lstm", "mlp", "backpropamine")
 EXPANSIONS = ("paper", "reference", "grow", "static", "rigl", "redo")
 
@@ -165,10 +173,8 @@ def contexts() -> Iterator[Context]:
     for learner, core, expansion in itertools.product(tuple(TASKS), ("mpn", "mlp"), EXPANSIONS):
         replay = {
             "dqn": "sequence",
-            "a2c": None,
-            "supervised": None,
             "td3": "transition" if core == "mlp" else "sequence",
-        }[learner]
+        }.get(learner)
         for setting in GROWTH if expansion == "paper" else GROWTH[:1]:
             yield Context(learner, core, replay, expansion, tuple(setting.items()))
 

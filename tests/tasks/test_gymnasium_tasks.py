@@ -143,7 +143,10 @@ def test_a_task_that_cannot_be_had_is_refused_in_one_line(name: str, args: dict,
 
 @pytest.mark.parametrize(
     ("task", "algo", "message"),
-    [("Pendulum-v1", "dqn", "continuous actions.*take --algo td3"), ("CartPole-v1", "td3", "take --algo dqn or a2c")],
+    [
+        ("Pendulum-v1", "dqn", "continuous actions.*take --algo a2c or ppo or td3"),
+        ("CartPole-v1", "td3", "take --algo dqn or a2c or ppo"),
+    ],
 )
 def test_the_error_for_an_unsuitable_learner_names_a_suitable_one(task: str, algo: str, message: str) -> None:
     config = cfg.make_config("train", {"env_name": task, "learner": algo})
