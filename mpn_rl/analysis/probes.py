@@ -90,7 +90,7 @@ class Subject:
     """
 
     def __init__(self, network: AgentNetwork, config: cfg.Config, trials: int = 400, seed: int = 0) -> None:
-        if registry.step_limit(config.env) is None:
+        if isinstance(config.env, cfg.GymnasiumConfig) and registry.step_limit(config.env) is None:
             env_config = dataclasses.replace(config.env, max_episode_steps=LONGEST_PROBED)
             config = dataclasses.replace(config, env=env_config)
         self.network, self.config, self.trials, self.seed = network, config, trials, seed
