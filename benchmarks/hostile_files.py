@@ -482,7 +482,9 @@ def answer(case: Case, home: Path, logs: Path) -> str | None:
 
 def fault(status: int, err: str, home: Path, before: dict[str, tuple], after: dict[str, tuple]) -> str | None:
     lines = [
-        line for line in err.strip().splitlines() if not line.startswith(("note: ", "evaluating ")) and "━" not in line
+        line
+        for line in err.strip().splitlines()
+        if not line.startswith(("note: ", "evaluating ", "Compiling ")) and "━" not in line
     ]  # a bar may end before a refusal
     if (home / "marker").exists():
         return "code of the folder ran"
