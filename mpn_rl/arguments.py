@@ -437,7 +437,8 @@ TABLES = ("list", "query")  # stages that need no --experiment-name
 # The stages that use an option of analyze; an option that is not listed belongs to all stages.
 LOADING = ("collect", "probe", "compare", "report")
 STAGES_OF = {
-    **dict.fromkeys(("checkpoint", "device", "policy", "lesion", "seed", "threads"), LOADING),
+    **dict.fromkeys(("checkpoint", "device", "policy", "lesion", "seed"), LOADING),
+    "threads": (*LOADING, "plot"),
     "format": ("plot", "probe", "compare", "report"),
     **dict.fromkeys(("num_episodes", "max_megabytes", "states", "precision", "epsilon"), ("collect", "report")),
     "color_by": ("plot", "report"),

@@ -429,6 +429,9 @@ class OnPolicyConfig(Section):
         "shannon", "entropy: -sum p log p (shannon), or 1 - sum p^2 (simpson)"
     )
     normalize_advantage: bool = option(False, "scale the advantages of each rollout to mean 0 and standard deviation 1")
+    noise_correlation: float = option(
+        0.0, "correlation of an action vector's noise from step to step", low=0.0, high=1.0
+    )
     bptt_chunk_size: int | None = option(
         None,
         "truncated BPTT: steps until gradients stop; none: full BPTT",

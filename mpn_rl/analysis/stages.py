@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.progress import Progress
+from threadpoolctl import threadpool_limits
 
 from model_utils import Experiment, Record, jsonable, read_json, versions, write_bytes_atomic, write_json
 from mpn_rl import registry
@@ -38,6 +39,11 @@ if TYPE_CHECKING:  # matplotlib and SciPy are slow to import
 def analyze(args: argparse.Namespace) -> int:
     """Run a stage on each experiment in turn; `compare` takes all of them together."""
     given = stage_options(args)
+    with threadpool_limits(args.threads):  # NumPy's matrix products otherwise take every core, and gain little by it
+        return _run_stages(args, given)
+
+
+def _run_stages(args: argparse.Namespace, given: dict[str, object]) -> int:
     names = Experiment.matching(args.experiment_name, args.experiments_dir)
     if args.stage == "compare":
         if "checkpoint" not in given:

@@ -6,6 +6,7 @@ A2C makes one step of Adam per rollout, PPO several. Actions are choices or boun
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -13,13 +14,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from mpn_rl.config import A2CConfig, OnPolicyConfig, PPOConfig
-from mpn_rl.contracts import Core, State
+from mpn_rl.contracts import Core, State, StateDict
 from mpn_rl.learners.base import Adam, ReplaySizes, RolloutLearner, truncated_unroll
 from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
 from mpn_rl.networks.action_heads import ChoicesHead, GaussianHead, NormalizedValue
 from mpn_rl.networks.encoder import AgentNetwork, Encoder
 from mpn_rl.options import ConfigError
 from mpn_rl.returns import lambda_returns
+from mpn_rl.storage.state_trees import Schema, Values
 
 
 class ActorCritic(AgentNetwork):
@@ -225,6 +227,7 @@ class ActorCriticLearner(RolloutLearner):
         weights = [parameter for parameter in self.online.parameters() if parameter.requires_grad]
         self.optimizer = Adam(weights, lr=config.learning_rate, fused=True, **adam)
         self.networks, self.optimizers = {"online": self.online}, {"online": self.optimizer}
+        self.noise = torch.zeros(0, network.action_dim)  # of the last actions, with noise_correlation
 
     @property
     def evaluated_as(self) -> str:
@@ -237,7 +240,33 @@ class ActorCriticLearner(RolloutLearner):
         if not explore:
             return self.policy.select_action(obs, state, 0.0, self.generator)
         h, state = self.online.features(obs, state)
-        return self.online.head.sample(self.online.head(h), self.generator), state
+        head, outputs = self.online.head, self.online.head(h)
+        if isinstance(head, GaussianHead) and self.config.noise_correlation > 0.0:
+            return head.around(outputs, self._correlated_noise(outputs)), state
+        return head.sample(outputs, self.generator), state
+
+    def _correlated_noise(self, outputs: Tensor) -> Tensor:
+        """n_t = rho n_{t-1} + sqrt(1 - rho^2) e_t with e_t ~ N(0, 1): each n_t alone is N(0, 1)."""
+        drawn, rho = torch.randn(outputs.shape, generator=self.generator), self.config.noise_correlation
+        if len(self.noise) == len(drawn):
+            drawn = rho * self.noise + math.sqrt(1.0 - rho**2) * drawn
+        self.noise = drawn
+        return drawn.to(outputs.device)
+
+    @property
+    def optional_state(self) -> dict[str, Schema]:
+        """The noise, of as many lanes as the run has."""
+        return {"noise?": Values(torch.float32, (None, self.online.action_dim), -100.0, 100.0)}
+
+    def state_dict(self) -> StateDict:
+        """That of every learner, and the correlated noise if there is any."""
+        return {**super().state_dict(), **({"noise": self.noise} if len(self.noise) else {})}
+
+    def load_state_dict(self, saved: StateDict) -> None:
+        """Restore what `state_dict` returned. Raises: StateError, as that of every learner."""
+        self.noise = self.noise[:0]
+        super().load_state_dict(saved)
+        self.noise = saved.get("noise", self.noise).clone()
 
     @torch.no_grad()
     def final_value(self, obs: Tensor, state: State) -> Tensor:

@@ -188,6 +188,11 @@ class BaseLearner:
         self.grad_norms[name] = norm
         return norm
 
+    @property
+    def optional_state(self) -> dict[str, Schema]:
+        """Parts that a saved `state_dict` may have, with a ? after their names."""
+        return {}
+
     def state_dict(self) -> StateDict:
         """Networks, optimisers, topology, counters and generator: a learner that loads it continues bit for bit."""
         return {
@@ -208,7 +213,7 @@ class BaseLearner:
         """
         norms: dict[str, Schema] = {f"{name}?": Values(torch.float32, (), 0.0, FLOAT_MAX) for name in self.networks}
         dynamic: dict[str, Schema] = {"optimizers": Anything(), "topology": Anything(), "grad_norms": norms}
-        check(saved, like_dict(self.state_dict(), **dynamic), "learner")
+        check(saved, {**like_dict(self.state_dict(), **dynamic), **self.optional_state}, "learner")
         check(saved["optimizers"], dict.fromkeys(self.optimizers, Anything()), "learner.optimizers")
         for name, optimizer in self.optimizers.items():
             _check_moments(optimizer, saved["optimizers"][name], f"learner.optimizers.{name}")

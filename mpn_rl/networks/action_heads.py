@@ -120,7 +120,7 @@ class BoundedHead(nn.Linear):
         return actions
 
     def disturbed(
-        self, actions: Tensor, noise: float | Tensor, generator: torch.Generator | None, clip: float | None = None
+        self, actions: Tensor, noise: float, generator: torch.Generator | None, clip: float | None = None
     ) -> Tensor:
         """Actions (..., A) plus Gaussian noise, within the bounds.
 
@@ -158,7 +158,11 @@ class GaussianHead(BoundedHead):
 
     def sample(self, means: Tensor, generator: torch.Generator) -> Tensor:
         """Draw actions (..., A) around the means."""
-        return self.disturbed(means, self.log_std.exp(), generator)
+        return self.around(means, torch.randn(means.shape, generator=generator).to(means.device))
+
+    def around(self, means: Tensor, noise: Tensor) -> Tensor:
+        """The actions (..., A) with noise (..., A) of deviation 1."""
+        return torch.addcmul(means, self.scale, noise * self.log_std.exp()).clamp(self.low, self.high)
 
     def evaluate_actions(self, means: Tensor, actions: Tensor, entropy: str) -> tuple[Tensor, Tensor]:
         """log pi(a) and the entropy of the Gaussian before the cut, both (...,), for actions (..., A).

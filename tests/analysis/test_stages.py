@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 import main
 import pca_analysis
@@ -422,3 +423,12 @@ def test_runs_that_are_plotted_together_show_their_plasticity_side_by_side(
     assert masks["density"][0] < masks["density"][-1]
     assert (tmp_path / "grown-0" / "analysis" / "masks.png").is_file()
     assert "topology is fixed" in json.loads((tmp_path / "dense-0" / "analysis" / "masks.json").read_text())["missing"]
+
+
+def test_matrix_products_of_the_analysis_use_the_given_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's and SciPy's libraries, which would otherwise take every core."""
+    seen: list[set[int]] = []
+    monkeypatch.setattr(stages, "plot", lambda *_: seen.append({pool["num_threads"] for pool in threadpool_info()}))
+    for threads in ("1", "2"):
+        assert main.main(["analyze", "plot", "--experiment-name", "seed-0", "--threads", threads]) == 0
+    assert seen == [{1}, {2}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 import math
@@ -506,6 +507,26 @@ def test_an_impossible_action_has_a_finite_gradient() -> None:
         log_prob, _ = head.evaluate_actions(means, torch.tensor([action]), "shannon")
         log_prob.sum().backward()
         assert log_prob.isfinite().all() and means.grad.isfinite().all() and head.log_std.grad.isfinite().all()
+
+
+def test_correlated_noise_has_deviation_1_and_its_correlation_and_is_saved() -> None:
+    torch.manual_seed(0)
+    options = {"encoder": Encoder(1, 0, False), "core": MLPCore(1, 4, 1, "tanh"), "low": [-50.0], "high": [50.0]}
+    network = ActorCritic(1, 4, 1, **options)
+    learner = PPOLearner(network, PPOConfig(noise_correlation=0.8), seed=0)
+    obs, state = torch.zeros(500, 1), network.init_state(500)
+    mean = learner.act(obs, state, explore=False)[0]
+    steps = torch.stack([learner.act(obs, state, explore=True)[0] - mean for _ in range(40)]).squeeze(-1) / 50.0
+    assert steps.abs().max() <= 2.0 and (steps > 0.99).any()  # cut at the bounds
+    inner = torch.stack([learner._correlated_noise(mean) for _ in range(40)]).squeeze(-1)
+    assert float(inner.std()) == pytest.approx(1.0, abs=0.03)
+    assert float(torch.corrcoef(torch.stack([inner[:-1].flatten(), inner[1:].flatten()]))[0, 1]) == pytest.approx(
+        0.8, abs=0.02
+    )
+    resumed = PPOLearner(copy.deepcopy(network), PPOConfig(noise_correlation=0.8), seed=5)
+    resumed.load_state_dict(learner.state_dict())
+    for _ in range(2):
+        assert torch.equal(learner.act(obs, state, True)[0], resumed.act(obs, state, True)[0])
 
 
 @pytest.mark.parametrize("algo", [A2CLearner, PPOLearner])
