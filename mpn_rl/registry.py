@@ -168,6 +168,10 @@ def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> 
         fitting = fitting_learners(continuous)
         hint = f"; take --algo {' or '.join(fitting)}" if fitting else ""
         raise ConfigError(f"--env-name {name} has {kind}, {space}; {algo} needs {needs}{hint}")
+    noise = config.values().get("noise_correlation", 0.0)
+    if noise and not continuous:
+        first.close()
+        raise ConfigError(f"--noise-correlation {noise} does nothing with --env-name {name}, whose actions are choices")
     batched = make_vector_env(count, **options(config.env)) if isinstance(config.env, cfg.GymnasiumConfig) else None
     if batched is not None:
         first.close()

@@ -32,6 +32,7 @@ OTHER_EFFECTS = {
     "kernel": "speed: both kernels compute the same numbers up to rounding",
     "threads": "speed",
     "mask_velocity": "the observations of the tasks that it knows; it refuses others",
+    "noise_correlation": "the noise of action vectors; it is refused where actions are choices",
     "device": "where the networks are",
     "checkpoint_freq": "when last.pt is written",
     "print_freq": "the printed lines",

@@ -154,6 +154,12 @@ def test_the_error_for_an_unsuitable_learner_names_a_suitable_one(task: str, alg
         registry.make_lanes(config, 1, lambda: 0)
 
 
+def test_correlated_noise_is_refused_where_actions_are_choices() -> None:
+    flags = {"env_name": "CartPole-v1", "learner": "ppo", "noise_correlation": 0.5}
+    with pytest.raises(ConfigError, match="--noise-correlation 0.5 does nothing with --env-name CartPole-v1"):
+        registry.make_lanes(cfg.make_config("train", flags), 1, lambda: 0)
+
+
 def test_velocities_are_hidden_only_where_they_are_known() -> None:
     with pytest.raises(ConfigError, match="--mask-velocity knows the velocities of CartPole-v0"):
         make_gymnasium("FrozenLake-v1", mask_velocity=True)
