@@ -238,7 +238,7 @@ def cross_temporal(
     """
     labels = _without_rare(np.asarray(labels), 5)
     labelled = known(labels)
-    common = np.flatnonzero((rows[labelled] >= 0).mean(axis=0) >= COMMON)
+    common = np.flatnonzero((rows[labelled] >= 0).sum(axis=0) >= COMMON * labelled.sum())
     if len(np.unique(labels[labelled])) < 2 or not len(common):
         raise MissingDataError("the label has one class, or no step is common to most trials")
     places = np.linspace(0, len(common) - 1, min(MOST_COLUMNS, len(common)))
