@@ -561,9 +561,10 @@ def cross_temporal_page(recording: Recording, shuffles: int = 100) -> Page:
     episodes, n = len(np.unique(table["episode"])), min(result.n for result in results.values())
     caption = (
         f"Held-out balanced accuracy for the {label} of a linear (ridge) classifier that is trained at one step (row) "
-        f"and tested at another (column), on other episodes (n = {n:,} trials of "
-        f"{episodes:,} episodes; unit of inference: the episode). A square is a code that does not change, a bright diagonal alone one that moves. States are centred at each "
-        f"step. White line: 95 % of {shuffles} permutations of the labels over episodes stay below it everywhere. "
+        f"and tested at another (column), on other episodes (n = {n:,} trials of {episodes:,} "
+        "episodes; unit of inference: the episode). A square is a code that does not change, a bright diagonal alone "
+        "one that moves. States are centred at each step. "
+        f"White line: 95 % of {shuffles} permutations of the labels over episodes stay below it everywhere. "
         f"At most {decoding.MOST_COLUMNS} steps, evenly spaced, that {decoding.COMMON:.0%} of the trials have."
     )
     rows = []
