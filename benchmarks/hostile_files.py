@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -571,6 +572,19 @@ def hostile_files(
     return {"asked": sum(kinds.values()), "files": dict(kinds), "wrong": wrong}
 
 
+def warm_up(home: Path, names: list[str]) -> None:
+    """Run every reader in this process, so that its forks need not import and compile what it needs."""
+    with open(os.devnull, "w") as nowhere, contextlib.chdir(home):
+        files = [(console, console.file) for console in (torture.commands.stdout, torture.commands.stderr)]
+        for console, _ in files:
+            console.file = nowhere
+        for name, reader in itertools.product(names, READERS):
+            with contextlib.suppress(SystemExit):
+                torture.program.main(argv_of(Case(name, "", "", reader, None)))
+        for console, file in files:
+            console.file = file
+
+
 def restore(home: Path, pristine: Path, experiment: str | None) -> None:
     """Copy the pristine folder over `home`. Args: experiment: the only one that has changed; None: not known."""
     changed = [Path()]
@@ -599,6 +613,8 @@ def one_round(
     shutil.rmtree(home, ignore_errors=True)
     shutil.copytree(pristine, home)
     trees = contents(home, names)
+    warm_up(home, names[:3])
+    restore(home, pristine, None)
     wrong: list[str] = []
     kinds: Counter[str] = Counter()
     seen: set[str] = set()

@@ -4,7 +4,7 @@
 
 Resumable: rows in benchmarks/results/learning.json are skipped, and an interrupted run continues from its last
 checkpoint. Every row is one `python main.py train...` with the defaults of its command, and one `python main.py eval`
-of its best_model.pt on other seeds.
+of its best_model.pt (PPO: final_model.pt) on other seeds.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ NEUROGYM = (CONTEXT, FIXED, "PerceptualDecisionMaking-v0", "DelayMatchSample-v0"
 # NeuroGym's default fixes the context: the agent integrates one channel beside a distractor.
 ENV_ARGS: dict[str, dict[str, object]] = {CONTEXT: {"use_expl_context": True}}
 CARTPOLE, MASKED = "CartPole-v1", "CartPole-v1, velocities hidden"
+# With PPO, judged by the final weights.
+PPO = {
+    "CartPole-v1, velocities hidden, PPO": ["--algo", "ppo", "--mask-velocity"],
+    "Pendulum-v1, velocities hidden, PPO": ["--algo", "ppo", "--mask-velocity"],
+    "MountainCarContinuous-v0, velocities hidden, PPO": ["--algo", "ppo", "--mask-velocity", "--total-steps", "300000"],
+}
 # What is asked of every seed: (task, core) -> (at least, at most).
 DEMANDS = {
     (CONTEXT, "mpn"): (0.91, None),
@@ -42,6 +48,7 @@ DEMANDS = {
     (CARTPOLE, "mpn"): (475, None),
     (MASKED, "mpn"): (400, None),
     (MASKED, "mlp"): (None, 150),
+    ("CartPole-v1, velocities hidden, PPO", "mpn"): (490, None),
 }
 
 
@@ -52,14 +59,14 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        variant = {MASKED: "-masked", CONTEXT: "-explicit"}.get(self.task, "")
+        variant = {MASKED: "-masked", CONTEXT: "-explicit", **dict.fromkeys(PPO, "-ppo")}.get(self.task, "")
         return f"{self.task.split('-')[0]}{variant}-{self.core}-{self.seed}"
 
 
 def all_rows(seeds: list[int]) -> list[Row]:
     pairs = [(task, core) for core in ("mpn", "gru", "lstm") for task in NEUROGYM]
     pairs += [("DelayMatchSample-v0", "mpn-frozen"), ("DelayMatchSample-v0", "mlp")]
-    pairs += [(CARTPOLE, "mpn"), (MASKED, "mpn"), (MASKED, "mlp")]
+    pairs += [(CARTPOLE, "mpn"), (MASKED, "mpn"), (MASKED, "mlp"), *((task, "mpn") for task in PPO)]
     return [Row(task, core, seed) for task, core in pairs for seed in seeds]
 
 
@@ -90,13 +97,13 @@ def train_command(row: Row) -> list[str]:
     command += ["--core", row.core, "--seed", str(row.seed)]
     hidden_dim = matched_hidden_dim(row.task, row.core)
     command += ["--hidden-dim", str(hidden_dim)] if hidden_dim else []
-    command += ["--mask-velocity", "--total-steps", "300000"] if row.task == MASKED else []
+    command += ["--mask-velocity", "--total-steps", "300000"] if row.task == MASKED else PPO.get(row.task, [])
     return command
 
 
 def eval_command(row: Row) -> list[str]:
     enough = ["--num-eval-trials", "10000"] if row.task in NEUROGYM else ["--num-eval-episodes", "100"]
-    return ["eval", *enough, "--seed", "1000", "--json"]
+    return ["eval", *enough, "--seed", "1000", "--json", *(["--checkpoint", "final"] if row.task in PPO else [])]
 
 
 def run(row: Row) -> dict[str, Any]:
@@ -171,7 +178,7 @@ def print_table(rows: list[dict[str, Any]]) -> bool:
         met = met and good
         worst = max(values) if high is not None else min(values)
         best = min(values) if high is not None else max(values)
-        digits = 3 if task in NEUROGYM else 0
+        digits = 3 if task in NEUROGYM else 1
         shown = [f"{value:.{digits}f}" for value in (sum(values) / len(values), worst, best)]
         seconds = sorted(row["train_seconds"] for row in own)[len(own) // 2]
         table.add_row(task, core, str(len(own)), *shown, asked + ("" if good else " MISSED"), f"{seconds:.0f}")
