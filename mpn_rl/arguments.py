@@ -389,7 +389,7 @@ def _add_existing(parser: Parser, several: bool = False) -> None:
     text = f"weights to load (default: %(default)s{'; final with compare' if several else ''})"
     parser.add_argument("--checkpoint", metavar="best|final|last|PATH", default="best", help=text)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
-    text = "actions of an a2c agent: most probable or drawn (default: --eval-policy)"
+    text = "actions of an a2c or ppo agent: most probable or drawn (default: --eval-policy)"
     parser.add_argument("--policy", choices=("greedy", "sample"), help=text)
     text = "keep a part of the core's state at zero: trace, eligibility or modulator of backpropamine"
     parser.add_argument("--lesion", metavar="PART", help=text)
