@@ -251,7 +251,8 @@ def load_policy(args: argparse.Namespace, name: str | None = None) -> tuple[Expe
     if args.policy is not None:
         if network.sample_policy is None:
             raise ConfigError(
-                f"--policy {args.policy} needs an agent of --algo a2c or ppo; {config.learner.name} has no policy to sample"
+                f"--policy {args.policy} needs an agent of --algo a2c or ppo; {config.learner.name} has no policy to "
+                "sample"
             )
         network.sample_policy = args.policy == "sample"
     if args.lesion is not None:

@@ -151,6 +151,16 @@ def test_a_stored_configuration_lacks_no_section(part: str) -> None:
             cfg.config_from_dict(damaged)
 
 
+@pytest.mark.parametrize("part", ["network", "versions"])
+def test_what_a_run_stores_beside_its_options_is_a_table(part: str) -> None:
+    nested = cfg.make_config("train", {}).to_dict()
+    for known in ({}, {"numpy": "2"}, None):
+        assert cfg.config_from_dict({**nested, part: known}).to_dict() == nested
+    for damaged in ([[], {}], "numpy", 3):
+        with pytest.raises(ConfigError, match=f"section '{part}' of the configuration must be a table, got"):
+            cfg.config_from_dict({**nested, part: damaged})
+
+
 def test_a_stored_configuration_names_its_kinds() -> None:
     nested = cfg.make_config("train", {}).to_dict()
     del nested["core"]["name"]
