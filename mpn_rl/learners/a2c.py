@@ -301,7 +301,7 @@ class PPOLearner(ActorCriticLearner):
     """Proximal policy optimisation: `epochs` passes over every rollout, each in `minibatches` groups of lanes.
 
     A group is the whole rollout of its lanes, so the state that each step starts from is recomputed by the network as
-    it is now. `updates` counts the steps of Adam.
+    it is now.
 
     Args: those of `BaseLearner`, with an `ActorCritic` and a `config.PPOConfig`.
     """
@@ -338,5 +338,5 @@ class PPOLearner(ActorCriticLearner):
                 self.optimizer.zero_grad(set_to_none=True)
                 losses = compute_ppo_loss(self.online, rollout.lanes(lanes), targets.part(lanes), self.config)
                 results.append({**losses, "grad_norm": self.descend("online", self.config.grad_clip)})
-                self.updates += 1
+        self.updates += 1
         return {name: torch.stack([result[name] for result in results]).mean() for name in results[0]}

@@ -17,12 +17,15 @@ from model_utils import Experiment, save_checkpoint
 from mpn_rl import config as cfg
 from mpn_rl import evaluation, registry
 from mpn_rl.analysis import compare_runs, stages
-from mpn_rl.analysis.pages import standard_pages
+from mpn_rl.analysis.pages import probe_pages, standard_pages
 from mpn_rl.options import ConfigError
 
 CONFIG = cfg.make_config(
     "train-neurogym", {"env_name": "PerceptualDecisionMaking-v0", "hidden_dim": 4, "embed_dim": 3, "core": "gru"}
 )
+
+
+PROBED = ("delay", "input_noise", "state_noise", "lesion", "frozen")  # curves of probes.json
 
 
 @pytest.fixture
@@ -199,6 +202,18 @@ def test_settings_and_probes_of_wrong_contents_are_one_line(
     assert analyze("report", "--experiment-name", "run") == 2
     error = error_of(capsys)
     assert file in error and "again" in error
+
+
+@pytest.mark.parametrize("absent", [(), *[(name,) for name in PROBED], tuple(PROBED)])
+def test_every_probe_may_be_missing(absent: tuple[str, ...]) -> None:
+    """Also one of two that share a page."""
+    point = {"value": [0.5], "low": [0.4], "high": [0.6], "n": [9.0]}
+    curve = {"x": [1.0], "y": point, "xlabel": "x", "ylabel": "accuracy", "chance": 0.5, "marks": {}}
+    probes = {**dict.fromkeys(PROBED, curve), "delay": {**curve, "trained": 100.0}, "measure": "accuracy"}
+    there = {name: value for name, value in probes.items() if name not in absent}
+    made = {page.name: not page.missing for page in probe_pages.pages(there, "title")}
+    pairs = {"noise": {"input_noise", "state_noise"}, "lesions": {"lesion", "frozen"}, "delay": {"delay"}}
+    assert made == {**{page: bool(names - {*absent}) for page, names in pairs.items()}, "relaxation": False}
 
 
 def test_wrong_metrics_are_one_line(run: Experiment, capsys: pytest.CaptureFixture) -> None:

@@ -112,7 +112,15 @@ def noise_page(numbers: Numbers, title: str) -> Page:
         "more, the same at each point; bands: 95 % intervals. A score below chance (dashed: the best constant answer, "
         f"given at every decision) means that the agent withholds its answer or prefers a wrong one.{absent}"
     )
-    return Page("noise", "tests", NOISE, caption, figure, rows, {name: numbers[name] for name in named.values()})
+    return Page(
+        "noise",
+        "tests",
+        NOISE,
+        caption,
+        figure,
+        rows,
+        {name: numbers[name] for name in named.values() if name in numbers},
+    )
 
 
 def lesion_page(numbers: Numbers, title: str) -> Page:
@@ -132,7 +140,7 @@ def lesion_page(numbers: Numbers, title: str) -> Page:
         "agent withholds its answer, which counts as wrong, or that it answers one way more often than this is right: "
         f"its memory is in a state that does not occur in undisturbed trials.{absent}"
     )
-    kept = {name: numbers[name] for name in named.values()}
+    kept = {name: numbers[name] for name in named.values() if name in numbers}
     return Page("lesions", "tests", LESIONS, caption, figure, rows, kept)
 
 
