@@ -32,11 +32,15 @@ NEUROGYM = (CONTEXT, FIXED, "PerceptualDecisionMaking-v0", "DelayMatchSample-v0"
 ENV_ARGS: dict[str, dict[str, object]] = {CONTEXT: {"use_expl_context": True}}
 CARTPOLE, MASKED = "CartPole-v1", "CartPole-v1, velocities hidden"
 # With PPO, judged by the final weights.
+HIDDEN = ["--algo", "ppo", "--mask-velocity"]
+LONGER = [*HIDDEN, "--gae-lambda", "0.95", "--minibatches", "4", "--epochs", "10", "--learning-rate", "2e-3"]
 PPO = {
-    "CartPole-v1, velocities hidden, PPO": ["--algo", "ppo", "--mask-velocity"],
-    "Pendulum-v1, velocities hidden, PPO": ["--algo", "ppo", "--mask-velocity"],
-    "MountainCarContinuous-v0, velocities hidden, PPO": ["--algo", "ppo", "--mask-velocity", "--total-steps", "300000"],
-}
+    "CartPole-v1, velocities hidden, PPO": HIDDEN,
+    "Pendulum-v1, velocities hidden, PPO": [*LONGER, "--rollout-steps", "128", "--gamma", "0.95"],
+    "MountainCarContinuous-v0, velocities hidden, PPO": [
+        *LONGER, "--rollout-steps", "64", "--noise-correlation", "0.9", "--total-steps", "300000"
+    ],
+}  # fmt: skip
 # What is asked of every seed: (task, core) -> (at least, at most).
 DEMANDS = {
     (CONTEXT, "mpn"): (0.91, None),
