@@ -430,7 +430,7 @@ class OnPolicyConfig(Section):
     )
     normalize_advantage: bool = option(False, "scale the advantages of each rollout to mean 0 and standard deviation 1")
     noise_correlation: float = option(
-        0.0, "correlation of an action vector's noise from step to step", low=0.0, high=1.0
+        0.0, "correlation of an action vector's noise from step to step", low=0.0, high=0.999
     )
     bptt_chunk_size: int | None = option(
         None,

@@ -35,11 +35,15 @@ class Batch(NamedTuple):
     weight: Tensor  # (B,) importance-sampling weights, 1 when sampling is uniform
     places: np.ndarray  # (B,) where the rows lie in the replay buffer, for `update_priorities`
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed, those of the state too."""
+        parts = ("obs", "reset", "action", "reward", "terminated", "mask", "weight")
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in parts}
+        return self._replace(state0=map_state(change, self.state0), **changed)
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch with every tensor on `device`."""
-        parts = ("obs", "reset", "action", "reward", "terminated", "mask", "weight")
-        moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in parts}
-        return self._replace(state0=map_state(lambda part: part.to(device), self.state0), **moved)
+        return self.each(lambda part: part.to(device))
 
 
 class Sequences(NamedTuple):

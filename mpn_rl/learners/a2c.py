@@ -114,7 +114,8 @@ def compute_a2c_loss(network: ActorCritic, rollout: Rollout, config: A2CConfig) 
     Returns: "loss", "policy_loss", "value_loss" and "entropy", detached; the last two without their coefficients.
     """
     batch = rollout.batch
-    if min(config.bptt_chunk_size or batch.action.shape[1], batch.action.shape[1]) == batch.action.shape[1]:
+    steps = batch.action.shape[1]
+    if (config.bptt_chunk_size or steps) >= steps:
         outputs, values, _ = network.unroll(batch.obs, batch.state0, batch.reset)
         targets = _targets(values.detach(), rollout, config)
         return _learn(network, outputs[:, :-1], values[:, :-1], targets, batch.action, config)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mpn_rl.contracts import Batch, Played, State, StateDict, Steps, map_state, state_parts, to_tensor
+from mpn_rl.contracts import Batch, Played, State, StateDict, Steps, state_parts, to_tensor
 from mpn_rl.storage.state_trees import Values, Whole, check, like_dict
 
 
@@ -31,11 +31,7 @@ class Rollout(NamedTuple):
 
     def lanes(self, rows: Tensor) -> Rollout:
         """The rollout of some lanes alone. Args: rows: their numbers, (n,)."""
-        batch = self.batch
-        parts = ("obs", "reset", "action", "reward", "terminated", "mask", "weight")
-        chosen: dict[str, Any] = {name: getattr(batch, name)[rows] for name in parts}
-        state0 = map_state(lambda part: part[rows], batch.state0)
-        batch = batch._replace(state0=state0, places=batch.places[rows.cpu().numpy()], **chosen)
+        batch = self.batch.each(lambda part: part[rows])._replace(places=self.batch.places[rows.cpu().numpy()])
         return Rollout(batch, self.ended[rows], self.final_value[rows])
 
 
