@@ -307,7 +307,7 @@ def test_the_bars_are_named_after_what_the_agent_chose_by(output):
     film, ax = video._Film(300, 300), visualize.new_figure()[1]
     video._output_panel(film, ax, {**data, output: RNG.random((24, 3))}, ["wait", "left", "go a bit right"])
     assert ax.get_title() == {"q_values": "Q-values", "action_probabilities": "action probabilities"}[output] + (
-        " (blue: chosen action)"
+        "\n(blue: chosen action)"
     )
     assert [text.get_text() for text in ax.get_xticklabels()] == ["wait", "left", "go a bit\nright"]
 

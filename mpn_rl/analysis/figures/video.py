@@ -77,7 +77,7 @@ def _output_panel(film: _Film, ax: Axes, recording: Episode, names: Sequence[str
     vectors = actions.ndim == 2
     output = next((name for name in OUTPUTS if name in recording and not vectors), None)
     if output:
-        values, title = np.asarray(recording[output], dtype=float), f"{OUTPUTS[output]} (blue: chosen action)"
+        values, title = np.asarray(recording[output], dtype=float), f"{OUTPUTS[output]}\n(blue: chosen action)"
     else:
         values, title = actions.astype(float).reshape(len(actions), -1), "action"
     values = np.nan_to_num(values)
