@@ -429,6 +429,11 @@ class Experiment:
         weights = network.get("weights") if isinstance(network, dict) else None
         return weights if type(weights) is int and 0 <= weights <= LARGEST else None
 
+    def versions(self) -> Record:
+        """The versions and the origin that config.json notes for the reader; empty where it notes none."""
+        noted = self.read_config().get("versions")
+        return noted if isinstance(noted, dict) else {}
+
     def append_metrics(self, row: Mapping[str, object]) -> None:
         """Add one line to metrics.jsonl, in which NaN becomes null. A full disk leaves no partial line.
 

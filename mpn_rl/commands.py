@@ -107,8 +107,7 @@ def _continue(experiment: Experiment, args: argparse.Namespace) -> int:
     """Continue the run. The caller holds the lock."""
     stored = stored_config(experiment)
     config = arguments.resumed_config(args, experiment.name, stored)
-    known = experiment.read_config().get("versions")
-    if args.init_from is not None and not (isinstance(known, dict) and known.get("init_from") == args.init_from):
+    if args.init_from is not None and experiment.versions().get("init_from") != args.init_from:
         raise ConfigError(f"--resume continues '{experiment.name}', which did not start with --init-from; leave it out")
     event_logs.check(config)
     with experiment.noting_failure():
@@ -132,13 +131,11 @@ def _remember_snapshot(experiment: Experiment) -> None:
     here = snapshot().get("snapshot", "")
     if not here:
         return
-    config = experiment.read_config()
-    stored = config.get("versions")
-    stored = stored if isinstance(stored, dict) else {}
+    stored = experiment.versions()
     known = str(stored.get("snapshot", ""))
     if here not in known.split("; "):
         stored = {**stored, "snapshot": f"{known}; {here}".lstrip("; ")}
-        write_json(experiment.config_path, {**config, "versions": stored})
+        write_json(experiment.config_path, {**experiment.read_config(), "versions": stored})
 
 
 def _print_schedules(run: Run, stored: cfg.Config) -> None:

@@ -1058,9 +1058,6 @@ def config_from_dict(nested: Nested) -> Config:
             raise ConfigError(f"the configuration has no section {part!r}")
         if part in KINDS and "name" not in nested[part]:
             raise ConfigError(f"section {part!r} of the configuration has no 'name'")
-    for part in ("network", "versions"):
-        if not isinstance(nested.get(part) or {}, Mapping):
-            raise ConfigError(f"section {part!r} of the configuration must be a table, got {shortened(nested[part])}")
     command = "train-neurogym" if nested["env"]["name"] == "neurogym" else "train"
     return make_config(command, {}, {"versions": {}, **nested})
 

@@ -856,3 +856,11 @@ def test_the_git_commit_is_known_in_a_checkout_and_unknown_elsewhere(tmp_path: P
     assert model_utils.git_commit(tmp_path) == commit
     (tmp_path / "model_utils.py").write_text("changed")
     assert model_utils.git_commit(tmp_path) == commit + "-dirty"
+
+
+@pytest.mark.parametrize(
+    ("noted", "shown"), [({"numpy": "2"}, {"numpy": "2"}), (None, {}), ([], {}), ("x", {}), (3, {})]
+)
+def test_versions_that_are_no_table_are_none(noted: object, shown: object, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"versions": noted}))
+    assert model_utils.Experiment(tmp_path).versions() == shown

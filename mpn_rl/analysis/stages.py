@@ -312,7 +312,7 @@ def report(given: Mapping[str, object], args: argparse.Namespace, name: str) -> 
     settings = {
         "Recording": {key: collected[key] for key in RECORDED if key in collected} or {"recording": "unknown"},
         "Configuration": options,
-        "Versions at training": experiment.read_config().get("versions") or {},
+        "Versions at training": experiment.versions(),
         "Versions at analysis": versions(),
     }
     lead = f"Experiment {name}: {title_of(config)}, learner {config.learner.name}, seed {config.run.seed}."

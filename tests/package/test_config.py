@@ -152,13 +152,10 @@ def test_a_stored_configuration_lacks_no_section(part: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["network", "versions"])
-def test_what_a_run_stores_beside_its_options_is_a_table(part: str) -> None:
+def test_what_a_run_notes_beside_its_options_changes_no_option(part: str) -> None:
     nested = cfg.make_config("train", {}).to_dict()
-    for known in ({}, {"numpy": "2"}, None):
-        assert cfg.config_from_dict({**nested, part: known}).to_dict() == nested
-    for damaged in ([[], {}], "numpy", 3):
-        with pytest.raises(ConfigError, match=f"section '{part}' of the configuration must be a table, got"):
-            cfg.config_from_dict({**nested, part: damaged})
+    for noted in ({}, {"numpy": "2"}, None, [[], {}], "numpy", 3):
+        assert cfg.config_from_dict({**nested, part: noted}).to_dict() == nested
 
 
 def test_a_stored_configuration_names_its_kinds() -> None:
