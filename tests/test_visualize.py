@@ -322,6 +322,10 @@ def test_an_early_action_without_a_penalty_is_not_wrong():
     wrong = actions != data["ground_truth"]
     assert np.flatnonzero(wrong).tolist() == [3, 9, 20, 23]
     assert np.flatnonzero(video._early(data, wrong)).tolist() == [3, 20]
+    for steps in (5, 21):  # the last trial is cut off before its decision
+        cut = {**{key: value[:steps] for key, value in data.items() if np.ndim(value)}, "dt_ms": 100.0}
+        early = [step for step in (3, 20) if step < steps]
+        assert np.flatnonzero(video._early(cut, wrong[:steps])).tolist() == early
     ax = visualize.new_figure()[1]
     video._action_panel(video._Film(300, 300), ax, data, np.arange(24.0), ["wait", "left", "right"])
     assert labels(ax) == ["correct", "right", "early", "wrong"]
