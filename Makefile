@@ -89,6 +89,10 @@ bench: install ## speed: the scan, acting, learning, a whole run, start-up
 bench-learning: install ## the table of accuracies, resumable: hours
 	$(python) benchmarks/learning.py
 
+.PHONY: bench-neurogym
+bench-neurogym: install ## the scoreboard: all NeuroGym tasks, several cores, resumable: a day
+	$(python) benchmarks/neurogym_board.py
+
 .PHONY: bench-gpu
 bench-gpu: install ## the CUDA kernel against the loop and cuDNN; needs an NVIDIA GPU
 	$(python) benchmarks/gpu.py

@@ -15,17 +15,19 @@ from mpn_module import MPN
 from mpn_rl.config import DQNConfig, EncoderConfig
 from mpn_rl.contracts import Batch, Core, State, StateDict
 from mpn_rl.learners.base import Adam, ReplayLearner, truncated_unroll
+from mpn_rl.networks.action_heads import DuelingHead
 from mpn_rl.networks.encoder import AgentNetwork, Encoder, epsilon_greedy
 from mpn_rl.returns import n_step_targets, next_values, sequence_priorities, td_loss
 
 
 class MPNDQN(AgentNetwork):
-    """Q(s_t, .) = linear(h_t), with h_t the core's output for the encoded observation.
+    """Q(s_t, .) = head(h_t), with h_t the core's output for the encoded observation.
 
     Args:
         obs_dim, hidden_dim, action_dim: sizes of observation, core and action set.
         encoder: in front of the core; None: `Encoder` with the defaults of `config.EncoderConfig`.
         core: any module with the core contract and `encoder.output_dim` inputs; None: an `MPN`.
+        dueling: whether the head is a `DuelingHead`, else it is linear.
         mpn_options: options of that MPN.
     """
 
@@ -37,6 +39,7 @@ class MPNDQN(AgentNetwork):
         *,
         encoder: Encoder | None = None,
         core: Core | None = None,
+        dueling: bool = False,
         **mpn_options,
     ) -> None:
         super().__init__()
@@ -44,7 +47,7 @@ class MPNDQN(AgentNetwork):
         self.obs_dim, self.hidden_dim, self.action_dim = obs_dim, hidden_dim, action_dim
         self.encoder = encoder or Encoder(obs_dim, defaults.embed_dim, defaults.constant_input)
         self.core = core or MPN(self.encoder.output_dim, hidden_dim, **mpn_options)
-        self.head = nn.Linear(hidden_dim, action_dim)
+        self.head: nn.Module = DuelingHead(hidden_dim, action_dim) if dueling else nn.Linear(hidden_dim, action_dim)
 
     def choose(self, q_values: Tensor, epsilon: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """Epsilon-greedy actions (B,) from Q (B, A)."""
@@ -130,6 +133,10 @@ class DQNLearner(ReplayLearner):
         self.networks, self.targets = {"online": self.online}, {"online": self.target}
         self.optimizers = {"online": self.optimizer}
         self.epsilon = config.epsilon_start
+
+    @staticmethod
+    def network_options(config: DQNConfig) -> StateDict:
+        return {"dueling": config.dueling}
 
     @property
     def policy(self) -> MPNDQN:

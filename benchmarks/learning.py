@@ -41,6 +41,7 @@ PPO = {
         *LONGER, "--rollout-steps", "64", "--noise-correlation", "0.9", "--total-steps", "300000"
     ],
 }  # fmt: skip
+SHOWN = ("final", "accuracy", "return_mean")  # of a result, the first that it has
 # What is asked of every seed: (task, core) -> (at least, at most).
 DEMANDS = {
     (CONTEXT, "mpn"): (0.91, None),
@@ -237,8 +238,9 @@ def run_missing(
                 continue
             results.append(result)
             store(results)
-            value = result.get("accuracy") or result["return_mean"]
-            print(f"{row.name}: {value:.3f} in {result['train_seconds']:.0f} s", flush=True)
+            value = next(result[name] for name in SHOWN if result.get(name) is not None)
+            seconds = result.get("train_seconds", result.get("seconds"))
+            print(f"{row.name}: {value:.3f} in {seconds:.0f} s", flush=True)
     return failed
 
 

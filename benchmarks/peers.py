@@ -52,14 +52,13 @@ def peer(task: str, seed: int) -> None:
     (peer_dqn if task == "CartPole-v1" else peer_recurrent_ppo)(task, seed)
 
 
-def peer_recurrent_ppo(task: str, seed: int) -> None:
+def recurrent_ppo(task: str, seed: int) -> Any:
     from sb3_contrib import RecurrentPPO
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     from neurogym_wrapper import make_neurogym
 
-    lanes = [make_neurogym(task, {}, 150) for _ in range(50)]
-    model = RecurrentPPO(
+    return RecurrentPPO(
         "MlpLstmPolicy",
         DummyVecEnv([lambda: make_neurogym(task, {}, 150) for _ in range(16)]),
         n_steps=64,
@@ -70,6 +69,43 @@ def peer_recurrent_ppo(task: str, seed: int) -> None:
         seed=seed,
         device="cpu",
     )
+
+
+def final_score(task: str, seed: int, steps: int, trials: int) -> dict[str, Any]:
+    """Train RecurrentPPO for so many steps; means over trials of other seeds, played greedily by the final weights."""
+    import numpy as np
+    import torch
+
+    from neurogym_wrapper import make_neurogym
+
+    torch.set_num_threads(1)
+    model = recurrent_ppo(task, seed)
+    model.learn(steps)
+    lanes = [make_neurogym(task, {}, 150) for _ in range(64)]
+    scores: list[float] = []
+    returns: list[float] = []
+    first = 2**30
+    while len(returns) < trials:
+        obs = np.stack([env.reset(seed=first + i)[0] for i, env in enumerate(lanes)])
+        first, state, starts, total = first + len(lanes), None, np.ones(len(lanes), bool), np.zeros(len(lanes))
+        for _ in range(150):
+            actions, state = model.predict(obs, state, starts, deterministic=True)
+            starts = np.zeros(len(lanes), bool)
+            for i, env in enumerate(lanes):
+                obs[i], reward, _, _, info = env.step(int(actions[i]))
+                total[i] += reward
+                if info["new_trial"]:
+                    scores.append(info["performance"])
+                    returns.append(total[i])
+                    total[i] = 0.0
+    return {"accuracy": float(np.mean(scores)), "trial_return_mean": float(np.mean(returns)), "trials": len(returns)}
+
+
+def peer_recurrent_ppo(task: str, seed: int) -> None:
+    from neurogym_wrapper import make_neurogym
+
+    lanes = [make_neurogym(task, {}, 150) for _ in range(50)]
+    model = recurrent_ppo(task, seed)
 
     def accuracy() -> float:
         import numpy as np
@@ -237,7 +273,11 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", default=[], help="only tasks whose name contains one of these")
     parser.add_argument("--peer", nargs=2, metavar=("TASK", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--final", nargs=4, metavar=("TASK", "SEED", "STEPS", "TRIALS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.final:
+        print(json.dumps(final_score(args.final[0], *map(int, args.final[1:]))))
+        return 0
     if args.peer:
         peer(args.peer[0], int(args.peer[1]))
         return 0

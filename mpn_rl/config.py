@@ -375,6 +375,7 @@ class DQNConfig(ReplayConfig, LearnerConfig, name="dqn"):
         idle=[{"replay": ("sequence",), "sequence_length": (1,)}],
     )
     double_dqn: bool = option(True, "double DQN: the online network picks the next action")
+    dueling: bool = option(False, "dueling head: one value of the state, and each action's advantage over their mean")
     loss: Literal["huber", "mse"] = option("huber", "loss on the TD error")
     learning_rate: float = option(3e-3, "Adam's step size", above=0.0)
     lr_final: float = option(0.1, "final step size, as a fraction of --learning-rate", low=0.0, high=1.0)
@@ -897,6 +898,7 @@ LEARNER_DEFAULTS: dict[tuple[str, str], Options] = {
         "learning_rate": 1e-3,
         "n_step": 4,
         "update_every": 10,
+        "dueling": True,  # where every step has a reward, all Q are large and differ little
         "target_tau": 0.005,  # returns near 100 need a slow target network to stay stable
         "buffer_size": 150_000,  # the whole run: an agent that no longer replays its early failures repeats them
         "total_steps": 150_000,  # an episode of CartPole-v1 grows from about 20 steps to 500 during training
@@ -1047,7 +1049,7 @@ def make_config(command: str, flags: Options, file: Nested | None = None) -> Con
 def config_from_dict(nested: Nested) -> Config:
     """The configuration that `Config.to_dict` wrote.
 
-    An option that the file lacks, because it is younger than the file, takes its default.
+    An option that the file lacks, because it is younger than the file, takes its default, or what was done before.
 
     Raises: ConfigError for a missing section, an unknown key or a value out of range.
     """
@@ -1059,6 +1061,8 @@ def config_from_dict(nested: Nested) -> Config:
         if part in KINDS and "name" not in nested[part]:
             raise ConfigError(f"section {part!r} of the configuration has no 'name'")
     command = "train-neurogym" if nested["env"]["name"] == "neurogym" else "train"
+    if nested["learner"]["name"] == "dqn":
+        nested = {**nested, "learner": {"dueling": False, **nested["learner"]}}  # as before there was a choice
     return make_config(command, {}, {"versions": {}, **nested})
 
 

@@ -771,3 +771,38 @@ for x in xs:
 assert torch.equal(first.weight, second.weight) and torch.equal(first.bias, second.bias)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+# --- the dueling head ---------------------------------------------------------------------------------------
+
+
+def test_a_dueling_head_adds_the_value_to_each_advantage_over_their_mean() -> None:
+    network = MPNDQN(2, 5, 3, dueling=True)
+    h = torch.randn(4, 7, 5)
+    outputs = torch.nn.functional.linear(h, network.head.weight, network.head.bias)
+    value, advantages = outputs[..., 0], outputs[..., 1:]
+    by_hand = torch.stack(
+        [value + advantages[..., a] - sum(advantages[..., b] for b in range(3)) / 3 for a in range(3)]
+    )
+    torch.testing.assert_close(network.head(h), by_hand.movedim(0, -1))
+    torch.testing.assert_close(network.head(h).mean(-1), value)  # V is the mean over the actions
+
+
+def test_learning_one_action_moves_the_others_by_way_of_the_value() -> None:
+    h = torch.ones(1, 5)
+    for dueling, moves in ((False, False), (True, True)):
+        torch.manual_seed(0)
+        head = MPNDQN(2, 5, 3, dueling=dueling).head
+        before = head(h).detach()
+        head(h)[0, 0].backward()
+        with torch.no_grad():
+            for part in head.parameters():
+                part += 0.01 * part.grad
+        change = (head(h) - before)[0]
+        assert change[0] > 0
+        assert bool(change[1:].abs().min() > 1e-4) is moves
+
+
+def test_the_learners_option_chooses_the_head() -> None:
+    for dueling in (False, True):
+        assert DQNLearner.network_options(DQNConfig(dueling=dueling)) == {"dueling": dueling}

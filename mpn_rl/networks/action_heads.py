@@ -1,4 +1,4 @@
-"""Output layers: a policy over choices, a bounded action vector, a policy over such vectors, a value of any size."""
+"""Output layers: Q-values, a policy over choices, a bounded action vector, a policy over such vectors, a value."""
 
 from __future__ import annotations
 
@@ -34,6 +34,26 @@ class ChoicesHead(nn.Linear):
         """log pi(a) and the entropy of pi, both (...,), of actions (...,) under logits (..., A)."""
         log_probs = logits.log_softmax(-1)
         return log_probs.gather(-1, actions[..., None]).squeeze(-1), ENTROPIES[entropy](log_probs)
+
+
+class DuelingHead(nn.Linear):
+    """Q(h, a) = V(h) + A(h, a) - mean_a' A(h, a'), with [V, A] = W h + b.
+
+    An update of one action's Q also moves the others, by way of V. Where all Q are large and nearly equal, as in tasks
+    with a reward at every step, their differences are then learned apart from their size.
+
+    Source: Wang et al. 2016, arXiv 1511.06581.
+
+    Args: in_features: size of h. actions: A, the number of choices.
+    """
+
+    def __init__(self, in_features: int, actions: int) -> None:
+        super().__init__(in_features, 1 + actions)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(..., H) -> (..., A)."""
+        value, advantage = super().forward(h).tensor_split((1,), -1)
+        return value + advantage - advantage.mean(-1, keepdim=True)
 
 
 class NormalizedValue(nn.Linear):

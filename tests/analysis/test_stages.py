@@ -47,6 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--no-plot-training",
         ]
         frozen = ["--core", "mpn-frozen", "--hidden-dim", "32", "--total-steps", "2000", "--no-plot-training"]
+        frozen += ["--dueling"]
         for name, task, options in [
             ("trained", "PerceptualDecisionMaking-v0", trained),
             ("frozen", "DelayMatchSample-v0", frozen),
@@ -131,6 +132,18 @@ def test_the_weights_drawn_are_those_of_the_checkpoint(home: Path) -> None:
         assert set(stored.files) == set(saved)
         np.testing.assert_array_equal(stored["head.weight"], saved["head.weight"].numpy())
         np.testing.assert_allclose(drawn["W"], saved["core.layers.0.weight"].numpy())
+
+
+def test_the_readout_of_a_dueling_head_is_that_of_its_q_values(home: Path) -> None:
+    folder = home / "experiments" / "frozen" / "analysis"
+    with np.load(folder / "activity.npz") as activity, np.load(folder / "network.npz") as network:
+        q, hidden, head = activity["q_values"].astype(float), activity["hidden"].astype(float), network["head.weight"]
+    readout = head[:1] + head[1:] - head[1:].mean(0)
+    offset = q - hidden @ readout.T  # the bias, and the rounding of the recording
+    assert len(head) == 1 + q.shape[1] and np.ptp(offset, axis=0).max() < 0.01 * np.ptp(q, axis=0).min()
+    with np.load(folder / "readout.npz") as drawn:
+        inside = (drawn["cosines"] ** 2).sum(axis=1)
+        assert drawn["cosines"].shape[0] == q.shape[1] and (inside <= 1 + 1e-6).all()
 
 
 def test_the_encoder_in_numpy_is_the_networks_own() -> None:

@@ -158,6 +158,13 @@ def test_what_a_run_notes_beside_its_options_changes_no_option(part: str) -> Non
         assert cfg.config_from_dict({**nested, part: noted}).to_dict() == nested
 
 
+def test_a_stored_dqn_from_before_the_dueling_head_has_none() -> None:
+    nested = cfg.make_config("train", {}).to_dict()
+    assert cfg.config_from_dict(nested).values()["dueling"] is True
+    del nested["learner"]["dueling"]
+    assert cfg.config_from_dict(nested).values()["dueling"] is False
+
+
 def test_a_stored_configuration_names_its_kinds() -> None:
     nested = cfg.make_config("train", {}).to_dict()
     del nested["core"]["name"]

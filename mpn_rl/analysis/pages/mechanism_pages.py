@@ -233,13 +233,15 @@ def readout_page(recording: Recording) -> Page:
     """Cosines of the actions' readout vectors with the principal components of h."""
     name = next((name for name in recording.weights if re.fullmatch(r"head\.(\w+\.)?weight", name)), "head.weight")
     readout, fit = recording.weight(name), recording.fit("h")
+    if recording.config["learner"].get("dueling") and len(readout) > 1:  # the weights of Q, as in `DuelingHead`
+        readout = readout[:1] + readout[1:] - readout[1:].mean(0)
     projection = pca_analysis.project_readout(readout, fit.components)
     figure = state_figures.readout_figure(projection, title=f"{recording.title}: readout vectors")
     rows = [Row(f"action {action}: share within {len(fit.components)} components (%)", 100 * float(inside))
             for action, inside in enumerate(projection.inside)]  # fmt: skip
     caption = (
-        f"Cosine of each action's readout vector (its row of the head, n = {len(readout)} actions) with the leading "
-        f"principal components of h; the legend gives the share of its squared length within the first "
+        f"Cosine of each action's readout vector (the weights of its output, n = {len(readout)} actions) with the "
+        f"leading principal components of h; the legend gives the share of its squared length within the first "
         f"{len(fit.components)} components."
     )
     arrays = {"cosines": projection.cosines, "inside": projection.inside}
