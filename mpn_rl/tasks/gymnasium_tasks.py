@@ -96,6 +96,12 @@ class FlatTask(gymnasium.Wrapper):
         self.action_names = env.unwrapped.action_names if isinstance(env.unwrapped, SingleEnv) else None
 
     @property
+    def channel_names(self) -> list[str] | None:
+        """A name for each entry of the observation; None where the task does not name them."""
+        task = self.unwrapped
+        return task.rows.channel_names if isinstance(task, SingleEnv) else None
+
+    @property
     def conditions(self) -> Conditions:
         """Conditions of the current trial; empty where the task does not name any."""
         task = self.unwrapped
