@@ -91,8 +91,8 @@ class GymnasiumConfig(EnvConfig, name="gymnasium"):
     env_args: dict[str, object] = option({}, "argument of the environment's constructor", flag="--env-arg")
     max_episode_steps: int | None = option(None, "time limit in steps; none: that of the task", low=1)
     mask_velocity: bool = option(False, "hide the velocities of a classic-control task, so that it needs memory")
-    observe_reward: bool = option(False, "append the last reward to the observation")
-    observe_action: bool = option(False, "append the last action to the observation; a choice is one-hot")
+    observe_reward: bool = option(False, "observe the last reward, too")
+    observe_action: bool = option(False, "observe the last action, too; a choice is one-hot")
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class NeuroGymConfig(EnvConfig, name="neurogym"):
     env_name: str = option("ContextDecisionMaking-v0", "NeuroGym task; --list-envs shows all")
     env_args: dict[str, object] = option({}, "argument of the task's constructor", flag="--env-arg")
     max_episode_steps: int = option(150, "time limit in steps; NeuroGym tasks never terminate by themselves", low=1)
-    observe_reward: bool = option(False, "append the last reward to the observation")
-    observe_action: bool = option(False, "append the last action to the observation; a choice is one-hot")
+    observe_reward: bool = option(False, "observe the last reward, too")
+    observe_action: bool = option(False, "observe the last action, too; a choice is one-hot")
 
     def note(self) -> str:
         if self.env_name != "ContextDecisionMaking-v0" or self.env_args.get("use_expl_context"):
