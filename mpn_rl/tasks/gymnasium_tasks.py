@@ -22,6 +22,7 @@ from mpn_rl.console import stderr
 from mpn_rl.contracts import Action, Conditions, HasConditions, Info, SequenceArrays, Task
 from mpn_rl.options import ConfigError, nearest, shortened
 from mpn_rl.tasks import (
+    bandit,  # noqa: F401  registers MetaBandit-v0
     cue_reward,  # noqa: F401  registers CueReward-v0
     grid_maze,  # noqa: F401  registers GridMaze-v0
     integration,  # noqa: F401  registers Integration-v0 and ContextualIntegration-v0
