@@ -155,7 +155,7 @@ class MetaBandit(SingleEnv):
         env, page = self.rows, ve.Picture(560, 400)
         page.text(16, 22, f"t = {env.t[0]} of {env.episode_steps}")
         line = min(60.0, 340 / env.arms)
-        width = 400 / env.episode_steps
+        width = 360 / env.episode_steps
         for arm in range(env.arms):
             top, best = 44 + arm * line, arm == env.best_arm[0]
             page.text(16, top + line / 2, self.action_names[arm], 14, ve.GREEN if best else ve.INK)
@@ -164,7 +164,7 @@ class MetaBandit(SingleEnv):
             page.box(96, top + 0.2 * line, max(1.0, paid * width), 0.6 * line, ve.BLUE)
             page.text(540, top + line / 2, f"{paid} of {pulls}", 14, ve.INK, "rm")
             if arm == env.last_arm[0]:
-                page.box(92, top + 2, 404, line - 4, None, ve.BLUE if env.last_reward[0] else ve.ORANGE)
+                page.box(92, top + 2, 364, line - 4, None, ve.BLUE if env.last_reward[0] else ve.ORANGE)
         return page.pixels()
 
 
