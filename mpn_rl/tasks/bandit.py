@@ -160,8 +160,9 @@ class MetaBandit(SingleEnv):
             top, best = 44 + arm * line, arm == env.best_arm[0]
             page.text(16, top + line / 2, self.action_names[arm], 14, ve.GREEN if best else ve.INK)
             pulls, paid = int(env.pulls[0, arm]), int(env.paid[0, arm])
-            page.box(96, top + 0.2 * line, max(1.0, pulls * width), 0.6 * line, ve.PALE)
-            page.box(96, top + 0.2 * line, max(1.0, paid * width), 0.6 * line, ve.BLUE)
+            for count, colour in ((pulls, ve.PALE), (paid, ve.BLUE)):
+                if count:
+                    page.box(96, top + 0.2 * line, max(1.0, count * width), 0.6 * line, colour)
             page.text(540, top + line / 2, f"{paid} of {pulls}", 14, ve.INK, "rm")
             if arm == env.last_arm[0]:
                 page.box(92, top + 2, 364, line - 4, None, ve.BLUE if env.last_reward[0] else ve.ORANGE)
