@@ -352,12 +352,17 @@ class NeuroGymWrapper(gymnasium.Wrapper):
 
     @property
     def scripted(self) -> dict[str, Callable[[NeuroGymWrapper, np.random.Generator], Action]]:
-        """The reference policies by name: no ground_truth where the task has none, best where one beats it."""
+        """The reference policies by name: no ground_truth where the task has none, best where one beats it.
+
+        DawTwoStep's ground truth is hidden from an agent, so `ideal` infers it from the outcomes.
+        """
         policies: dict[str, Callable[[NeuroGymWrapper, np.random.Generator], Action]] = dict(REFERENCE_POLICIES)
         if not self.has_ground_truth:
             del policies["ground_truth"]
         if _native(self._task) in _TIMED_FROM:
             policies["best"] = best_timing_policy
+        if _native(self._task) == "DawTwoStep":
+            policies["ideal"] = TwoStepObserver()
         return policies
 
     @property
@@ -888,6 +893,36 @@ def best_timing_policy(env: NeuroGymWrapper, rng: np.random.Generator) -> int:
         return 0
     error = task.t - task.end_t[_TIMED_FROM[_native(task)]] - task.trial["production"]
     return int(abs(error) <= abs(error + task.dt))
+
+
+class TwoStepObserver:
+    """The best policy of DawTwoStep that does not know which second state pays: Bayes' rule over the outcomes so far.
+
+    The belief b that state 1 pays more starts at 0.5. Before a trial, b becomes b (1 - h) + (1 - b) h, with h the
+    probability of a switch; then the more probable state is chosen. After state k with reward r, the odds are
+    multiplied by P(r | k pays more) / P(r | k pays less), or divided by it for k = 2. Both states tell equally much,
+    so no choice is worth making for what it tells.
+    """
+
+    def __init__(self) -> None:
+        self.belief = 0.5
+
+    def __call__(self, env: NeuroGymWrapper, rng: np.random.Generator) -> int:
+        if not env.at_decision:
+            return 0
+        task = env.unwrapped
+        if env._trial_number == 0:
+            self.belief = 0.5
+        self.belief += task.p_switch * (1.0 - 2.0 * self.belief)
+        action = 1 if self.belief >= 0.5 else 2
+        state = int(task.trial["transition"][action])  # which the observation after this step shows
+        high, low = task.high_reward_p, task.low_reward_p
+        if not task.trial["reward"][state - 1]:
+            high, low = 1.0 - high, 1.0 - low
+        if state == 2:
+            high, low = low, high
+        self.belief = self.belief * high / (self.belief * high + (1.0 - self.belief) * low)
+        return action
 
 
 REFERENCE_POLICIES: dict[str, Callable[[NeuroGymWrapper, np.random.Generator], Action]] = {

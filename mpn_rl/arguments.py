@@ -35,9 +35,9 @@ TITLES = {
 }
 # The options that people change, which `train --help` shows; --help-all shows every one.
 COMMON = {"help", "help_all", "experiment_name", "config", "resume", "overwrite", "list_envs", "env_name", "env_args",
-          "mask_velocity", "core", "hidden_dim", "eta", "lambda_decay", "embed_dim", "learner", "learning_rate",
-          "gamma", "replay", "expansion", "num_episodes", "total_steps", "num_envs", "seed", "tensorboard",
-          "device"}  # fmt: skip
+          "mask_velocity", "observe_reward", "observe_action", "core", "hidden_dim", "eta", "lambda_decay", "embed_dim",
+          "learner", "learning_rate", "gamma", "replay", "expansion", "num_episodes", "total_steps", "num_envs", "seed",
+          "tensorboard", "device"}  # fmt: skip
 
 
 # What the values of options count, for --help; other whole numbers are N, other numbers X.

@@ -30,7 +30,6 @@ from mpn_rl.tasks import trusted_modules
 from mpn_rl.tasks.lanes import EpisodeSeeds
 from mpn_rl.tasks.task_errors import TaskError
 from mpn_rl.training import DivergedError, Run, StoppedError
-from neurogym_wrapper import NeuroGymWrapper
 
 # --- train ----------------------------------------------------------------------------------------------
 
@@ -311,7 +310,7 @@ def render(args: argparse.Namespace) -> int:
     experiment, config, network = load_policy(args)
     output = _checked_output(args) or experiment.videos_dir / f"episode_{args.seed}.gif"
     env = registry.make_env(config.env, render_mode="rgb_array")
-    neurogym = isinstance(env, NeuroGymWrapper)
+    neurogym = isinstance(config.env, cfg.NeuroGymConfig)
     drawn = not neurogym and _can_draw(config)
     seed = EpisodeSeeds("eval", args.seed)()
     options = {"max_steps": args.max_steps, "reset_state_on_trial": config.run.reset_state_on_trial}
@@ -320,8 +319,7 @@ def render(args: argparse.Namespace) -> int:
         if not neurogym:
             stderr.print("note: the task draws no pictures; the film shows observations, actions and rewards")
         episode["dt_ms"] = np.array(float(env.dt_ms))
-        names = env.channel_names if isinstance(env, NeuroGymWrapper) else None
-        frames = video.neurogym_frames(episode, names, env.action_names)
+        frames = video.neurogym_frames(episode, env.channel_names, env.action_names)
     else:
         frames = video.gym_frames(episode, env.action_names)
     video.write_video(output, frames, args.fps or (10 if neurogym else 30))

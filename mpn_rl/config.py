@@ -58,11 +58,13 @@ UNTRAINED: tuple[Condition, ...] = (FROZEN, *ONE_STEP)
 
 
 class EnvConfig(Kind):
-    """A family of environments. Every family has these three options."""
+    """A family of environments. Every family has these options."""
 
     env_name: str
     env_args: dict[str, object]
     max_episode_steps: int | None
+    observe_reward: bool
+    observe_action: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +91,8 @@ class GymnasiumConfig(EnvConfig, name="gymnasium"):
     env_args: dict[str, object] = option({}, "argument of the environment's constructor", flag="--env-arg")
     max_episode_steps: int | None = option(None, "time limit in steps; none: that of the task", low=1)
     mask_velocity: bool = option(False, "hide the velocities of a classic-control task, so that it needs memory")
+    observe_reward: bool = option(False, "observe the last reward, too")
+    observe_action: bool = option(False, "observe the last action, too; a choice is one-hot")
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class NeuroGymConfig(EnvConfig, name="neurogym"):
     env_name: str = option("ContextDecisionMaking-v0", "NeuroGym task; --list-envs shows all")
     env_args: dict[str, object] = option({}, "argument of the task's constructor", flag="--env-arg")
     max_episode_steps: int = option(150, "time limit in steps; NeuroGym tasks never terminate by themselves", low=1)
+    observe_reward: bool = option(False, "observe the last reward, too")
+    observe_action: bool = option(False, "observe the last action, too; a choice is one-hot")
 
     def note(self) -> str:
         if self.env_name != "ContextDecisionMaking-v0" or self.env_args.get("use_expl_context"):

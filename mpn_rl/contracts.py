@@ -281,8 +281,11 @@ class Task(Protocol):
     """
 
     obs_dim: int  # D
-    action_names: Sequence[str] | None  # one per choice; None: numbers
 
+    @property
+    def channel_names(self) -> Sequence[str] | None: ...  # one per entry of the observation; None: numbers
+    @property
+    def action_names(self) -> Sequence[str] | None: ...  # one per choice; None: numbers
     @property
     def observation_space(self) -> object: ...  # gymnasium.spaces.Box of shape (D,)
     @property

@@ -64,7 +64,7 @@ def score(
         more = [source() for _ in range(int(np.ceil(missing * len(seeds) / len(result.performance))))]
         seeds += more
         result = Evaluation(*map(np.concatenate, zip(result, evaluate(network, envs, more, reset), strict=True)))
-    batch = None if neurogym else registry.make_vector_env(len(seeds), **registry.options(config.env))
+    batch = None if neurogym else registry.make_vector_env(len(seeds), **registry.task_options(config.env))
     if batch is not None and batch.scripted:
         scripted = {name: run_batched(policy, batch, seeds) for name, policy in batch.scripted.items()}
     else:

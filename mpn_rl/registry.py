@@ -30,6 +30,7 @@ from mpn_rl.networks.encoder import AgentNetwork, Encoder
 from mpn_rl.options import ConfigError
 from mpn_rl.tasks.gymnasium_tasks import is_built_in, make_gymnasium, make_vector_env, time_limit
 from mpn_rl.tasks.lanes import Lanes, VectorLanes, repeats_episodes
+from mpn_rl.tasks.last_step import ObserveLastStep, ObserveLastStepVec
 from mpn_rl.tasks.sequences import TaskSequences
 from mpn_rl.tasks.task_spaces import MOST_CHOICES
 from mpn_rl.tasks.vector_env import BatchedTask
@@ -39,6 +40,11 @@ from neurogym_wrapper import make_neurogym, task_names
 def options(section: Any) -> dict[str, Any]:
     """A section's options as keyword arguments."""
     return dataclasses.asdict(section)
+
+
+def task_options(env: cfg.EnvConfig) -> dict[str, Any]:
+    """The options of the task itself as keyword arguments, without those that `make_env` adds to every task."""
+    return {name: value for name, value in options(env).items() if name not in ("observe_reward", "observe_action")}
 
 
 # core options -> constructor of (input_dim, options)
@@ -53,8 +59,8 @@ CORES: dict[type[cfg.CoreConfig], Callable[[int, cfg.CoreConfig], Core]] = {
 
 # environment options -> constructor of (options, render_mode)
 ENVS: dict[type[cfg.EnvConfig], Callable[[cfg.EnvConfig, str | None], Task]] = {
-    cfg.GymnasiumConfig: lambda env, render_mode: make_gymnasium(**options(env), render_mode=render_mode),
-    cfg.NeuroGymConfig: lambda env, render_mode: make_neurogym(**options(env)),
+    cfg.GymnasiumConfig: lambda env, render_mode: make_gymnasium(**task_options(env), render_mode=render_mode),
+    cfg.NeuroGymConfig: lambda env, render_mode: make_neurogym(**task_options(env)),
 }
 
 # learner options -> the learner, and the network that acts for it
@@ -113,6 +119,8 @@ def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> Task:
     if rule:
         task.close()
         raise ConfigError(f"--env-name {name} {rule}")
+    if env.observe_reward or env.observe_action:
+        return ObserveLastStep(task, env.observe_reward, env.observe_action)
     return task
 
 
@@ -172,11 +180,14 @@ def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> 
     if noise and not continuous:
         first.close()
         raise ConfigError(f"--noise-correlation {noise} does nothing with --env-name {name}, whose actions are choices")
-    batched = make_vector_env(count, **options(config.env)) if isinstance(config.env, cfg.GymnasiumConfig) else None
-    if batched is not None:
-        first.close()
-        return VectorLanes(batched, next_seed)
-    return Lanes([first, *(make_env(config.env) for _ in range(count - 1))], next_seed)
+    env = config.env
+    batched = make_vector_env(count, **task_options(env)) if isinstance(env, cfg.GymnasiumConfig) else None
+    if batched is None:
+        return Lanes([first, *(make_env(env) for _ in range(count - 1))], next_seed)
+    first.close()
+    if env.observe_reward or env.observe_action:
+        return VectorLanes(ObserveLastStepVec(batched, space, env.observe_reward, env.observe_action), next_seed)
+    return VectorLanes(batched, next_seed)
 
 
 def fitting_learners(continuous: bool) -> list[str]:
@@ -293,12 +304,21 @@ def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Net
 
 
 def make_sequences(config: cfg.Config) -> TaskSequences:
-    """The source of a supervised learner's sequences. Raises: ConfigError where the task gives no right actions."""
+    """The source of a supervised learner's sequences.
+
+    Raises: ConfigError where the task gives no right actions, or its observation shows the last step.
+    """
     env, learner = config.env, config.learner
+    for flag, observed in (("--observe-reward", env.observe_reward), ("--observe-action", env.observe_action)):
+        if observed:
+            others = " or ".join(cls.name for cls, (other, _) in LEARNERS.items() if other.acts)
+            raise ConfigError(
+                f"{flag} needs a learner that plays the task, --algo {learner.name} does not; take --algo {others}"
+            )
     rows, steps = batch_shape(config)
 
     def make_batch(rows: int) -> BatchedTask | None:
-        return make_vector_env(rows, **options(env)) if isinstance(env, cfg.GymnasiumConfig) else None
+        return make_vector_env(rows, **task_options(env)) if isinstance(env, cfg.GymnasiumConfig) else None
 
     reset = config.run.reset_state_on_trial
     source = TaskSequences(make_env(env), make_batch, steps, reset)

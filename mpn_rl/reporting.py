@@ -37,6 +37,8 @@ POLICY_NAMES = {
     "never": "always no",
     "perfect_memory": "perfect memory",
     "target_known": "target known",
+    "win_stay": "win-stay, lose-shift",
+    "arm_known": "best arm known",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import itertools
 import json
 import math
 import subprocess
@@ -578,6 +579,40 @@ def test_the_best_script_of_timed_production_beats_the_ground_truth_at_any_shift
     others = [per_trial(env, lambda env, rng, k=k: shifted(env, rng, k), 60)[0] for k in (-2, -1, 0, 1, 2)]
     assert best >= max(others) and best > others[2] + 0.05
     assert best == pytest.approx(1.0, abs=0.1)  # the largest reward of a trial
+
+
+def test_the_ideal_observer_of_the_two_step_task_weighs_every_history_of_switches():
+    env = ng.make_neurogym("DawTwoStep-v0", {}, 14)
+    policy, rng = env.scripted["ideal"], np.random.default_rng(0)
+    both = set()
+    for seed in range(40):
+        env.reset(seed=seed)
+        seen = []  # (state, reward) of each trial
+        for trial in range(7):
+            chance = {1: 0.0, 2: 0.0}  # of each state to pay more now, summed over all histories
+            for history in itertools.product((1, 2), repeat=trial + 1):
+                p = 0.5
+                for before, after in itertools.pairwise((history[0], *history)):
+                    p *= 0.975 if before == after else 0.025
+                for (state, reward), high in zip(seen, history, strict=False):
+                    p *= 0.9 if (state == high) == bool(reward) else 0.1
+                chance[history[-1]] += p
+            action = policy(env, rng)
+            if abs(chance[1] - chance[2]) > 1e-12:
+                assert action == max(chance, key=chance.get)
+                both.add(action)
+            observation, reward, *_ = env.step(action)
+            seen.append((int(np.argmax(observation)), reward))
+            assert policy(env, rng) == 0
+            env.step(0)
+    assert both == {1, 2}
+
+
+def test_the_two_step_task_has_bounds_that_know_and_that_do_not_know_the_better_state():
+    env = ng.make_neurogym("DawTwoStep-v0", {}, 150)
+    known, inferred = (per_trial(env, env.scripted[name], 3000)[0] for name in ("ground_truth", "ideal"))
+    assert known == pytest.approx(0.8 * 0.9 + 0.2 * 0.1, abs=0.02)
+    assert 0.5 + 0.1 < inferred < known - 0.02
 
 
 # --- Continuous actions ---

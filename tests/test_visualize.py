@@ -332,6 +332,18 @@ def test_an_early_action_without_a_penalty_is_not_wrong():
     assert [text.get_text() for text in ax.get_yticklabels()] == ["wait", "left", "right"]
 
 
+def test_a_wrong_choice_before_the_last_period_is_not_early():
+    """Trials of DawTwoStep-v0: the choice is scored, and the outcome follows."""
+    data = {
+        "period": np.array(["choice", "outcome"] * 3),
+        "new_trial": np.array([False, True] * 3),
+        "ground_truth": np.array([1, 0, 1, 0, 1, 0]),
+        "rewards": np.zeros(6),
+    }
+    wrong = np.array([2, 0, 1, 0, 2, 0]) != data["ground_truth"]
+    assert not video._early(data, wrong).any()
+
+
 def test_many_channels_and_actions_and_a_zero_modulation_fit_on_the_page():
     data = {**recording(steps=3, channels=41, actions=33), "state_M": np.zeros((3, 12, 5))}
     assert len(list(video.neurogym_frames(data, [f"a rather long channel name {i}" for i in range(41)]))) == 3

@@ -98,7 +98,9 @@ class Subject:
         self.neurogym = isinstance(config.env, cfg.NeuroGymConfig)
         self.dt_ms = float(env.dt_ms)
         self.median_trial_steps, self.marks = (
-            _typical(env) if self.neurogym else (registry.step_limit(config.env) or LONGEST_PROBED, {})
+            _typical(make_neurogym(**registry.task_options(config.env)))
+            if self.neurogym
+            else (registry.step_limit(config.env) or LONGEST_PROBED, {})
         )
         self.memory = memory_parts(network, config)
         watch = _Watch(self.median_trial_steps)
@@ -123,7 +125,7 @@ class Subject:
     def _seeds(self, env: cfg.EnvConfig) -> list[int]:
         episodes = LANES
         if isinstance(env, cfg.NeuroGymConfig):
-            steps = _typical(registry.make_env(env))[0]
+            steps = _typical(make_neurogym(**registry.task_options(env)))[0]
             per_episode = max(1, (env.max_episode_steps or steps) // steps)
             episodes = -(-self.trials // per_episode)
         source = EpisodeSeeds("eval", self.seed)
@@ -155,7 +157,7 @@ class Subject:
         return self.memory
 
 
-def _typical(env: gymnasium.Env, trials: int = 50) -> tuple[int, dict[str, float]]:
+def _typical(env: NeuroGymWrapper, trials: int = 50) -> tuple[int, dict[str, float]]:
     """Length of the median trial in steps, and the median first step of each period."""
     env.reset(seed=0)
     lengths, starts = [], []
@@ -252,17 +254,13 @@ def chance_level(env_config: cfg.EnvConfig, seeds: Sequence[int]) -> float:
     def constant(answer: int, env: gymnasium.Env, rng: np.random.Generator) -> int:
         return answer if env.at_decision else max(env.ground_truth_action(), 0)
 
-    env = registry.make_env(env_config)
-    assert isinstance(env, NeuroGymWrapper)
+    env = make_neurogym(**registry.task_options(env_config))
     if not env.has_ground_truth or not isinstance(env.action_space, gymnasium.spaces.Discrete):
         return np.nan
     run_scripted(right_action, env, seeds)
     if len(answers) < 2 or min(answers) < 0:
         return np.nan
-    scores = [
-        run_scripted(partial(constant, answer), registry.make_env(env_config), seeds).performance
-        for answer, _ in answers.most_common(3)
-    ]
+    scores = [run_scripted(partial(constant, answer), env, seeds).performance for answer, _ in answers.most_common(3)]
     return float(max(map(np.mean, scores))) if min(map(len, scores)) else np.nan
 
 
@@ -278,7 +276,7 @@ def delay_curve(subject: Subject, delays: Sequence[float] | None = None) -> Curv
     env_config = subject.config.env
     if not isinstance(env_config, cfg.NeuroGymConfig):
         raise MissingDataError("the task has no delay period")
-    env = make_neurogym(**registry.options(env_config))
+    env = make_neurogym(**registry.task_options(env_config))
     names = [name for name in env.periods if "delay" in name]
     if not names:
         raise MissingDataError("the task has no delay period")
@@ -297,7 +295,7 @@ def delay_curve(subject: Subject, delays: Sequence[float] | None = None) -> Curv
         timing = {**(given if isinstance(given, dict) else {}), **dict.fromkeys(names, count * env.dt_ms)}
         longer = dataclasses.replace(env_config, env_args={**env_config.env_args, "timing": timing})
         try:
-            changed = make_neurogym(**registry.options(longer))
+            changed = make_neurogym(**registry.task_options(longer))
         except ConfigError as error:
             raise MissingDataError("the task's delay cannot be set: it takes no `timing`") from error
         start, end = changed.periods[names[0]]

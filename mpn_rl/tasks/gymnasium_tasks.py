@@ -22,6 +22,7 @@ from mpn_rl.console import stderr
 from mpn_rl.contracts import Action, Conditions, HasConditions, Info, SequenceArrays, Task
 from mpn_rl.options import ConfigError, nearest, shortened
 from mpn_rl.tasks import (
+    bandit,  # noqa: F401  registers MetaBandit-v0
     cue_reward,  # noqa: F401  registers CueReward-v0
     grid_maze,  # noqa: F401  registers GridMaze-v0
     integration,  # noqa: F401  registers Integration-v0 and ContextualIntegration-v0
@@ -94,6 +95,12 @@ class FlatTask(gymnasium.Wrapper):
         self.obs_dim = len(self.kept)
         self.observation_space = spaces.Box(-np.inf, np.inf, (self.obs_dim,), np.float32)
         self.action_names = env.unwrapped.action_names if isinstance(env.unwrapped, SingleEnv) else None
+
+    @property
+    def channel_names(self) -> list[str] | None:
+        """A name for each entry of the observation; None where the task does not name them."""
+        task = self.unwrapped
+        return task.rows.channel_names if isinstance(task, SingleEnv) else None
 
     @property
     def conditions(self) -> Conditions:

@@ -194,7 +194,7 @@ def test_lanes_come_back_in_the_middle_of_their_episodes(task: str) -> None:
 @every_task
 def test_rows_of_a_batch_play_as_single_environments_do(task: str) -> None:
     options = cfg.GymnasiumConfig(env_name=task)
-    batch = registry.make_vector_env(3, **registry.options(options))
+    batch = registry.make_vector_env(3, **registry.task_options(options))
     if batch is None:
         return  # the task comes only as single environments
     env = registry.make_env(options)

@@ -78,6 +78,7 @@ RUNS = {
     "transitions": {"replay": "transition"},
     "a learned M(0), by total steps": {"train_m0": True, "total_steps": 160, "num_layers": 2},
     "rows of three episodes": {"log_freq": 3},
+    "the last reward and action": {"observe_reward": True, "observe_action": True},
     "measured, growing topology": {"expansion": "paper", "update_interval": 20, "plasticity_metrics_freq": 30},
     "a2c": {"learner": "a2c", "rollout_steps": 7, "plasticity_metrics_freq": 30},
     "lstm": {"core": "lstm", "lr_final": 0.1, "target_update": "periodic", "target_update_freq": 5},
@@ -106,6 +107,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(command: str, options: dic
 
 OTHERS = {
     "batched lanes": {"env_name": "GridMaze-v0", "env_args": {"episode_steps": 15}, "learner": "a2c"},
+    "the last step of batched lanes": {"env_name": "GridMaze-v0", "env_args": {"episode_steps": 15}, "learner": "a2c",
+                                       "observe_reward": True, "observe_action": True},
     "trials of batched lanes": {"env_name": "CueReward-v0", "env_args": {"episode_steps": 15}, "total_steps": 160},
     "a modulated trace": {"env_name": "GridMaze-v0", "env_args": {"episode_steps": 15}, "core": "backpropamine"},
     "supervised": {"learner": "supervised", "env_name": "TemporalOrder-v0", "input_noise": 0.1, "log_freq": 3,

@@ -226,17 +226,17 @@ def _observation_panel(
 
 
 def _early(recording: Episode, wrong: np.ndarray) -> np.ndarray:
-    """Which of the `wrong` steps (T,) only came early: before the last period of their trial, and without a penalty.
+    """Which of the `wrong` steps (T,) only came early, and without a penalty.
 
-    The last period of a trial that the recording cuts off is not known: there, a step came early where action 0, which
-    waits, was right.
+    A step came early where action 0, which waits, was right, before the last period of the trial. This period is not
+    known where the recording cuts the trial off: there, the right action decides alone.
     """
     periods, new_trial = np.asarray(recording.get("period", np.full(len(wrong), ""))), recording["new_trial"]
     last = np.flatnonzero(np.append(new_trial[:-1], True))  # steps of each trial
     final = np.repeat(periods[last], np.diff(last, prepend=-1))
     whole = np.arange(len(wrong)) <= np.max(np.flatnonzero(new_trial), initial=-1)
-    before = np.where(whole, periods != final, np.asarray(recording["ground_truth"]) == 0)
-    return wrong & before & (np.asarray(recording["rewards"]) >= 0)
+    waiting = np.asarray(recording["ground_truth"]) == 0
+    return wrong & waiting & ((periods != final) | ~whole) & (np.asarray(recording["rewards"]) >= 0)
 
 
 def _action_panel(film: _Film, ax: Axes, recording: Episode, time: np.ndarray, names: Sequence[str] | None) -> Reveal:
