@@ -93,6 +93,7 @@ class MPNLayer(nn.Module):
             form=options.form,
             rule=options.rule,
             activation=options.activation,
+            m_activation=options.m_activation,
             kernel=options.kernel,
         )
         return hs, modulation if self.mask is None else modulation * self.mask
@@ -112,7 +113,7 @@ class MPN(nn.Module):
         postsynaptic    M_t = lambda M_{t-1} + eta h_t 1^T
         oja             M_t = lambda M_{t-1} + eta (h_t x_t^T - h_t^2 M_{t-1})
 
-    The state is M, (B, H, D), or with several layers a tuple of them; each layer after the first has the h of the layer
+    With m_activation tanh, M_t is the tanh of the right-hand side, so that M lies within [-1, 1]. The state is M, (B, H, D), or with several layers a tuple of them; each layer after the first has the h of the layer
     before as its input. If a layer has a mask (see `expansion/topology.py`), M is 0 at the synapses that do not exist.
 
     Args:
@@ -132,6 +133,7 @@ class MPN(nn.Module):
             train_m0: whether backpropagation trains M(0), which starts at 0.
             form: multiplicative or additive.
             rule: associative, presynaptic, postsynaptic or oja.
+            m_activation: none or tanh.
             bias: whether there is a b.
             freeze_plasticity: M stays exactly 0: the control that must fail tasks that need memory.
             kernel: auto, reference (plain PyTorch) or fused; see `kernels/mpn.py`.

@@ -179,6 +179,7 @@ class MPNConfig(CoreConfig, name="mpn"):
     rule: Literal["associative", "presynaptic", "postsynaptic", "oja"] = option(
         "associative", "update rule of M", idle=[FROZEN]
     )
+    m_activation: Literal["none", "tanh"] = option("none", "function that bounds M after each update", idle=[FROZEN])
     bias: bool = option(True, "use a bias b")
     freeze_plasticity: bool = option(False, "keep M at 0: the control without memory")
     kernel: Literal["auto", "reference", "fused"] = option("auto", "scan over time: fused, or plain PyTorch")

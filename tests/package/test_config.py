@@ -237,6 +237,7 @@ IDLE = [
     ({"priority_exponent": 0.5}, "--priority-exponent does nothing with --no-prioritized; it needs --prioritized"),
     ({"core": "mpn-frozen", "eta": 0.1}, "--eta does nothing with --freeze-plasticity"),
     ({"core": "mpn-frozen", "rule": "oja"}, "--rule does nothing with --freeze-plasticity"),
+    ({"core": "mpn-frozen", "m_activation": "tanh"}, "--m-activation does nothing with --freeze-plasticity"),
     ({"train_lambda": False, "lambda_max": 0.9}, "--lambda-max does nothing with --no-train-lambda; it needs --train-"),
     ({"core": "backpropamine", "eta": 0.5}, "--eta does nothing with --modulation simple; it needs --modulation none"),
     (

@@ -85,6 +85,11 @@ def mpn_points(recording: Recording, obs: np.ndarray) -> fixed_points.FixedPoint
         )
     if core["freeze_plasticity"]:
         raise MissingDataError("plasticity is frozen: M is constant and every input has one state")
+    if core.get("m_activation", "none") != "none":  # files of older versions lack it
+        raise MissingDataError(
+            f"M is bounded by {core['m_activation']}, so the scalar equations do not hold; analyze probe searches fixed "
+            "points by minimisation"
+        )
     prefix = "core.layers.0."
     weight = recording.weight(prefix + "weight")
     eta, decay = recording.weight(prefix + "eta"), recording.weight(prefix + "lambda_decay")
