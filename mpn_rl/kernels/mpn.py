@@ -13,7 +13,9 @@ The adjoint runs from T to 1 with A_t = dL/dM_t, starting at A_T = dL/dM_T. For 
     dx_j = sum_i g_u E_ij + sum_i eta A_ij h_i      deta += A * S_t          dlambda += A * M_{t-1}
     A_{t-1} = lambda A_t + (g_u x^T) * W
 
-Where M is bounded, M_t = tanh(lambda M_{t-1} + eta S_t), A_t (1 - M_t^2) replaces A_t in all of these. Additive: dW += g_u x^T and A_{t-1} = lambda A_t + g_u x^T. The other rules use their own S_t in place of h x^T; Oja's
+Where M is bounded, M_t = tanh(lambda M_{t-1} + eta S_t), A_t (1 - M_t^2) replaces A_t in all of these.
+
+Additive: dW += g_u x^T and A_{t-1} = lambda A_t + g_u x^T. The other rules use their own S_t in place of h x^T; Oja's
 rule adds -2 h_i sum_j eta A_ij M_ij to g_h and -eta h_i^2 A_ij to A_{t-1}. A reset before step t sets M_{t-1} = M(0):
 A_{t-1} is added to dM(0), and A continues from zero. eta and lambda are numbers, one per input, one per hidden unit or
 full matrices; their gradients are summed accordingly.
@@ -75,7 +77,7 @@ def mpn_scan(
         rule: one of RULES.
         activation: f, one of ACTIVATIONS.
         m_activation: one of M_ACTIVATIONS; tanh bounds M after each update.
-        kernel: "fused" covers every form, rule and activation of h and M in float32 on the CPU (Numba) and on CUDA (Triton);
+        kernel: "fused" covers every form, rule and activation in float32 on the CPU (Numba) and on CUDA (Triton);
             "reference" is the plain loop; "auto" takes the fused kernel if it can run this scan, else the reference:
             for other dtypes and devices, without Numba or Triton, or for inputs too wide for a GPU's registers.
     Returns: hs (B, T, H) and the final M (B, H, D). The fused kernel on the CPU returns M as a transposed view of

@@ -171,13 +171,12 @@ def forward_kernel(L: int, additive: bool, rule: int, activation: int, bounded: 
     return compiled(forward)
 
 
-# Scratch of one block: (D, L) each, but db (L,); `after` only if M is bounded.
-Block = namedtuple("Block", "A W E F dW dM0 dE dF db segment after")
+Block = namedtuple("Block", "A W E F dW dM0 dE dF db segment")  # scratch of one block: (D, L) each, but db (L,)
 
 
 @numba.njit(inline="always")
 def recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full, bounded):
-    """Write M before every step of t0..t1 to block.segment, from the checkpoint at t0."""
+    """Write M before every step of t0..t1 to block.segment, from the checkpoint at t0; if bounded, also the next M."""
     T, D, H, every = table[T_], table[D_], table[H_], table[EVERY]
     xs, hs = floats(table[XS]), floats(table[HS])
     n = min(L, H - i0)
@@ -195,16 +194,19 @@ def recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full, bounded):
             h = load_part(hs, here - H, n, L)
             x = shift(xs, (row * T + t - 1) * D)
             advance(M, shift(M, -D * L), h, x, eta, lam, block.E, block.F, D, L, rule, full, bounded)
+    if bounded:
+        h = load_part(hs, (row * T + t1 - 1) * H + i0, n, L)
+        x, M = shift(xs, (row * T + t1 - 1) * D), shift(block.segment, (t1 - t0) * D * L)
+        advance(M, shift(M, -D * L), h, x, eta, lam, block.E, block.F, D, L, rule, full, bounded)
 
 
 @numba.njit(inline="always")
 def adjoint(block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation, bounded, full, input_gradient, first):
     """One step of the adjoint: A_t becomes A_{t-1}. Returns the step's terms of deta and dlambda, per hidden unit."""
     post, gain, decay = rates(h, eta, lam, rule, L)
-    if bounded:
-        advance(block.after, M, h, x, eta, lam, block.E, block.F, D, L, rule, full, bounded)
+    if bounded:  # before a reset, A is 0, whatever M is after the step
         for k in range(0, D * L, L):
-            store(block.A, k, through(load(block.A, k, L), load(block.after, k, L), TANH))
+            store(block.A, k, through(load(block.A, k, L), load(M, D * L + k, L), TANH))
     ax, am = splat(0.0, L), splat(0.0, L)  # sum_j A pre and sum_j A M_{t-1}; Oja's with eta, if it is a matrix
     for j in range(D):
         pre = np.float32(1.0) if rule == POSTSYNAPTIC else x[j]
@@ -291,8 +293,7 @@ def backward_kernel(
         width = (H + L - 1) // L * L * D
         A = shift(floats(table[SCRATCH]), take_ticket(table, SLOT) * table[SIZE])
         W, E, F = shift(A, D * L), shift(A, D * L + width), shift(A, D * L + 2 * width)
-        after = shift(A, D * L + (3 if full else 1) * width)
-        segment = shift(after, D * L)
+        segment = shift(A, D * L + (3 if full else 1) * width)
         fetch_weights(W, E, F, table, L, full)
         while True:
             piece = take_ticket(table, TICKET)
@@ -309,7 +310,7 @@ def backward_kernel(
                     at = i0 * D
                     block = Block(
                         A, shift(W, at), shift(E, at), shift(F, at), shift(dW, at), shift(dM0, at), shift(dE, at),
-                        shift(dF, at), shift(db, i0), segment, after,
+                        shift(dF, at), shift(db, i0), segment,
                     )  # fmt: skip
                     e, f = walk_back(
                         table, block, row, i0, L, additive, rule, activation, bounded, full, input_gradient
@@ -354,7 +355,7 @@ def _layout(T: int, D: int, H: int) -> tuple[int, int, int]:
     return L, -(-H // L) * L, -(-T // segments)
 
 
-def _launch(
+def launch_scan(
     kernel: Kernel, every: int, size: int, sum_size: int, xs: Tensor, weight: Tensor, **tensors: Tensor | None
 ) -> None:
     """`launch` the kernel on these tensors."""
@@ -378,7 +379,7 @@ def _forward(variant, xs, weight, bias, eta, lam, m_in, m0, reset, keep):
     L, padded, every = _layout(T, D, H)
     hs, m_out = xs.new_empty(B, T, H), xs.new_empty(B, D, H)
     kept = xs.new_empty(B * ((T - 1) // every), D, H).transpose(1, 2) if keep else None
-    _launch(
+    launch_scan(
         forward_kernel(L, *variant, eta.numel() > 1), every, (L + 3 * padded) * D, 0, xs, weight,
         bias=bias, eta=eta, lam=lam, m_in=m_in, m0=m0, reset=reset, hs=hs, m_out=m_out, kept=kept,
     )  # fmt: skip
@@ -409,7 +410,7 @@ class _Scan(torch.autograd.Function):
         dm_in = xs.new_empty(B, D, H) if need_m else None
         dm0 = xs.new_empty(H, D) if need_m0 else None
         matrices = 4 if full else 2 if reset is not None else 1  # dW, dM(0), deta, dlambda
-        _launch(
+        launch_scan(
             backward_kernel(L, *ctx.variant, full, need_xs), every,
             ((2 + every) * L + (3 if full else 1) * padded) * D, L + padded + matrices * padded * D, xs, weight,
             eta=eta, lam=lam, m_in=m_in, m0=m0, reset=reset, hs=hs, kept=kept, g_hs=g_hs, g_m=g_m,
