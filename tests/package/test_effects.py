@@ -161,7 +161,7 @@ LEARNERS += [
     ("supervised", None),
     *(("td3", replay) for replay in ("sequence", "trial", "transition")),
 ]
-CORES = ("mpn", "mpn-frozen", "rnn", "gru", "lstm", "mlp", "backpropamine")
+CORES = ("mpn", "mpn-frozen", "mpn-recurrent", "rnn", "gru", "lstm", "mlp", "backpropamine")
 EXPANSIONS = ("paper", "reference", "grow", "static", "rigl", "redo")
 
 
