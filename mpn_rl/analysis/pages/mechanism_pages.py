@@ -198,7 +198,7 @@ def _nanmean(values: np.ndarray) -> np.ndarray:
 # --- weights ------------------------------------------------------------------------------------------------
 
 NAMES = {"weight": "W", "eta": "eta", "lambda_decay": "lambda", "alpha": "alpha", "weight_ih_l": "W input ",
-         "weight_hh_l": "W recurrent "}  # fmt: skip
+         "weight_hh_l": "W recurrent ", "recurrent": "W recurrent"}  # fmt: skip
 # The order in which torch.nn stacks the rows.
 GATES = {"gru": ("reset r", "update z", "candidate n"), "lstm": ("input i", "forget f", "cell g", "output o")}
 
