@@ -43,7 +43,10 @@ MODEL_COLOURS = {
     "guessing": "#8C8C8C",
     "ideal": "#222222",
 }
-MODEL_NAMES = {"mpn-frozen": "frozen MPN", "mpn-recurrent": "recurrent MPN"}  # the other cores are named by their capitals
+MODEL_NAMES = {
+    "mpn-frozen": "frozen MPN",
+    "mpn-recurrent": "recurrent MPN",
+}  # the other cores are named by their capitals
 STATE_COLOURS = {"h": "#E69F00", "M": "#0072B2", "c": "#009E73"}
 OTHER_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#222222")
 UNKNOWN = "#C8C8C8"

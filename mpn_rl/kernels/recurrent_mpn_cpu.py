@@ -73,9 +73,11 @@ from mpn_rl.kernels.simd import (
     write,
 )
 
+L = 32  # hidden units in a block
+
 
 @functools.cache
-def forward_kernel(L: int, additive: bool, rule: int, activation: int, bounded: bool, full: bool) -> Kernel:
+def forward_kernel(additive: bool, rule: int, activation: int, bounded: bool, full: bool) -> Kernel:
     """The scan with blocks of L hidden units; `full`: eta and lambda are (H, Z) matrices, not numbers."""
 
     def forward_recurrent(table):
@@ -170,7 +172,7 @@ def walk_back(table, whole, row, L, additive, rule, activation, bounded, full):
 
 
 @functools.cache
-def backward_kernel(L: int, additive: bool, rule: int, activation: int, bounded: bool, full: bool) -> Kernel:
+def backward_kernel(additive: bool, rule: int, activation: int, bounded: bool, full: bool) -> Kernel:
     """The adjoint of `forward_kernel`; each piece of the batch has weight gradients of its own. It changes g_hs."""
 
     def backward_recurrent(table):
@@ -203,25 +205,24 @@ def backward_kernel(L: int, additive: bool, rule: int, activation: int, bounded:
 # --- the torch side ---------------------------------------------------------------------------------------------------
 
 
-def _layout(T: int, Z: int, H: int) -> tuple[int, int, int]:
-    """L, H rounded up to a multiple of L, and the steps between checkpoints: sqrt(T), or more if they fit the cache."""
-    L = 16 if H <= 16 else 32
+def _layout(T: int, Z: int, H: int) -> tuple[int, int]:
+    """H rounded up to a multiple of L, and the steps between checkpoints: sqrt(T), or more if they fit the cache."""
     padded = -(-H // L) * L
     steps = max(math.isqrt(T - 1) + 1, SEGMENT_BYTES // (4 * Z * padded))
     segments = -(-T // steps)
-    return L, padded, -(-T // segments)
+    return padded, -(-T // segments)
 
 
 def _forward(variant, xs, hidden, weight, bias, eta, lam, m_in, m0, reset, keep):
     """zs, hs, M_T and, if `keep`, the checkpoints of M; each M is (Z, H) in memory."""
     (B, T, D), (H, Z) = xs.shape, weight.shape
-    L, padded, every = _layout(T, Z, H)
+    padded, every = _layout(T, Z, H)
     zs = xs.new_empty(B, T, Z)
     zs[:, :, :D], zs[:, 0, D:] = xs, hidden
     hs, m_out = xs.new_empty(B, T, H), xs.new_empty(B, Z, H)
     kept = xs.new_empty(B * ((T - 1) // every), Z, H).transpose(1, 2) if keep else None
     launch_scan(
-        forward_kernel(L, *variant, eta.numel() > 1), every, 4 * padded * Z, 0, zs, weight,
+        forward_kernel(*variant, eta.numel() > 1), every, 4 * padded * Z, 0, zs, weight,
         bias=bias, eta=eta, lam=lam, m_in=m_in, m0=m0, reset=reset, hs=hs, m_out=m_out, kept=kept,
     )  # fmt: skip
     return zs, hs, m_out.transpose(1, 2), kept
@@ -241,7 +242,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx, g_hs, g_m):
         zs, weight, eta, lam, m_in, m0, reset, hs, kept = ctx.saved_tensors
         (B, T, Z), H, full = zs.shape, weight.shape[0], eta.numel() > 1
-        L, padded, every = _layout(T, Z, H)
+        padded, every = _layout(T, Z, H)
         _, need_xs, need_hidden, need_w, need_b, _, _, need_m, need_m0, _ = ctx.needs_input_grad
         g_hs = torch.zeros_like(hs) if g_hs is None else g_hs.clone(memory_format=torch.contiguous_format)
         dzs = torch.empty_like(zs)
@@ -252,7 +253,7 @@ class _Scan(torch.autograd.Function):
         dm0 = zs.new_empty(H, Z) if need_m0 else None
         matrices = 4 if full else 2 if reset is not None else 1  # dW, dM(0), deta, dlambda
         launch_scan(
-            backward_kernel(L, *ctx.variant, full), every,
+            backward_kernel(*ctx.variant, full), every,
             ((4 if full else 2) + every + 1) * padded * Z, L + padded + matrices * padded * Z, zs, weight,
             eta=eta, lam=lam, m_in=m_in, m0=m0, reset=reset, hs=hs, kept=kept, g_hs=g_hs, g_m=g_m,
             dxs=dzs, dw=dw, db=db, deta=deta, dlam=dlam, dm_in=dm_in, dm0=dm0,
