@@ -3,8 +3,8 @@
     h_t = f( b + [W_x * (M^x_{t-1} + 1)] x_t + [W_h * (M^h_{t-1} + 1)] h_{t-1} )
     M^x_t = g( lambda M^x_{t-1} + eta h_t x_t^T )          M^h_t = g( lambda M^h_{t-1} + eta h_t h_{t-1}^T )
 
-g is tanh by default: without a bound, M and h drive each other and the network is hard to train. Source: the options of
-the public code of Aitken & Mihalas 2023, eLife 12:e83035.
+g is tanh by default: M and h drive each other, and by its authors' account M must be bounded for the network to train.
+Source: the options of the public code of Aitken & Mihalas 2023, eLife 12:e83035.
 """
 
 from __future__ import annotations
