@@ -15,12 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+from torch import nn
 
-from mpn_module import MPN  # noqa: E402
-from mpn_rl.networks.backpropamine import Backpropamine  # noqa: E402
-from mpn_rl.networks.recurrent_mpn import RecurrentMPN  # noqa: E402
+from mpn_module import MPN
+from mpn_rl.networks.backpropamine import Backpropamine
+from mpn_rl.networks.recurrent_mpn import RecurrentMPN
 
 CORES: dict[str, Callable[..., nn.Module]] = {
     "mpn": MPN,
