@@ -33,26 +33,27 @@ class MPNLayer(nn.Module):
     Args:
         input_dim: D.
         options: of the layer.
+        fed_back: number of inputs beyond D, whose synapses are not in `weight`; see `networks/recurrent_mpn.py`.
     """
 
-    def __init__(self, input_dim: int, options: MPNConfig) -> None:
+    def __init__(self, input_dim: int, options: MPNConfig, fed_back: int = 0) -> None:
         super().__init__()
         self.options = options
-        hidden_dim, frozen = options.hidden_dim, options.freeze_plasticity
+        hidden_dim, frozen, plastic = options.hidden_dim, options.freeze_plasticity, input_dim + fed_back
         bound = 1.0 / math.sqrt(input_dim)  # as torch.nn.Linear
         self.weight = nn.Parameter(torch.empty(hidden_dim, input_dim).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(hidden_dim).uniform_(-bound, bound)) if options.bias else None
 
         def synaptic(value: float, shape: str, trained: bool) -> nn.Parameter:
-            full = torch.full(GRANULARITIES[shape](hidden_dim, input_dim), value)
+            full = torch.full(GRANULARITIES[shape](hidden_dim, plastic), value)
             return nn.Parameter(full, requires_grad=trained and not frozen)
 
         self.eta = synaptic(options.eta, options.eta_shape, options.train_eta)
         if options.eta_init == "xavier" and not frozen:
-            spread = math.sqrt(6.0 / (hidden_dim + input_dim))
+            spread = math.sqrt(6.0 / (hidden_dim + plastic))
             self.eta.data.uniform_(-spread, spread)
         self.lambda_decay = synaptic(options.lambda_decay, options.lambda_shape, options.train_lambda)
-        m0 = torch.zeros(hidden_dim, input_dim)
+        m0 = torch.zeros(hidden_dim, plastic)
         self.m0 = nn.Parameter(m0, requires_grad=options.train_m0 and not frozen)
         self.mask: Tensor | None
         self.register_buffer("mask", None)  # (H, D) bool, the synapses that exist; None: all
@@ -67,20 +68,26 @@ class MPNLayer(nn.Module):
         """Keep the mask of W, so that M is 0 where W has no synapse."""
         self.mask = mask
 
-    def forward(self, xs: Tensor, modulation: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A sequence, as `mpn_scan`: xs (B, T, D), M (B, H, D) and reset (B, T) -> hs (B, T, H) and the last M."""
+    def plasticity(self, modulation: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """M, eta and M(0) for a scan with this mask; M(0) is None where it is zero. Keeps lambda in its range."""
         # What is trained is read from the options, not from requires_grad: a target network has no gradients.
         options = self.options
-        if options.freeze_plasticity:
-            return ACTIVATIONS[options.activation](nn.functional.linear(xs, self.weight, self.bias)), modulation
         if options.train_lambda:
             # Projected gradient: the stored value is in range at every use, and never stuck at the edge.
             # By .data: autograd may have saved the tensor, and within one graph only the first use can change it.
             self.lambda_decay.data.clamp_(0.0, options.lambda_max)
         eta: Tensor = self.eta
         m0: Tensor | None = self.m0 if options.train_m0 else None
-        if self.mask is not None and options.form == "additive":  # the one form in which M acts where W is 0
-            modulation, eta, m0 = modulation * self.mask, eta * self.mask, None if m0 is None else m0 * self.mask
+        if mask is not None and options.form == "additive":  # the one form in which M acts where W is 0
+            modulation, eta, m0 = modulation * mask, eta * mask, None if m0 is None else m0 * mask
+        return modulation, eta, m0
+
+    def forward(self, xs: Tensor, modulation: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A sequence, as `mpn_scan`: xs (B, T, D), M (B, H, D) and reset (B, T) -> hs (B, T, H) and the last M."""
+        options = self.options
+        if options.freeze_plasticity:
+            return ACTIVATIONS[options.activation](nn.functional.linear(xs, self.weight, self.bias)), modulation
+        modulation, eta, m0 = self.plasticity(modulation, self.mask)
         hs, modulation = mpn_scan(
             xs,
             self.weight,
@@ -93,6 +100,7 @@ class MPNLayer(nn.Module):
             form=options.form,
             rule=options.rule,
             activation=options.activation,
+            m_activation=options.m_activation,
             kernel=options.kernel,
         )
         return hs, modulation if self.mask is None else modulation * self.mask
@@ -112,8 +120,9 @@ class MPN(nn.Module):
         postsynaptic    M_t = lambda M_{t-1} + eta h_t 1^T
         oja             M_t = lambda M_{t-1} + eta (h_t x_t^T - h_t^2 M_{t-1})
 
-    The state is M, (B, H, D), or with several layers a tuple of them; each layer after the first has the h of the layer
-    before as its input. If a layer has a mask (see `expansion/topology.py`), M is 0 at the synapses that do not exist.
+    With m_activation tanh, M_t is the tanh of the right-hand side, so M lies within [-1, 1]. The state is M, (B, H, D),
+    or with several layers a tuple of them; each layer after the first has the h of the layer before as its input. If a
+    layer has a mask (see `expansion/topology.py`), M is 0 at the synapses that do not exist.
 
     Args:
         input_dim: D.
@@ -132,6 +141,7 @@ class MPN(nn.Module):
             train_m0: whether backpropagation trains M(0), which starts at 0.
             form: multiplicative or additive.
             rule: associative, presynaptic, postsynaptic or oja.
+            m_activation: none or tanh.
             bias: whether there is a b.
             freeze_plasticity: M stays exactly 0: the control that must fail tasks that need memory.
             kernel: auto, reference (plain PyTorch) or fused; see `kernels/mpn.py`.

@@ -35,6 +35,7 @@ from mpn_rl.storage.regular_files import disk_errors, open_regular, temporary_pa
 MODEL_COLOURS = {
     "mpn": "#0072B2",
     "mpn-frozen": "#56B4E9",
+    "mpn-recurrent": "#5D3A9B",
     "lstm": "#D55E00",
     "gru": "#E69F00",
     "rnn": "#009E73",
@@ -42,7 +43,10 @@ MODEL_COLOURS = {
     "guessing": "#8C8C8C",
     "ideal": "#222222",
 }
-MODEL_NAMES = {"mpn-frozen": "frozen MPN"}  # the other cores are named by their capitals
+MODEL_NAMES = {
+    "mpn-frozen": "frozen MPN",
+    "mpn-recurrent": "recurrent MPN",
+}  # the other cores are named by their capitals
 STATE_COLOURS = {"h": "#E69F00", "M": "#0072B2", "c": "#009E73"}
 OTHER_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#222222")
 UNKNOWN = "#C8C8C8"

@@ -31,8 +31,8 @@ GYMNASIUM = f"train {TINY} --max-episode-steps 25 --total-steps 240"
 PENDULUM = f"train --env-name Pendulum-v1 --algo td3 {TINY} --max-episode-steps 25 --total-steps 240 {OFF_POLICY}"
 MAZE = f"train --env-name GridMaze-v0 --env-arg episode_steps=15 {TINY} --total-steps 240"
 CUES = f"train --env-name CueReward-v0 --env-arg episode_steps=15 {TINY} --total-steps 240"
-CORES = ("mpn", "mpn-frozen", "rnn", "gru", "lstm", "mlp", "backpropamine", "backpropamine-simplemaze",
-         "backpropamine-maze", "backpropamine-cue-reward")  # fmt: skip
+CORES = ("mpn", "mpn-frozen", "mpn-recurrent", "rnn", "gru", "lstm", "mlp", "backpropamine",
+         "backpropamine-simplemaze", "backpropamine-maze", "backpropamine-cue-reward")  # fmt: skip
 EXPANSIONS = ("paper", "reference", "grow", "static", "rigl", "redo")
 
 

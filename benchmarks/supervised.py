@@ -3,8 +3,9 @@
     python benchmarks/supervised.py [integration | neurogym] [--seeds 0 1 2] [--only Context]
 
 integration: Integration-v0 with 3 classes, 20 words and 50 inputs, H = 100, 2,000 updates of 64 sequences, without an
-embedding; accuracy on 5,000 new sequences, participation ratio of h on 300 of them over all steps, and processor time
-beside a plain loop over time with autograd, on the same batches in the same process.
+embedding; the MPN with one and two layers, and the recurrent MPN, also with a falling learning rate (3e-3 to 3e-4).
+Accuracy on 5,000 new sequences, participation ratio of each layer's h on 300 of them over all steps, and processor
+time; with one layer beside a plain loop over time with autograd, on the same batches in the same process.
 
 neurogym: H = 100, at most 600 updates of 32 x 100 steps (20,000 were allowed), the state reset at each trial. A run
 stops when greedy episodes come halfway from the goal to the best possible accuracy. The goal is 0.99, or the ideal
@@ -34,10 +35,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from mpn_module import MPN  # noqa: E402
 from mpn_rl import config as cfg  # noqa: E402
 from mpn_rl import registry  # noqa: E402
-from mpn_rl.contracts import MetricsRow, Sequences  # noqa: E402
+from mpn_rl.contracts import MetricsRow, Sequences, state_parts  # noqa: E402
 from mpn_rl.learners.supervised import SupervisedNetwork  # noqa: E402
+from mpn_rl.networks.recurrent_mpn import RecurrentMPN  # noqa: E402
 from mpn_rl.rollout import evaluate  # noqa: E402
 from mpn_rl.tasks.lanes import EpisodeSeeds  # noqa: E402
 from mpn_rl.training import Run  # noqa: E402
@@ -118,12 +121,18 @@ def loop_seconds(batches: list[Sequences]) -> float:
     return float(np.mean(times[len(times) // 4 :]))
 
 
-def integration(seed: int, layers: int) -> dict[str, Any]:
-    """One run on Integration-v0."""
+def integration(seed: int, layers: int, core: str = "mpn", **changed: float) -> dict[str, Any]:
+    """One run on Integration-v0, with other options than the demonstration's where `changed` says so."""
     flags = {"learner": "supervised", "env_name": "Integration-v0", "seed": seed, "hidden_dim": 100, "embed_dim": 0}
-    flags |= {"num_layers": layers, "batch_size": ROWS, "sequence_length": STEPS, "total_steps": UPDATES * ROWS * STEPS}
+    flags |= {
+        "core": core,
+        "num_layers": layers,
+        "batch_size": ROWS,
+        "sequence_length": STEPS,
+        "total_steps": UPDATES * ROWS * STEPS,
+    }
     flags |= {"learning_rate": 1e-3, "lr_final": 1.0, "eta": 0.1, "l1": 1e-4, "eval_freq": 0}
-    config = cfg.make_config("train", {**flags, "plasticity_metrics_freq": 0, "log_freq": 10**6})
+    config = cfg.make_config("train", {**flags, "plasticity_metrics_freq": 0, "log_freq": 10**6, **changed})
     warm = Unsaved(config)
     for _ in range(5):  # compiles the kernels
         warm.advance()
@@ -139,12 +148,16 @@ def integration(seed: int, layers: int) -> dict[str, Any]:
     with torch.no_grad():
         outputs, _ = network.unroll(held.obs, network.init_state(HELD_OUT))
         right = outputs[:, -1].argmax(-1) == held.target[:, -1]
-        xs = network.encoder(held.obs[:FOR_RATIO])
-        hs, _ = network.core.unroll(xs, network.init_state(FOR_RATIO))
-    groups = np.repeat(np.arange(FOR_RATIO), STEPS)
-    ratio = participation_ratio(hs.flatten(0, 1).double().numpy(), groups)
-    row = {"accuracy": float(right.double().mean()), "participation_ratio_h": ratio, "cpu_s": spent}
-    if layers == 1:
+        hs, state = network.encoder(held.obs[:FOR_RATIO]), state_parts(network.init_state(FOR_RATIO))
+        parts, ratios, groups = len(state) // layers, [], np.repeat(np.arange(FOR_RATIO), STEPS)
+        assert isinstance(network.core, MPN | RecurrentMPN)
+        for i, layer in enumerate(network.core.layers):
+            hs, _ = layer(hs, state[i] if parts == 1 else state[i * parts : (i + 1) * parts], None)
+            ratios.append(participation_ratio(hs.flatten(0, 1).double().numpy(), groups))
+    row = {"accuracy": float(right.double().mean()), "participation_ratio_h": ratios[-1], "cpu_s": spent}
+    if layers > 1:
+        row |= {"participation_ratio_h_by_layer": ratios}
+    elif core == "mpn":
         rng = np.random.default_rng(seed)
         seconds = loop_seconds([source.sample(ROWS, rng) for _ in range(LOOP_UPDATES)])
         row |= {"plain_loop_cpu_s": seconds * UPDATES, "times_less": seconds * UPDATES / spent}
@@ -201,6 +214,11 @@ def main() -> None:
         for layers in (1, 2):
             for seed in args.seeds or range(5):
                 rows.append((f"integration, {layers} layers, seed {seed}", lambda s=seed, n=layers: integration(s, n)))
+        for seed in args.seeds or range(5):
+            rows.append((f"integration, recurrent, seed {seed}", lambda s=seed: integration(s, 1, "mpn-recurrent")))
+            falling = {"learning_rate": 3e-3, "lr_final": 0.1}
+            name = f"integration, recurrent, falling rate, seed {seed}"
+            rows.append((name, lambda s=seed, f=falling: integration(s, 1, "mpn-recurrent", **f)))
     if args.part != "integration":
         for seed in args.seeds or range(3):
             rows += [(f"{task}, seed {seed}", lambda t=task, s=seed: neurogym(t, s)) for task in TASKS]

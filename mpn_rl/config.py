@@ -43,7 +43,7 @@ SEQUENCES: Condition = {"replay": ("sequence",)}
 PRIORITIZED: Condition = {"prioritized": (True,)}
 REVIEW: Condition = {"experience_review": (True,)}
 DYNAMIC: Condition = {"dynamic_buffer": (True,)}
-MEMORYLESS: tuple[Condition, ...] = ({"core": ("mlp",)}, FROZEN)
+MEMORYLESS: tuple[Condition, ...] = ({"core": ("mlp",)}, {"core": ("mpn",), **FROZEN})
 # A loss on one step, from a state without gradient, has no gradient in what changes that state.
 ONE_STEP: tuple[Condition, ...] = (
     {"replay": ("transition",)},
@@ -185,6 +185,7 @@ class MPNConfig(CoreConfig, name="mpn"):
     rule: Literal["associative", "presynaptic", "postsynaptic", "oja"] = option(
         "associative", "update rule of M", idle=[FROZEN]
     )
+    m_activation: Literal["none", "tanh"] = option("none", "function that bounds M after each update", idle=[FROZEN])
     bias: bool = option(True, "use a bias b")
     freeze_plasticity: bool = option(False, "keep M at 0: the control without memory")
     kernel: Literal["auto", "reference", "fused"] = option("auto", "scan over time: fused, or plain PyTorch")
@@ -195,6 +196,14 @@ class MPNConfig(CoreConfig, name="mpn"):
             raise ConfigError(
                 f"--lambda-decay must lie in [0, --lambda-max = {self.lambda_max}], got {self.lambda_decay}"
             )
+
+
+@dataclass(frozen=True)
+class RecurrentMPNConfig(MPNConfig, name="mpn-recurrent"):
+    """The MPN's options; see `recurrent_mpn.RecurrentMPN` for the equations."""
+
+    m_activation: Literal["none", "tanh"] = option("tanh", "function that bounds M after each update", idle=[FROZEN])
+    freeze_plasticity: bool = option(False, "keep M at 0: a plain RNN")
 
 
 @dataclass(frozen=True)

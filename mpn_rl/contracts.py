@@ -107,6 +107,15 @@ class Maskable(Protocol):
 
 
 @runtime_checkable
+class PartlyRecurrent(Protocol):
+    """A `Maskable` module, feedforward as a whole, some of whose matrices read its own last output."""
+
+    def recurrent_weights(self) -> tuple[str, ...]:
+        """Names of these, a part of `maskable_weights`, each (units, units)."""
+        ...
+
+
+@runtime_checkable
 class MaskedState(Protocol):
     """A `Maskable` module that keeps state on its synapses, and so has to know which of them exist."""
 

@@ -27,6 +27,7 @@ from mpn_rl.learners.td3 import Actor, TD3Learner
 from mpn_rl.networks.backpropamine import Backpropamine
 from mpn_rl.networks.baseline_cores import MLPCore, RecurrentCore
 from mpn_rl.networks.encoder import AgentNetwork, Encoder
+from mpn_rl.networks.recurrent_mpn import RecurrentMPN
 from mpn_rl.options import ConfigError
 from mpn_rl.tasks.gymnasium_tasks import is_built_in, make_gymnasium, make_vector_env, time_limit
 from mpn_rl.tasks.lanes import Lanes, VectorLanes, repeats_episodes
@@ -50,6 +51,7 @@ def task_options(env: cfg.EnvConfig) -> dict[str, Any]:
 # core options -> constructor of (input_dim, options)
 CORES: dict[type[cfg.CoreConfig], Callable[[int, cfg.CoreConfig], Core]] = {
     cfg.MPNConfig: lambda input_dim, core: MPN(input_dim, **options(core)),
+    cfg.RecurrentMPNConfig: lambda input_dim, core: RecurrentMPN(input_dim, **options(core)),
     cfg.RNNConfig: lambda input_dim, core: RecurrentCore("rnn", input_dim, **options(core)),
     cfg.GRUConfig: lambda input_dim, core: RecurrentCore("gru", input_dim, **options(core)),
     cfg.LSTMConfig: lambda input_dim, core: RecurrentCore("lstm", input_dim, **options(core)),

@@ -96,7 +96,8 @@ def written_out(layer, xs, m, resets):
                 "postsynaptic": [h[i] for j in range(inputs)],
                 "oja": [h[i] * x[j] - h[i] ** 2 * m[i][j] for j in range(inputs)],
             }[options.rule]
-            new.append([lam[i][j] * m[i][j] + eta[i][j] * change[j] for j in range(inputs)])
+            bound = math.tanh if options.m_activation == "tanh" else lambda value: value
+            new.append([bound(lam[i][j] * m[i][j] + eta[i][j] * change[j]) for j in range(inputs)])
         m = new
         hs.append(h)
     return hs, m
@@ -267,6 +268,23 @@ def test_float64_loop_from_the_equations_agrees(form: str, rule: str, activation
                 torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("form", "rule"), list(itertools.product(FORMS, RULES)))
+def test_a_bounded_modulation_agrees_with_the_equations_and_stays_within_one(form: str, rule: str) -> None:
+    mpn = randomised(exact(3, 4, form=form, rule=rule, num_layers=2, m_activation="tanh", eta_shape="matrix"))
+    with torch.no_grad():
+        for layer in mpn.layers:
+            layer.eta.mul_(8.0)
+    xs = 2.0 * torch.randn(1, 7, 3, dtype=torch.float64)
+    with torch.no_grad():
+        hs, state = mpn.unroll(xs, mpn.init_state(1))
+    signal = xs[0].tolist()
+    for layer, modulation in zip(mpn.layers, state, strict=True):
+        signal, m = written_out(layer, signal, layer.m0.tolist(), [False] * 7)
+        torch.testing.assert_close(modulation[0], torch.tensor(m, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+        assert 0.9 < modulation.abs().max() <= 1.0
+    torch.testing.assert_close(hs[0], torch.tensor(signal, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("num_layers", [2, 3])
 def test_a_later_layer_reads_the_h_of_the_one_before(num_layers: int) -> None:
     mpn = randomised(exact(3, 4, num_layers=num_layers, train_m0=True))
@@ -341,9 +359,10 @@ def test_a_sequence_may_be_cut_anywhere() -> None:
     [(form, rule, "tanh") for form in FORMS for rule in RULES]
     + [("multiplicative", "associative", f) for f in ACTIVATIONS[1:]],
 )
-def test_gradcheck_in_float64(form: str, rule: str, activation: str) -> None:
+@pytest.mark.parametrize("m_activation", ["none", "tanh"])
+def test_gradcheck_in_float64(form: str, rule: str, activation: str, m_activation: str) -> None:
     """With respect to the inputs, the state and every parameter, through a reset."""
-    options = {"form": form, "rule": rule, "activation": activation, "num_layers": 2}
+    options = {"form": form, "rule": rule, "activation": activation, "m_activation": m_activation, "num_layers": 2}
     mpn = randomised(exact(2, 3, eta_shape="pre", lambda_shape="post", train_m0=True, **options), seed=1)
     names = [name for name, _ in mpn.named_parameters()]
     resets = torch.tensor([[False, False, True, False], [False, False, False, False]])
@@ -483,6 +502,7 @@ def test_fresh_state_is_zero_and_given_parameters_are_used() -> None:
         ({"lambda_max": 1.1}, "lambda-max must lie in"),
         ({"activation": "softplus"}, "activation must be one of tanh, relu, sigmoid, linear"),
         ({"rule": "hebb"}, "rule must be one of associative"),
+        ({"m_activation": "relu"}, "m-activation must be one of none, tanh"),
         ({"form": "divisive"}, "form must be one of multiplicative, additive"),
         ({"eta_shape": "row"}, "eta-shape must be one of scalar, pre, post, matrix"),
         ({"num_layers": 0}, "num-layers must .*got 0"),

@@ -66,7 +66,7 @@ def test_drawing_changes_nothing_global():
 
 
 def test_every_core_has_a_colour_of_its_own():
-    cores = ("mpn", "mpn-frozen", "lstm", "gru", "rnn", "mlp", "guessing", "ideal")
+    cores = ("mpn", "mpn-frozen", "mpn-recurrent", "lstm", "gru", "rnn", "mlp", "guessing", "ideal")
     assert len({to_rgba(visualize.MODEL_COLOURS[core]) for core in cores}) == len(cores)
 
 

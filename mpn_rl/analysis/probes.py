@@ -172,10 +172,10 @@ def _typical(env: NeuroGymWrapper, trials: int = 50) -> tuple[int, dict[str, flo
 
 def memory_parts(network: AgentNetwork, config: cfg.Config) -> list[int]:
     """Indices of the memory among the parts of the state: M, the traces of backpropamine, or all of an RNN's state."""
-    if isinstance(config.core, cfg.MPNConfig) and config.core.freeze_plasticity:
-        return []
     names = list(network.core.state_arrays(network.init_state(1)))
-    plastic = [i for i, name in enumerate(names) if re.fullmatch(r"M\d*|[HE]", name)]
+    plastic = [i for i, name in enumerate(names) if re.fullmatch(r"M[xh]?\d*|[HE]", name)]
+    if isinstance(config.core, cfg.MPNConfig) and config.core.freeze_plasticity:
+        return [i for i in range(len(names)) if i not in plastic]  # h of a recurrent MPN, else nothing
     return plastic or list(range(len(names)))
 
 

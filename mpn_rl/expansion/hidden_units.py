@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mpn_rl.contracts import Maskable
+from mpn_rl.contracts import Maskable, PartlyRecurrent
 
 
 def synapses(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -57,15 +57,19 @@ def incoming(network: nn.Module, layer: str, units: int) -> list[str]:
 
 def outgoing(network: nn.Module, layer: str, units: int) -> list[str]:
     """The synapses by which a layer reads an input of `units` units: one column per unit."""
-    names = layers(network)[layer]
-    if isinstance(network.get_submodule(layer), nn.RNNBase):
+    names, module = layers(network)[layer], network.get_submodule(layer)
+    if isinstance(module, nn.RNNBase):
         names = [name for name in names if name.endswith("weight_ih_l0")]
+    elif isinstance(module, PartlyRecurrent):
+        names = [name for name in names if name not in recurrent(network, layer)]
     return [name for name in names if network.get_parameter(name).shape[1] == units]
 
 
 def recurrent(network: nn.Module, layer: str) -> list[str]:
     """The synapses from a layer's units back onto them: one column per unit."""
     module = network.get_submodule(layer)
+    if isinstance(module, PartlyRecurrent):
+        return [name for name in layers(network)[layer] if name.rpartition(".")[2] in module.recurrent_weights()]
     if not isinstance(module, nn.RNNBase):
         return []
     return [name for name in layers(network)[layer] if name.endswith(f"weight_hh_l{module.num_layers - 1}")]

@@ -13,6 +13,8 @@ The adjoint runs from T to 1 with A_t = dL/dM_t, starting at A_T = dL/dM_T. For 
     dx_j = sum_i g_u E_ij + sum_i eta A_ij h_i      deta += A * S_t          dlambda += A * M_{t-1}
     A_{t-1} = lambda A_t + (g_u x^T) * W
 
+Where M is bounded, M_t = tanh(lambda M_{t-1} + eta S_t), A_t (1 - M_t^2) replaces A_t in all of these.
+
 Additive: dW += g_u x^T and A_{t-1} = lambda A_t + g_u x^T. The other rules use their own S_t in place of h x^T; Oja's
 rule adds -2 h_i sum_j eta A_ij M_ij to g_h and -eta h_i^2 A_ij to A_{t-1}. A reset before step t sets M_{t-1} = M(0):
 A_{t-1} is added to dM(0), and A continues from zero. eta and lambda are numbers, one per input, one per hidden unit or
@@ -37,6 +39,7 @@ from mpn_rl.kernels.launcher import fused_device
 FORMS = ("multiplicative", "additive")
 RULES = ("associative", "presynaptic", "postsynaptic", "oja")
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "linear": lambda u: u}
+M_ACTIVATIONS = ("none", "tanh")
 PACKAGES = {"cpu": "numba", "cuda": "triton"}  # what the fused kernels need, by the type of device
 # xs, weight, bias, modulation, eta, lambda_decay, reset and modulation0 of `mpn_scan`.
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
@@ -56,6 +59,7 @@ def mpn_scan(
     form: str = "multiplicative",
     rule: str = "associative",
     activation: str = "tanh",
+    m_activation: str = "none",
     kernel: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Run an MPN layer over a sequence; the top of this module has the equations.
@@ -72,6 +76,7 @@ def mpn_scan(
         form: one of FORMS.
         rule: one of RULES.
         activation: f, one of ACTIVATIONS.
+        m_activation: one of M_ACTIVATIONS; tanh bounds M after each update.
         kernel: "fused" covers every form, rule and activation in float32 on the CPU (Numba) and on CUDA (Triton);
             "reference" is the plain loop; "auto" takes the fused kernel if it can run this scan, else the reference:
             for other dtypes and devices, without Numba or Triton, or for inputs too wide for a GPU's registers.
@@ -87,39 +92,54 @@ def mpn_scan(
         problem = f"takes at most {MAX_CUDA_INPUTS} inputs on cuda, got {width}"
     device = fused_device(kernel, inputs, PACKAGES, problem)
     if device is None or xs.shape[0] * xs.shape[1] == 0:
-        return _reference(inputs, form, rule, activation)
+        return _reference(inputs, form, rule, activation, m_activation)
     fused = importlib.import_module(f"mpn_rl.kernels.mpn_{device}")  # late: its compiler is slow to import
-    return fused.scan(inputs, form, rule, activation)
+    return fused.scan(inputs, form, rule, activation, m_activation)
 
 
 # As a loop over PyTorch operations, for any device and dtype; its gradients are autograd's.
 mpn_scan_reference = functools.partial(mpn_scan, kernel="reference")
 
 
-def _reference(inputs: Inputs, form: str, rule: str, activation: str) -> tuple[Tensor, Tensor]:
+def _reference(inputs: Inputs, form: str, rule: str, activation: str, m_activation: str) -> tuple[Tensor, Tensor]:
     xs, weight, bias, m, eta, lambda_decay, reset, modulation0 = inputs
-    f = ACTIVATIONS[activation]
     m0 = weight.new_zeros(()) if modulation0 is None else modulation0
     hs = []
     for t in range(xs.shape[1]):
-        x = xs[:, t]
         if reset is not None:
             m = torch.where(reset[:, t, None, None], m0, m)
-        effective = weight * (m + 1.0) if form == "multiplicative" else weight + m  # (B, H, D)
-        u = torch.bmm(effective, x[:, :, None])[:, :, 0]
-        h = f(u if bias is None else u + bias)
+        h, m = mpn_step(xs[:, t], weight, bias, m, eta, lambda_decay, form, rule, activation, m_activation)
         hs.append(h)
-        post, pre = h[:, :, None], x[:, None, :]
-        if rule == "associative":
-            change = post * pre
-        elif rule == "presynaptic":
-            change = pre
-        elif rule == "postsynaptic":
-            change = post
-        else:
-            change = post * pre - post**2 * m
-        m = lambda_decay * m + eta * change
     return torch.stack(hs, dim=1) if hs else xs.new_zeros(xs.shape[0], 0, weight.shape[0]), m
+
+
+def mpn_step(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    m: Tensor,
+    eta: Tensor,
+    lambda_decay: Tensor,
+    form: str,
+    rule: str,
+    activation: str,
+    m_activation: str,
+) -> tuple[Tensor, Tensor]:
+    """One step: x (B, D) and M (B, H, D) -> h (B, H) and the next M; the other arguments are those of `mpn_scan`."""
+    effective = weight * (m + 1.0) if form == "multiplicative" else weight + m  # (B, H, D)
+    u = torch.bmm(effective, x[:, :, None])[:, :, 0]
+    h = ACTIVATIONS[activation](u if bias is None else u + bias)
+    post, pre = h[:, :, None], x[:, None, :]
+    if rule == "associative":
+        change = post * pre
+    elif rule == "presynaptic":
+        change = pre
+    elif rule == "postsynaptic":
+        change = post
+    else:
+        change = post * pre - post**2 * m
+    m = lambda_decay * m + eta * change
+    return h, torch.tanh(m) if m_activation == "tanh" else m
 
 
 def _check(xs, weight, bias, modulation, _eta, _lambda_decay, reset, modulation0) -> None:

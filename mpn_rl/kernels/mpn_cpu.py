@@ -24,6 +24,7 @@ from mpn_rl.kernels.launcher import SEGMENT_BYTES, Header, Kernel, launch
 from mpn_rl.kernels.mpn import Inputs
 from mpn_rl.kernels.simd import (
     ACTIVATIONS,
+    TANH,
     activate,
     compiled,
     flags,
@@ -37,6 +38,7 @@ from mpn_rl.kernels.simd import (
     store,
     store_part,
     take_ticket,
+    tanh,
     through,
     total,
     unpack,
@@ -116,7 +118,7 @@ def rates(h, eta, lam, rule, L):
 
 
 @numba.njit(inline="always")
-def advance(M_next, M, h, x, eta, lam, E, F, D, L, rule, full):
+def advance(M_next, M, h, x, eta, lam, E, F, D, L, rule, full, bounded):
     """One step of M; if `full`, eta and lambda are the blocks E and F instead of the numbers."""
     post, gain, decay = rates(h, eta, lam, rule, L)
     for j in range(D):
@@ -126,11 +128,12 @@ def advance(M_next, M, h, x, eta, lam, E, F, D, L, rule, full):
             decay = load(F, j * L, L)
             if rule == OJA:
                 decay = decay - gain * h
-        store(M_next, j * L, decay * load(M, j * L, L) + gain * pre)
+        m = decay * load(M, j * L, L) + gain * pre
+        store(M_next, j * L, tanh(m) if bounded else m)
 
 
 @functools.cache
-def forward_kernel(L: int, additive: bool, rule: int, activation: int, full: bool) -> Kernel:
+def forward_kernel(L: int, additive: bool, rule: int, activation: int, bounded: bool, full: bool) -> Kernel:
     """The scan with blocks of L hidden units; `full`: eta and lambda are (H, D) matrices, not numbers."""
 
     def forward(table):
@@ -162,7 +165,7 @@ def forward_kernel(L: int, additive: bool, rule: int, activation: int, full: boo
                         x = shift(xs, (row * T + t) * D)
                         h = activate(b + readout(Wi, M, x, D, L, additive), activation)
                         store_part(hs, here, h, n)
-                        advance(M, M, h, x, eta, lam, Ei, Fi, D, L, rule, full)
+                        advance(M, M, h, x, eta, lam, Ei, Fi, D, L, rule, full, bounded)
                     write(M, shift(m_out, row * D * H + i0), H, n, D, L)
 
     return compiled(forward)
@@ -172,8 +175,8 @@ Block = namedtuple("Block", "A W E F dW dM0 dE dF db segment")  # scratch of one
 
 
 @numba.njit(inline="always")
-def recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full):
-    """Write M before every step of t0..t1 to block.segment, from the checkpoint at t0."""
+def recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full, bounded):
+    """Write M before every step of t0..t1 to block.segment, from the checkpoint at t0; if bounded, also the next M."""
     T, D, H, every = table[T_], table[D_], table[H_], table[EVERY]
     xs, hs = floats(table[XS]), floats(table[HS])
     n = min(L, H - i0)
@@ -190,13 +193,20 @@ def recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full):
         else:
             h = load_part(hs, here - H, n, L)
             x = shift(xs, (row * T + t - 1) * D)
-            advance(M, shift(M, -D * L), h, x, eta, lam, block.E, block.F, D, L, rule, full)
+            advance(M, shift(M, -D * L), h, x, eta, lam, block.E, block.F, D, L, rule, full, bounded)
+    if bounded:
+        h = load_part(hs, (row * T + t1 - 1) * H + i0, n, L)
+        x, M = shift(xs, (row * T + t1 - 1) * D), shift(block.segment, (t1 - t0) * D * L)
+        advance(M, shift(M, -D * L), h, x, eta, lam, block.E, block.F, D, L, rule, full, bounded)
 
 
 @numba.njit(inline="always")
-def adjoint(block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation, full, input_gradient, first):
+def adjoint(block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation, bounded, full, input_gradient, first):
     """One step of the adjoint: A_t becomes A_{t-1}. Returns the step's terms of deta and dlambda, per hidden unit."""
     post, gain, decay = rates(h, eta, lam, rule, L)
+    if bounded:  # before a reset, A is 0, whatever M is after the step
+        for k in range(0, D * L, L):
+            store(block.A, k, through(load(block.A, k, L), load(M, D * L + k, L), TANH))
     ax, am = splat(0.0, L), splat(0.0, L)  # sum_j A pre and sum_j A M_{t-1}; Oja's with eta, if it is a matrix
     for j in range(D):
         pre = np.float32(1.0) if rule == POSTSYNAPTIC else x[j]
@@ -241,7 +251,7 @@ def adjoint(block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation,
 
 
 @numba.njit(inline="always")
-def walk_back(table, block, row, i0, L, additive, rule, activation, full, input_gradient):
+def walk_back(table, block, row, i0, L, additive, rule, activation, bounded, full, input_gradient):
     """The adjoint of all steps, of one batch row and block; returns its deta and dlambda."""
     T, D, H, every = table[T_], table[D_], table[H_], table[EVERY]
     xs, dxs, hs, g_hs = floats(table[XS]), floats(table[DXS]), floats(table[HS]), floats(table[G_HS])
@@ -251,7 +261,7 @@ def walk_back(table, block, row, i0, L, additive, rule, activation, full, input_
     fetch(block.A, table, G_M, row, i0, L)
     for t0 in range((T - 1) // every * every, -1, -every):
         t1 = min(t0 + every, T)
-        recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full)
+        recompute(table, block, eta, lam, row, i0, t0, t1, L, rule, full, bounded)
         for t in range(t1 - 1, t0 - 1, -1):
             here = (row * T + t) * H + i0
             prefetch(g_hs, here - AHEAD * H, 0, L)
@@ -259,8 +269,9 @@ def walk_back(table, block, row, i0, L, additive, rule, activation, full, input_
             x, dx = shift(xs, (row * T + t) * D), shift(dxs, (row * T + t) * D)
             M = shift(block.segment, (t - t0) * D * L)
             e, f = adjoint(
-                block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation, full, input_gradient, i0 == 0
-            )
+                block, M, h, g_h, x, dx, eta, lam, D, L, additive, rule, activation, bounded, full, input_gradient,
+                i0 == 0,
+            )  # fmt: skip
             deta, dlam = deta + e, dlam + f
             if is_reset(table, row * T + t):
                 for k in range(0, D * L, L):
@@ -272,7 +283,9 @@ def walk_back(table, block, row, i0, L, additive, rule, activation, full, input_
 
 
 @functools.cache
-def backward_kernel(L: int, additive: bool, rule: int, activation: int, full: bool, input_gradient: bool) -> Kernel:
+def backward_kernel(
+    L: int, additive: bool, rule: int, activation: int, bounded: bool, full: bool, input_gradient: bool
+) -> Kernel:
     """The adjoint of `forward_kernel`; each piece of the batch has weight gradients of its own."""
 
     def backward(table):
@@ -299,7 +312,9 @@ def backward_kernel(L: int, additive: bool, rule: int, activation: int, full: bo
                         A, shift(W, at), shift(E, at), shift(F, at), shift(dW, at), shift(dM0, at), shift(dE, at),
                         shift(dF, at), shift(db, i0), segment,
                     )  # fmt: skip
-                    e, f = walk_back(table, block, row, i0, L, additive, rule, activation, full, input_gradient)
+                    e, f = walk_back(
+                        table, block, row, i0, L, additive, rule, activation, bounded, full, input_gradient
+                    )
                     deta, dlam = deta + e, dlam + f
             sums[0], sums[1] = deta, dlam
             if take_ticket(table, DONE) == pieces - 1:
@@ -340,7 +355,7 @@ def _layout(T: int, D: int, H: int) -> tuple[int, int, int]:
     return L, -(-H // L) * L, -(-T // segments)
 
 
-def _launch(
+def launch_scan(
     kernel: Kernel, every: int, size: int, sum_size: int, xs: Tensor, weight: Tensor, **tensors: Tensor | None
 ) -> None:
     """`launch` the kernel on these tensors."""
@@ -364,7 +379,7 @@ def _forward(variant, xs, weight, bias, eta, lam, m_in, m0, reset, keep):
     L, padded, every = _layout(T, D, H)
     hs, m_out = xs.new_empty(B, T, H), xs.new_empty(B, D, H)
     kept = xs.new_empty(B * ((T - 1) // every), D, H).transpose(1, 2) if keep else None
-    _launch(
+    launch_scan(
         forward_kernel(L, *variant, eta.numel() > 1), every, (L + 3 * padded) * D, 0, xs, weight,
         bias=bias, eta=eta, lam=lam, m_in=m_in, m0=m0, reset=reset, hs=hs, m_out=m_out, kept=kept,
     )  # fmt: skip
@@ -395,16 +410,16 @@ class _Scan(torch.autograd.Function):
         dm_in = xs.new_empty(B, D, H) if need_m else None
         dm0 = xs.new_empty(H, D) if need_m0 else None
         matrices = 4 if full else 2 if reset is not None else 1  # dW, dM(0), deta, dlambda
-        _launch(
+        launch_scan(
             backward_kernel(L, *ctx.variant, full, need_xs), every,
-            ((1 + every) * L + (3 if full else 1) * padded) * D, L + padded + matrices * padded * D, xs, weight,
+            ((2 + every) * L + (3 if full else 1) * padded) * D, L + padded + matrices * padded * D, xs, weight,
             eta=eta, lam=lam, m_in=m_in, m0=m0, reset=reset, hs=hs, kept=kept, g_hs=g_hs, g_m=g_m,
             dxs=dxs, dw=dw, db=db, deta=deta, dlam=dlam, dm_in=dm_in, dm0=dm0,
         )  # fmt: skip
         return None, dxs, dw, db, deta, dlam, None if dm_in is None else dm_in.transpose(1, 2), dm0, None
 
 
-def scan(inputs: Inputs, form: str, rule: str, activation: str) -> tuple[Tensor, Tensor]:
+def scan(inputs: Inputs, form: str, rule: str, activation: str, m_activation: str) -> tuple[Tensor, Tensor]:
     """`mpn.mpn_scan` for float32 on the CPU; the arguments are the same."""
     xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0 = inputs
     if eta.numel() > 1 or lambda_decay.numel() > 1 or eta.dim() != 2 or lambda_decay.dim() != 2:
@@ -413,7 +428,7 @@ def scan(inputs: Inputs, form: str, rule: str, activation: str) -> tuple[Tensor,
     reset, modulation0 = (None, None) if reset is None else (reset.contiguous(), modulation0)
     bias = None if bias is None else bias.contiguous()
     tensors = (xs.contiguous(), weight, bias, eta, lambda_decay, modulation, modulation0)
-    variant = (form == "additive", RULES[rule], ACTIVATIONS[activation])
+    variant = (form == "additive", RULES[rule], ACTIVATIONS[activation], m_activation == "tanh")
     if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in tensors):
         return _Scan.apply(variant, *tensors, reset)
     return _forward(variant, *tensors, reset, keep=False)[:2]

@@ -85,11 +85,20 @@ def _change(m, h, x, RULE: tl.constexpr):
 
 
 @triton.jit
+def _next(m, h, x, eta, lam, RULE: tl.constexpr, BOUNDED: tl.constexpr):
+    """M after the step, a tile."""
+    m = lam * m + eta * _change(m, h, x, RULE)
+    if BOUNDED:
+        m = _tanh(m)
+    return m
+
+
+@triton.jit
 def _forward_kernel(
     xs, weight, bias, etas, lams, reset, m0, m_in, hs, m_out, kept,
     T, D, H, every, slots,
-    ADDITIVE: tl.constexpr, RULE: tl.constexpr, ACTIVATION: tl.constexpr, FULL: tl.constexpr, RESET: tl.constexpr,
-    BH: tl.constexpr, BD: tl.constexpr,
+    ADDITIVE: tl.constexpr, RULE: tl.constexpr, ACTIVATION: tl.constexpr, BOUNDED: tl.constexpr, FULL: tl.constexpr,
+    RESET: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     i, j = tl.program_id(1) * BH + tl.arange(0, BH), tl.arange(0, BD)
@@ -109,7 +118,7 @@ def _forward_kernel(
         effective = w + m if ADDITIVE else w * m + w
         h = _activate(b + tl.sum(effective * x[None, :], axis=1), ACTIVATION)
         tl.store(hs + (row * T + t) * H + i, h, i < H)
-        m = lam * m + eta * _change(m, h, x, RULE)
+        m = _next(m, h, x, eta, lam, RULE, BOUNDED)
     tl.store(m_out + row * H * D + tile, m, inside)
 
 
@@ -118,8 +127,8 @@ def _backward_kernel(
     xs, weight, etas, lams, reset, m0, m_in, hs, kept, g_hs, g_m,
     segment, dxs, dw, db, deta, dlam, dm_in, dm0,
     B, T, D, H, every, slots,
-    ADDITIVE: tl.constexpr, RULE: tl.constexpr, ACTIVATION: tl.constexpr, FULL: tl.constexpr, RESET: tl.constexpr,
-    INPUT_GRADIENT: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr,
+    ADDITIVE: tl.constexpr, RULE: tl.constexpr, ACTIVATION: tl.constexpr, BOUNDED: tl.constexpr, FULL: tl.constexpr,
+    RESET: tl.constexpr, INPUT_GRADIENT: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
@@ -148,7 +157,7 @@ def _backward_kernel(
             tl.store(own + s * H * D, m, inside)
             h = tl.load(hs + at * H + i, i < H, 0.0)
             x = tl.load(xs + at * D + j, j < D, 0.0)
-            m = lam * m + eta * _change(m, h, x, RULE)
+            m = _next(m, h, x, eta, lam, RULE, BOUNDED)
         tl.debug_barrier()  # a thread may load what another has stored
         for s in range(steps):
             at = row * T + t0 + steps - 1 - s
@@ -157,6 +166,8 @@ def _backward_kernel(
             g_h = tl.load(g_hs + at * H + i, i < H, 0.0)
             x = tl.load(xs + at * D + j, j < D, 0.0)
             change = _change(m, h, x, RULE)
+            if BOUNDED:
+                a = _through(a, _tanh(lam * m + eta * change), 0)
             ea = eta * a
             if RULE == POSTSYNAPTIC:
                 g_h += tl.sum(ea, axis=1)
@@ -251,7 +262,7 @@ class _Scan(torch.autograd.Function):
         return None, None, *(g if needed else None for g, needed in zip(gradients, need, strict=True)), None
 
 
-def scan(inputs: Inputs, form: str, rule: str, activation: str) -> tuple[Tensor, Tensor]:
+def scan(inputs: Inputs, form: str, rule: str, activation: str, m_activation: str) -> tuple[Tensor, Tensor]:
     """`mpn.mpn_scan` for float32 on CUDA with D up to `mpn.MAX_CUDA_INPUTS`; the arguments are the same."""
     xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0 = inputs
     H, D = weight.shape
@@ -265,5 +276,5 @@ def scan(inputs: Inputs, form: str, rule: str, activation: str) -> tuple[Tensor,
         m0 = xs.new_zeros(H, D) if modulation0 is None else modulation0.contiguous()
     tensors = (xs.contiguous(), weight.contiguous(), bias, eta, lambda_decay, modulation.contiguous(), m0)
     keep = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in tensors)
-    variant = (form == "additive", RULES[rule], ACTIVATIONS[activation])
+    variant = (form == "additive", RULES[rule], ACTIVATIONS[activation], m_activation == "tanh")
     return _Scan.apply(variant, keep, *tensors, reset)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mpn_rl.contracts import Core, MaskedState, State
+from mpn_rl.contracts import Core, Maskable, MaskedState, State
 from mpn_rl.storage.state_trees import Schema, Values, check, like
 
 
@@ -127,8 +127,11 @@ def check_weights(saved: object, network: nn.Module, place: str = "network") -> 
     for name, value in network.state_dict().items():
         schema[name] = like(value)
     for prefix, module in network.named_modules():
-        name = f"{prefix}.mask".removeprefix(".")
-        weight = schema.get(name.removesuffix("mask") + "weight")
-        if isinstance(module, MaskedState) and isinstance(weight, Values) and name not in schema:
-            schema[f"{name}?"] = Values(torch.bool, weight.shape)  # None, which state_dict leaves out
+        if not (isinstance(module, MaskedState) and isinstance(module, Maskable)):
+            continue
+        for own in module.maskable_weights():
+            weight = schema.get(f"{prefix}.{own}".removeprefix("."))
+            name = f"{prefix}.{'mask' if own == 'weight' else own + '_mask'}".removeprefix(".")
+            if isinstance(weight, Values) and name not in schema:
+                schema[f"{name}?"] = Values(torch.bool, weight.shape)  # None, which state_dict leaves out
     check(saved, schema, place)

@@ -73,6 +73,10 @@ def test_the_memory_is_the_plastic_part_of_a_state() -> None:
         config = cfg.make_config("train-neurogym", {"core": core})
         network = registry.make_network(config, registry.spaces(registry.make_env(config.env)))
         assert probes.memory_parts(network, config) == places, core
+    for frozen, places in ((False, [0, 1]), (True, [2])):  # M^x and M^h, or h
+        config = cfg.make_config("train-neurogym", {"core": "mpn-recurrent", "freeze_plasticity": frozen})
+        network = registry.make_network(config, registry.spaces(registry.make_env(config.env)))
+        assert probes.memory_parts(network, config) == places
     config = cfg.make_config("train", {"core": "backpropamine", "learner": "a2c", "modulation": "retroactive"})
     network = registry.make_network(config, registry.spaces(registry.make_env(config.env)))
     names = list(network.core.state_arrays(network.init_state(1)))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mpn_rl.kernels import launcher
-from mpn_rl.kernels.mpn import ACTIVATIONS, FORMS, RULES, mpn_scan, mpn_scan_reference
+from mpn_rl.kernels.mpn import ACTIVATIONS, FORMS, M_ACTIVATIONS, RULES, mpn_scan, mpn_scan_reference
 from mpn_rl.options import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -49,14 +49,16 @@ def run(scan, tensors, reset, dtype, **options):
     return {"hs": hs, "M": last, **{f"d{name}": g for name, g in named}}
 
 
-def assert_as_exact_as_the_loop(scan, tensors, reset, **options):
-    """Norm-relative errors against float64: at most twice the float32 loop's own, or 1e-5."""
+def assert_as_exact_as_the_loop(scan, tensors, reset, tolerance=1e-5, **options):
+    """Norm-relative errors against float64: at most twice the float32 loop's own, or the tolerance."""
     exact = run(mpn_scan_reference, tensors, reset, torch.float64, **options)
     loop = run(mpn_scan_reference, tensors, reset, torch.float32, **options)
     fused = run(scan, tensors, reset, torch.float32, **options)
     for name, truth in exact.items():
         error, own = ((a[name] - truth).norm() for a in (fused, loop))
-        assert error <= max(2 * own, 1e-5 * truth.norm()), f"{name}: {error:.1e} of {truth.norm():.1e}, loop {own:.1e}"
+        assert error <= max(2 * own, tolerance * truth.norm()), (
+            f"{name}: {error:.1e} of {truth.norm():.1e}, loop {own:.1e}"
+        )
 
 
 def fused_scan(*args, **options):
@@ -89,13 +91,29 @@ def test_two_steps_worked_by_hand(form, rule, h2, m2, kernel):
     assert last.item() == pytest.approx(m2)
 
 
+@pytest.mark.parametrize("kernel", ["reference", pytest.param("fused", marks=needs_numba)])
+def test_two_steps_with_a_bounded_modulation_worked_by_hand(kernel):
+    """As the first of them: M_1 = tanh(1.8), so h_2 = 2 (tanh 1.8 + 1) and M_2 = tanh(M_1 / 2 + h_2 / 10)."""
+    xs, eta, lam = torch.tensor([[[3.0], [1.0]]]), torch.tensor([[0.1]]), torch.tensor([[0.5]])
+    hs, last = mpn_scan(
+        xs, torch.tensor([[2.0]]), None, torch.zeros(1, 1, 1), eta, lam,
+        activation="linear", m_activation="tanh", kernel=kernel,
+    )  # fmt: skip
+    m1 = math.tanh(1.8)
+    h2 = 2 * (m1 + 1)
+    assert hs.flatten().tolist() == pytest.approx([6.0, h2])
+    assert last.item() == pytest.approx(math.tanh(0.5 * m1 + 0.1 * h2))
+
+
+@pytest.mark.parametrize("m_activation", M_ACTIVATIONS)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("form", FORMS)
-def test_the_reference_passes_gradcheck(form, rule):
+def test_the_reference_passes_gradcheck(form, rule, m_activation):
     tensors, reset = case(2, 4, 2, 3, shape=(3, 2), reset_rate=0.3)
 
     def scan(*inputs):
-        return mpn_scan_reference(*inputs[:6], reset=reset, modulation0=inputs[6], form=form, rule=rule)
+        options = {"form": form, "rule": rule, "m_activation": m_activation}
+        return mpn_scan_reference(*inputs[:6], reset=reset, modulation0=inputs[6], **options)
 
     assert torch.autograd.gradcheck(scan, [a.requires_grad_() for a in tensors.values()])
 
@@ -114,6 +132,17 @@ def test_fused_outputs_and_gradients_equal_the_loop(form, rule):
 @pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "tanh"])
 def test_every_activation_is_fused(activation):
     assert_as_exact_as_the_loop(fused_scan, *case(eta=0.05), activation=activation)
+
+
+@needs_numba
+@pytest.mark.parametrize("shape", [(1, 1), (70, 7)])
+@pytest.mark.parametrize(("form", "rule"), [(FORMS[0], "associative"), (FORMS[0], "postsynaptic"), (FORMS[1], "oja")])
+def test_a_bounded_modulation_is_fused(form, rule, shape):
+    """The kernels' tanh is within 4e-7, of which more is left in the small 1 - M^2 of a synapse near its bound."""
+    tensors, reset = case(shape=shape, eta=0.4)
+    scans = run(fused_scan, tensors, reset, torch.float32, form=form, rule=rule, m_activation="tanh")
+    assert scans["M"].abs().max() <= 1.0
+    assert_as_exact_as_the_loop(fused_scan, tensors, reset, 5e-5, form=form, rule=rule, m_activation="tanh")
 
 
 @needs_numba
@@ -333,9 +362,9 @@ def interpreted():
     patch.setattr(mpn_cuda, "TILE", 16)
 
     def scan(xs, weight, bias, modulation, eta, lambda_decay, *, reset, modulation0, form=FORMS[0], rule=RULES[0],
-             activation="tanh"):  # fmt: skip
+             activation="tanh", m_activation="none"):  # fmt: skip
         tensors = (xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0)
-        return mpn_cuda.scan(tensors, form, rule, activation)
+        return mpn_cuda.scan(tensors, form, rule, activation, m_activation)
 
     yield scan
     patch.undo()
@@ -353,6 +382,14 @@ def test_triton_outputs_and_gradients_equal_the_loop(interpreted, form, rule, sh
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_triton_has_every_activation(interpreted, activation):
     assert_as_exact_as_the_loop(interpreted, case(2, 5, 3, 6)[0], None, activation=activation)
+
+
+@needs_triton
+@pytest.mark.parametrize(("form", "rule"), [(FORMS[0], "associative"), (FORMS[0], "oja"), (FORMS[1], "presynaptic")])
+@pytest.mark.parametrize("shape", [(1, 1), (6, 3)])
+def test_triton_bounds_the_modulation(interpreted, form, rule, shape):
+    tensors, reset = case(2, 7, 3, 6, shape=shape, eta=0.8, reset_rate=0.2)
+    assert_as_exact_as_the_loop(interpreted, tensors, reset, 5e-5, form=form, rule=rule, m_activation="tanh")
 
 
 @needs_triton
@@ -377,7 +414,7 @@ def compile(kernel, **constants):
 
 for D, full in ((33, False), (256, True)):
     BH, BD, *_ = cuda._layout(4, 50, D, 128)
-    constants = dict(ADDITIVE=False, RULE=0, ACTIVATION=0, FULL=full, RESET=True, BH=BH, BD=BD)
+    constants = dict(ADDITIVE=False, RULE=0, ACTIVATION=0, BOUNDED=full, FULL=full, RESET=True, BH=BH, BD=BD)
     compile(cuda._forward_kernel, **constants)
     compile(cuda._backward_kernel, INPUT_GRADIENT=True, **constants)
 """

@@ -90,7 +90,7 @@ def test_a_whole_number_will_do_for_a_number() -> None:
         ({"run": {"sede": 1}}, "unknown key 'sede' in section 'run'; did you mean 'seed'?"),
         ({"rum": {}}, "unknown section 'rum' in the configuration; did you mean 'run'?"),
         ({"core": {"name": "gru", "eta": 0.1}}, "unknown key 'eta' in section 'core'"),
-        ({"core": {"name": "lsmt"}}, "--core must be one of mpn, mpn-frozen, rnn, gru, lstm, mlp, "),
+        ({"core": {"name": "lsmt"}}, "--core must be one of mpn, mpn-frozen, mpn-recurrent, rnn, gru, lstm, mlp, "),
         ({"core": {"name": ["mpn"]}}, "--core must be one of"),
         ({"core": {"name": None}}, "--core must be one of"),
         ({"env": {"name": "atari"}}, "env.name must be one of gymnasium, neurogym, got 'atari'"),
@@ -137,7 +137,9 @@ def test_a_value_out_of_range_names_the_option_the_rule_and_the_value(flags: dic
 
 
 def test_the_error_for_an_idle_flag_names_its_parts() -> None:
-    assert refusal(flags={"core": "lstm", "rule": "oja"}).endswith("it belongs to --core mpn, --core mpn-frozen")
+    assert refusal(flags={"core": "lstm", "rule": "oja"}).endswith(
+        "it belongs to --core mpn, --core mpn-frozen, --core mpn-recurrent"
+    )
 
 
 @pytest.mark.parametrize("part", cfg.PARTS)
@@ -244,6 +246,7 @@ IDLE = [
     ({"priority_exponent": 0.5}, "--priority-exponent does nothing with --no-prioritized; it needs --prioritized"),
     ({"core": "mpn-frozen", "eta": 0.1}, "--eta does nothing with --freeze-plasticity"),
     ({"core": "mpn-frozen", "rule": "oja"}, "--rule does nothing with --freeze-plasticity"),
+    ({"core": "mpn-frozen", "m_activation": "tanh"}, "--m-activation does nothing with --freeze-plasticity"),
     ({"train_lambda": False, "lambda_max": 0.9}, "--lambda-max does nothing with --no-train-lambda; it needs --train-"),
     ({"core": "backpropamine", "eta": 0.5}, "--eta does nothing with --modulation simple; it needs --modulation none"),
     (

@@ -108,6 +108,7 @@ SETTINGS: list[dict[str, object]] = [
     {"policy_noise": 0.0},
     {"train_eta": False},
     {"train_lambda": False},
+    {"freeze_plasticity": True},
     {"modulation": "none"},
     {"modulation": "fanout"},
     {"modulation": "retroactive"},
@@ -161,7 +162,7 @@ LEARNERS += [
     ("supervised", None),
     *(("td3", replay) for replay in ("sequence", "trial", "transition")),
 ]
-CORES = ("mpn", "mpn-frozen", "rnn", "gru", "lstm", "mlp", "backpropamine")
+CORES = ("mpn", "mpn-frozen", "mpn-recurrent", "rnn", "gru", "lstm", "mlp", "backpropamine")
 EXPANSIONS = ("paper", "reference", "grow", "static", "rigl", "redo")
 
 
@@ -169,7 +170,8 @@ def contexts() -> Iterator[Context]:
     """All kinds of core, learner and replay; then each setting; then each expansion with each setting of its own."""
     for (learner, replay), core in itertools.product(LEARNERS, CORES):
         yield Context(learner, core, replay, "none")
-    for (learner, replay), core, setting in itertools.product(LEARNERS, ("mpn", "mlp", "backpropamine"), SETTINGS[1:]):
+    cores = ("mpn", "mpn-recurrent", "mlp", "backpropamine")
+    for (learner, replay), core, setting in itertools.product(LEARNERS, cores, SETTINGS[1:]):
         yield Context(learner, core, replay, "none", tuple(setting.items()))
     for learner, core, expansion in itertools.product(tuple(TASKS), ("mpn", "mlp"), EXPANSIONS):
         replay = {

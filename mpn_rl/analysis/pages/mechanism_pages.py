@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 import pca_analysis
+from mpn_rl import config as cfg
 from mpn_rl.analysis import confidence_intervals, fixed_points, trials
 from mpn_rl.analysis.confidence_intervals import MissingDataError
 from mpn_rl.analysis.figures import behaviour_figures, state_figures
@@ -79,12 +80,17 @@ def encoded(weights: Mapping[str, np.ndarray], obs: np.ndarray, constant_input: 
 def mpn_points(recording: Recording, obs: np.ndarray) -> fixed_points.FixedPoints:
     """All fixed points of the first MPN layer under the constant observation `obs` (D,). Raises: MissingDataError."""
     core = recording.config["core"]
-    if "freeze_plasticity" not in core:
+    if "freeze_plasticity" not in core or core["name"] == cfg.RecurrentMPNConfig.name:
         raise MissingDataError(
             f"the core {core['name']} has no scalar equations; analyze probe searches its fixed points by minimisation"
         )
     if core["freeze_plasticity"]:
         raise MissingDataError("plasticity is frozen: M is constant and every input has one state")
+    if core.get("m_activation", "none") != "none":  # files of older versions lack it
+        raise MissingDataError(
+            f"M is bounded by {core['m_activation']}, so the scalar equations do not hold; analyze probe searches its "
+            "fixed points by minimisation"
+        )
     prefix = "core.layers.0."
     weight = recording.weight(prefix + "weight")
     eta, decay = recording.weight(prefix + "eta"), recording.weight(prefix + "lambda_decay")
@@ -192,7 +198,7 @@ def _nanmean(values: np.ndarray) -> np.ndarray:
 # --- weights ------------------------------------------------------------------------------------------------
 
 NAMES = {"weight": "W", "eta": "eta", "lambda_decay": "lambda", "alpha": "alpha", "weight_ih_l": "W input ",
-         "weight_hh_l": "W recurrent "}  # fmt: skip
+         "weight_hh_l": "W recurrent ", "recurrent": "W recurrent"}  # fmt: skip
 # The order in which torch.nn stacks the rows.
 GATES = {"gru": ("reset r", "update z", "candidate n"), "lstm": ("input i", "forget f", "cell g", "output o")}
 
