@@ -743,7 +743,7 @@ class PaperExpansionConfig(ExpansionConfig, name="paper"):
 
 @dataclass(frozen=True)
 class L2InitConfig(ExpansionConfig, name="l2-init"):
-    """A pull towards the initial weights; see `expansion/plasticity_remedies.py` for the equations of this and the next.
+    """L2 towards the initial weights; `expansion/plasticity_remedies.py` has the equations of this and the next.
 
     The paper chooses the coefficient for each problem; the default is ours.
     """

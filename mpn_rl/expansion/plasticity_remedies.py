@@ -122,8 +122,10 @@ class ShrinkPerturb(Remedy):
 
         theta <- alpha theta + beta theta_fresh        after every `update_interval` environment steps
 
-    theta_fresh is a new draw from the initialisation of each layer, of the shape of theta. The defaults alpha = 0.8 and
-    beta = 0.2 are those of SR-SPR (D'Oro et al. 2023) in its authors' code, where Ash & Adams' own code has 0.4 and 0.1.
+    theta_fresh is a new draw from the initialisation of each layer, of the shape of theta, as in SR-SPR (D'Oro et al.
+    2023). Differs from Ash & Adams, whose equation adds Gaussian noise of one variance: a layer's own initialisation
+    has the scale of that layer. The defaults alpha = 0.8 and beta = 0.2 are those of SR-SPR's public code, which notes
+    0.4 and 0.1 as the original values.
 
     - Weights and biases change alike, in all layers, as in Ash & Adams. SR-SPR changes the encoder alone and draws the
       layers after it again.

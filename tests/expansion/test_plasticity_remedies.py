@@ -207,9 +207,7 @@ def test_new_weights_have_the_distribution_of_every_cores_initialisation(core: s
 
 def _new_network(config: cfg.Config, seed: int) -> dict[str, Tensor]:
     torch.manual_seed(seed + 100)
-    return {
-        key: part.detach() for key, part in registry.make_network(config, registry.Spaces(4, 3)).named_parameters()
-    }
+    return {key: part.detach() for key, part in registry.make_network(config, registry.Spaces(4, 3)).named_parameters()}
 
 
 @pytest.mark.parametrize(("eta_init", "moves"), [("constant", False), ("xavier", True)])
@@ -228,8 +226,8 @@ def test_eta_is_perturbed_only_where_it_is_drawn_as_weights_are(eta_init: str, m
 SMALL: dict[str, Any] = {
     "hidden_dim": 6, "embed_dim": 3, "num_envs": 2, "eval_freq": 0, "eval_episodes": 2, "learning_starts": 10,
     "update_every": 4, "batch_size": 4, "sequence_length": 4, "sequence_stride": 2, "burn_in": 2, "buffer_size": 200,
-    "rollout_steps": 5, "kernel": "reference", "total_steps": 100, "plasticity_metrics_freq": 40, "max_episode_steps": 10,
-    "update_interval": 30, "l2_init_coef": 0.1, "checkpoint_freq": 0, "plot_training": False,
+    "rollout_steps": 5, "kernel": "reference", "total_steps": 100, "plasticity_metrics_freq": 40, "epochs": 2,
+    "max_episode_steps": 10, "update_interval": 30, "l2_init_coef": 0.1, "checkpoint_freq": 0, "plot_training": False,
 }  # fmt: skip
 LEARNERS: dict[str, dict[str, Any]] = {
     "dqn": {},
@@ -315,6 +313,24 @@ def test_theta_0_is_that_of_the_start_after_resuming(tmp_path: Path) -> None:
     initial = saved["topology"]["initial"]["online"]
     assert initial and all(part.equal(first[key]) for key, part in initial.items())
     assert not all(part.equal(saved["networks"]["online"][key]) for key, part in initial.items())
+
+
+def test_theta_0_is_loaded_and_pulls() -> None:
+    config = tiny("l2-init", "td3")
+    spaces = registry.Spaces(3, 1, -np.ones(1, np.float32), np.ones(1, np.float32))
+    other = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=1))
+    one, two = (registry.make_learner(each, spaces, CPU) for each in (config, other))
+    topology: Any = one.topology
+    assert set(topology.initial) == {"actor", "critic"}
+    loaded = copy.deepcopy(two.state_dict())
+    one.load_state_dict(loaded)
+    loaded["topology"]["initial"]["actor"]["head.weight"] += 1.0  # one has a copy
+    for name, weights in two.state_dict()["topology"]["initial"].items():
+        assert all(part.equal(topology.initial[name][key]) for key, part in weights.items())
+    for part in one.networks["actor"].parameters():
+        part.grad = torch.zeros_like(part)
+    topology.before_step("actor")
+    assert all(part.grad is not None and not part.grad.any() for part in one.networks["actor"].parameters())
 
 
 # --- damaged states and refused options -------------------------------------------------------------------
