@@ -367,7 +367,8 @@ def test_a_damaged_theta_0_is_refused_in_one_line_before_anything_is_loaded() ->
         ("done", 4, "learner.topology.done must lie in [0, 3], got 4"),
         ("done", -1, "learner.topology.done must lie in [0, 3], got -1"),
         ("updates", {"online": 1.5}, "learner.topology.updates.online must be a whole number"),
-        ("generator", torch.zeros(3), "learner.topology.generator"),
+        ("generator", torch.zeros(3), "learner.topology.generator must have the dtype torch.uint8"),
+        ("generator", torch.full_like(torch.Generator().get_state(), 255), "learner.topology.generator is no state of"),
     ],
 )
 def test_damaged_counters_and_generators_are_refused(part: str, value: Any, reason: str) -> None:
