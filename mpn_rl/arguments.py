@@ -30,7 +30,7 @@ TITLES = {
     "core": "core, the recurrent layer",
     "encoder": "encoder in front of the core",
     "learner": "learner and replay",
-    "expansion": "growing and pruning the topology",
+    "expansion": "growing and pruning the topology, and staying able to learn",
     "run": "run",
 }
 # The options that people change, which `train --help` shows; --help-all shows every one.

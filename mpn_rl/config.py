@@ -570,7 +570,7 @@ class SupervisedConfig(LearnerConfig, name="supervised"):
 
 
 class ExpansionConfig(Kind):
-    """How the topology grows and is pruned while the network learns."""
+    """How the topology grows and is pruned while the network learns, or what else keeps it able to learn."""
 
 
 SPARSITIES = ("sparsity", "actor_sparsity", "critic_sparsity")  # at the end
@@ -748,6 +748,30 @@ class PaperExpansionConfig(ExpansionConfig, name="paper"):
             raise ConfigError("--schedule constant needs a rate, --grow-fraction; without a rate use --schedule linear")
         if self.schedule == "linear" and self.grow_fraction is not None:
             raise ConfigError("--grow-fraction does nothing with --schedule linear, which ends at --expansion-end")
+
+
+@dataclass(frozen=True)
+class L2InitConfig(ExpansionConfig, name="l2-init"):
+    """L2 towards the initial weights; `expansion/plasticity_remedies.py` has the equations of this and the next.
+
+    The paper chooses the coefficient for each problem; the default is ours.
+    """
+
+    l2_init_coef: float = option(1e-3, "weight of the squared distance from the initial weights in the loss", above=0.0)
+
+
+@dataclass(frozen=True)
+class ShrinkPerturbConfig(ExpansionConfig, name="shrink-perturb"):
+    """Weights are shrunk and mixed with newly drawn ones, at an interval. The default of the interval is ours."""
+
+    shrink_factor: float = option(0.8, "factor of the weights at an event", low=0.0, high=1.0)
+    perturb_factor: float = option(0.2, "factor of the newly drawn weights that an event adds", low=0.0, high=1.0)
+    update_interval: int = option(10_000, "environment steps between events", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.shrink_factor, self.perturb_factor) == (1.0, 0.0):
+            raise ConfigError("--shrink-factor 1.0 with --perturb-factor 0.0 changes no weight; take --expansion none")
 
 
 # --- presets --------------------------------------------------------------------------------------------

@@ -258,12 +258,16 @@ def make_learner(config: cfg.Config, spaces: Spaces, device: torch.device) -> Le
     Raises: ConfigError, before allocating, for sizes that do not fit this machine.
     """
     _check_network_fits(config, spaces)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
-        network = make_network(config, spaces)
-        learner = LEARNERS[type(config.learner)][0](network, config.learner, config.run.seed, device)
-    if isinstance(config.expansion, cfg.PaperExpansionConfig):
-        learner.expand(config.expansion, config.run.seed, total_steps(config))
+
+    def drawn(seed: int, device: torch.device) -> AnyLearner:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = make_network(config, spaces)
+            return LEARNERS[type(config.learner)][0](network, config.learner, seed, device)
+
+    learner = drawn(config.run.seed, device)
+    cpu = torch.device("cpu")
+    learner.expand(config.expansion, config.run.seed, total_steps(config), lambda seed: drawn(seed, cpu).networks)
     return learner
 
 

@@ -350,7 +350,7 @@ class Run:
     def start_from(self, path: Path) -> None:
         """Start with the weights of another run's checkpoint. Raises: ConfigError where they do not fit."""
         if self.learner.topology is not None:
-            raise ConfigError("--init-from needs --expansion none: other topologies start with masks of their own")
+            raise ConfigError("--init-from needs --expansion none: other expansions start with weights of their own")
         try:
             self.learner.start_from(load_checkpoint(path, self.device).get("network", {}))
         except StateError as error:

@@ -12,8 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpn_rl.config import LearnerConfig, PaperExpansionConfig, ReplayConfig
-from mpn_rl.contracts import Batch, Replay, Sequences, SequenceSource, State, StateDict, Steps, map_state
+from mpn_rl.config import (
+    ExpansionConfig,
+    L2InitConfig,
+    LearnerConfig,
+    PaperExpansionConfig,
+    ReplayConfig,
+    ShrinkPerturbConfig,
+)
+from mpn_rl.contracts import Batch, Expansion, Replay, Sequences, SequenceSource, State, StateDict, Steps, map_state
+from mpn_rl.expansion.plasticity_remedies import Draw, L2Init, ShrinkPerturb
 from mpn_rl.expansion.topology import Topology
 from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
 from mpn_rl.networks.encoder import AgentNetwork, check_weights
@@ -114,7 +122,7 @@ class BaseLearner:
         False  # whether actions are vectors within bounds, not one choice of several; None: either
     )
     acts = True  # whether it learns from the steps of the lanes
-    topology: Topology | None = None  # with --expansion
+    topology: Expansion | None = None  # with --expansion
 
     def __init__(self, network: AgentNetwork, config: Any, seed: int, device: torch.device | str = "cpu") -> None:
         self.config, self.device = config, torch.device(device)
@@ -142,11 +150,27 @@ class BaseLearner:
         """How `policy` chooses actions in an evaluation: "greedy" or "sampled"."""
         return "greedy"
 
-    def expand(self, config: PaperExpansionConfig, seed: int, total_steps: int | None) -> None:
-        """Mask the networks, and let the topology change them from now on. Raises: ConfigError, as `Topology`."""
-        self.topology = Topology(config, self.networks, self.targets, self.optimizers, seed, total_steps)
-        for name, average in self.averages.items():
-            self.topology.follow(name, average)
+    def expand(self, config: ExpansionConfig, seed: int, total_steps: int | None, draw: Draw) -> None:
+        """Let an expansion change the networks from now on.
+
+        Args:
+            config: the kind of expansion.
+            seed: of its random numbers.
+            total_steps: environment steps of the run; None if unknown.
+            draw: new networks of this learner, from their initialisation.
+
+        Raises: ConfigError, as the kind's class, for options that do not fit the networks or the run.
+        """
+        if isinstance(config, L2InitConfig):
+            self.topology = L2Init(config, self.networks)
+        elif isinstance(config, ShrinkPerturbConfig):
+            copies = (self.targets, self.averages)
+            self.topology = ShrinkPerturb(config, self.networks, copies, self.optimizers, draw, seed, total_steps)
+        elif isinstance(config, PaperExpansionConfig):
+            topology = Topology(config, self.networks, self.targets, self.optimizers, seed, total_steps)
+            for name, average in self.averages.items():
+                topology.follow(name, average)
+            self.topology = topology
 
     def start_from(self, weights: StateDict) -> None:
         """Start from the weights of another agent's `policy`. Raises: StateError where they do not fit."""

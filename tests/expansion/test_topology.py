@@ -990,8 +990,10 @@ def test_a_schedule_in_steps_needs_a_run_in_steps() -> None:
 
 
 def test_presets_share_their_fields_and_read_back() -> None:
-    names = set(cfg.choices("expansion")) - {"none"}
+    choices = cfg.choices("expansion")
+    names = {name for name, choice in choices.items() if choice.section is cfg.PaperExpansionConfig}
     assert names == {"paper", "reference", "grow", "static", "rigl", "redo"}
+    assert set(choices) - names == {"none", "l2-init", "shrink-perturb"}
     for name in names:
         config = cfg.make_config("train", {"expansion": name, "sparsity": 0.1})
         again = cfg.config_from_dict(json.loads(json.dumps(config.to_dict())))

@@ -30,11 +30,12 @@ MAZE = {"env_name": "GridMaze-v0", "env_args": {"episode_steps": 15}}
 RUNS: dict[str, dict[str, Any]] = {
     "sequences, growing": {"prioritized": True, "expansion": "paper", "prune": "dormant", "update_interval": 20},
     "trials": {"replay": "trial", "buffer_size": 20},
-    "a2c": {"learner": "a2c", "rollout_steps": 7, "core": "backpropamine", **MAZE},
+    "a2c": {"learner": "a2c", "rollout_steps": 7, "core": "backpropamine", "expansion": "l2-init", **MAZE},
     "td3": {"learner": "td3", "expansion": "paper", "update_interval": 20, "total_steps": 90, "eval_average": True},
     "supervised": {"learner": "supervised", "env_name": "TemporalOrder-v0"},
-    "cue-reward": {"env_name": "CueReward-v0", "env_args": {"episode_steps": 15}, "total_steps": 160},
-}
+    "cue-reward": {"env_name": "CueReward-v0", "env_args": {"episode_steps": 15}, "total_steps": 160,
+                   "expansion": "shrink-perturb", "update_interval": 30},
+}  # fmt: skip
 Place = tuple[Any, ...]  # the keys from the root to a node
 
 
@@ -189,6 +190,10 @@ REFUSED = [
     (GROWING, "rng.replay.bit_generator", "MT19937", "rng.replay.bit_generator must be 'PCG64'"),
     (GROWING, "ended", [(1.0, 3, 0, None)] * 2, "ended must be a list of up to 1 values"),
     (GROWING, "metrics_size", -1, "metrics_size must lie in"),
+    (A2C, "learner.topology.initial.online", lambda old: {**old, "core.weight": torch.ones(1)}, "must have the shape"),
+    (A2C, "learner.topology.initial.online", lambda old: {**old, "core.weight": old["core.weight"] * math.nan},
+     "learner.topology.initial.online.core.weight must lie in"),
+    (CUES, "learner.topology.done", 6, r"learner.topology.done must lie in \[0, 5\]"),
     (A2C, "replay.taken", 7, "replay.taken must lie in"),
     (A2C, "replay.arrays.action", lambda old: old + 4, "replay.arrays.action must lie in"),
     *((A2C, f"lanes.env.{name}", lambda old: old + 10**6, f"lanes.env.{name} must lie in")

@@ -258,7 +258,7 @@ def masks_page(masks: Mapping[str, np.ndarray], title: str) -> Page:
     name, heading = "masks", "Topology during training"
     largest = growth_figures.largest(masks)
     if largest is None:
-        return Page(name, "learning", heading, missing="not available: the topology is fixed (--expansion none)")
+        return Page(name, "learning", heading, missing="not available: the topology is fixed (no weight has a mask)")
     mask, steps = np.asarray(masks[largest], bool), np.asarray(masks["step"])
     table = [Row(f"density of {largest}, step {steps[place]:,.0f}", float(mask[place].mean())) for place in (0, -1)]
     caption = (
