@@ -66,7 +66,7 @@ def bad_value(random: Random, field: Any, kind: Any) -> str:
         return word
     result = [word, "", "1,5", "0x10", "--", "1 2"] + ([] if optional else ["none"])
     if kind is int:
-        result += ["1.5", "1e3", "nan", str(10**16), "1" * 400]
+        result += ["1.5", "1.5e0", "nan", str(10**16), "1" * 400]
         result += [] if low is None else [str(low - random.randint(1, 1000))]
         result += [] if high is None else [str(int(high) + random.randint(1, 1000))]
     else:

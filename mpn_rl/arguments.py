@@ -183,10 +183,11 @@ def _add_section(group: argparse._ArgumentGroup, part: str, command: str) -> Non
         for field, kind in fields_of(choice.section):
             if field.name not in seen:
                 seen.add(field.name)
-                sections = {other.section.name for other in choices.values() if issubclass(other.section, cfg.Kind)}
-                owners = {other.section.name for other in choices.values() if issubclass(other.section, cfg.Kind)
-                          and field.name in {one.name for one in dataclasses.fields(other.section)}}  # fmt: skip
-                tag = f"[{', '.join(sorted(owners))}] " if part in SELECTED and owners < sections else ""
+                sections = {other.section for other in choices.values() if issubclass(other.section, cfg.Kind)}
+                owners = {other for other in sections if field.name in {one.name for one in dataclasses.fields(other)}}
+                # A kind that inherits its options is not named beside the one that it inherits them from.
+                named = sorted(owner.name for owner in owners if owners.isdisjoint(owner.__mro__[1:]))
+                tag = f"[{', '.join(named)}] " if part in SELECTED and owners < sections else ""
                 _add_field(group, field, kind, _defaults(command, part, choices, field.name), tag)
 
 

@@ -143,7 +143,7 @@ def test_help_all_shows_what_an_option_needs(capsys: pytest.CaptureFixture) -> N
         arguments.parse(["train", "--help-all"])
     text = " ".join(capsys.readouterr().out.replace("-\n", "-").split()).replace("- ", "-")
     assert "warm up the state (default: 10) (needs --replay sequence and --replay-state burn-in; does nothing" in text
-    assert "does nothing with --core mlp, or with --freeze-plasticity" in text
+    assert "does nothing with --core mlp, or with --core mpn and --freeze-plasticity" in text
     assert "does nothing with --epsilon-start equal to --epsilon-end" in text
 
 
