@@ -4,8 +4,8 @@
 
 Resumable: rows in benchmarks/results/learning.json are skipped, and an interrupted run continues from its last
 checkpoint. Every row is one `python main.py train...` with the defaults of its command, and one `python main.py eval`
-on other seeds: of final_model.pt on control tasks, of best_model.pt on NeuroGym tasks (benchmarks/neurogym_board.py
-has their final weights).
+on other seeds: of final_model.pt on CartPole-v1 and with PPO, else of best_model.pt (benchmarks/neurogym_board.py
+judges NeuroGym tasks by their final weights).
 """
 
 from __future__ import annotations
@@ -103,13 +103,19 @@ def train_command(row: Row) -> list[str]:
     command += ["--core", row.core, "--seed", str(row.seed)]
     hidden_dim = matched_hidden_dim(row.task, row.core)
     command += ["--hidden-dim", str(hidden_dim)] if hidden_dim else []
-    command += ["--mask-velocity", "--total-steps", "300000"] if row.task == MASKED else PPO.get(row.task, [])
+    masked = [
+        "--mask-velocity",
+        "--total-steps",
+        "300000",
+        "--no-dueling",
+    ]  # the head that these rows were measured with
+    command += masked if row.task == MASKED else PPO.get(row.task, [])
     return command
 
 
 def eval_command(row: Row) -> list[str]:
     enough = ["--num-eval-trials", "10000"] if row.task in NEUROGYM else ["--num-eval-episodes", "100"]
-    checkpoint = "best" if row.task in NEUROGYM else "final"
+    checkpoint = "final" if row.task == CARTPOLE or row.task in PPO else "best"
     return ["eval", *enough, "--seed", "1000", "--json", "--checkpoint", checkpoint]
 
 
@@ -187,7 +193,8 @@ def print_table(rows: list[dict[str, Any]]) -> bool:
         best = min(values) if high is not None else max(values)
         digits = 3 if task in NEUROGYM else 1
         shown = [f"{value:.{digits}f}" for value in (sum(values) / len(values), worst, best)]
-        seconds = sorted(row["train_seconds"] for row in own)[len(own) // 2]
+        timed = sorted(row["train_seconds"] for row in own if row["train_seconds"])  # null where the machine paused
+        seconds = timed[len(timed) // 2]
         table.add_row(task, core, str(len(own)), *shown, asked + ("" if good else " MISSED"), f"{seconds:.0f}")
     Console(width=120).print(table)
     return met

@@ -247,9 +247,10 @@ def draw(rows: list[dict[str, Any]]) -> None:
         [[np.mean(scores[core]) / scores["bound"] if core in scores else np.nan for core in cores]
          for scores in found.values()]
     )  # fmt: skip
-    figure, ax = visualize.new_figure(1.6 + 0.9 * len(cores), 1.2 + 0.32 * len(found))
+    figure, ax = visualize.new_figure(4.2 + 0.9 * len(cores), 1.2 + 0.32 * len(found))
     names = [task.removesuffix("-v0") for task in found]
-    visualize.plot_heat_map(np.clip(shares, 0.0, 1.0), (names, cores), ax, label="normalised score / bound")
+    visualize.plot_heat_map(np.clip(shares, 0.0, 1.0), (cores, names), ax, label="normalised score / bound")
+    ax.invert_yaxis()  # the first task on top
     visualize.save_figure(figure, RESULTS.with_suffix(".png"))
     columns, lines = 5, -(-len(found) // 5)
     figure, axes = visualize.new_panels(3.4 * columns, 3.0 * lines, rows=lines, columns=columns)
@@ -261,7 +262,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
             if row["task"] == task and "curve" in row:
                 runs.setdefault(row["core"], []).append(tuple(row["curve"]))
         visualize.plot_learning_comparison(runs, ax, ylabel="return per episode")
-        ax.set_title(task.removesuffix("-v0"), fontsize=9, pad=30)
+        ax.set_title(task.removesuffix("-v0"), fontsize=9, pad=38)
     visualize.save_figure(figure, RESULTS.with_name("neurogym_curves.png"))
 
 
