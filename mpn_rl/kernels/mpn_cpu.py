@@ -419,8 +419,18 @@ class _Scan(torch.autograd.Function):
         return None, dxs, dw, db, deta, dlam, None if dm_in is None else dm_in.transpose(1, 2), dm0, None
 
 
-def scan(inputs: Inputs, form: str, rule: str, activation: str, m_activation: str) -> tuple[Tensor, Tensor]:
-    """`mpn.mpn_scan` for float32 on the CPU; the arguments are the same."""
+Variant = tuple[bool, int, int, bool]  # additive, rule, activation, bounded, as the kernels take them
+Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor | None]
+
+
+def prepare(
+    inputs: Inputs, form: str, rule: str, activation: str, m_activation: str
+) -> tuple[Variant, Tensors, Tensor | None, bool]:
+    """The arguments of a scan as its kernels take them.
+
+    Returns: the variant; xs, W, b, eta, lambda, M and M(0), with eta and lambda both numbers or both (H, D); reset; and
+        whether a gradient is asked for.
+    """
     xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0 = inputs
     if eta.numel() > 1 or lambda_decay.numel() > 1 or eta.dim() != 2 or lambda_decay.dim() != 2:
         shape = weight.shape if eta.numel() > 1 or lambda_decay.numel() > 1 else (1, 1)
@@ -429,6 +439,13 @@ def scan(inputs: Inputs, form: str, rule: str, activation: str, m_activation: st
     bias = None if bias is None else bias.contiguous()
     tensors = (xs.contiguous(), weight, bias, eta, lambda_decay, modulation, modulation0)
     variant = (form == "additive", RULES[rule], ACTIVATIONS[activation], m_activation == "tanh")
-    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in tensors):
+    learned = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
+    return variant, tensors, reset, learned
+
+
+def scan(inputs: Inputs, form: str, rule: str, activation: str, m_activation: str) -> tuple[Tensor, Tensor]:
+    """`mpn.mpn_scan` for float32 on the CPU; the arguments are the same."""
+    variant, tensors, reset, learned = prepare(inputs, form, rule, activation, m_activation)
+    if learned:
         return _Scan.apply(variant, *tensors, reset)
     return _forward(variant, *tensors, reset, keep=False)[:2]

@@ -37,7 +37,6 @@ from mpn_rl.kernels.mpn_cpu import (
     M_IN,
     M_OUT,
     PIECES,
-    RULES,
     SCRATCH,
     SIZE,
     SLOT,
@@ -54,11 +53,11 @@ from mpn_rl.kernels.mpn_cpu import (
     finish,
     is_reset,
     launch_scan,
+    prepare,
     readout,
     recompute,
 )
 from mpn_rl.kernels.simd import (
-    ACTIVATIONS,
     activate,
     compiled,
     floats,
@@ -266,14 +265,8 @@ def scan(
     inputs: Inputs, hidden: Tensor, form: str, rule: str, activation: str, m_activation: str
 ) -> tuple[Tensor, Tensor]:
     """hs and the last M of `recurrent_mpn.recurrent_mpn_scan` for float32 on the CPU; the arguments are the same."""
-    xs, weight, bias, modulation, eta, lambda_decay, reset, modulation0 = inputs
-    if eta.numel() > 1 or lambda_decay.numel() > 1 or eta.dim() != 2 or lambda_decay.dim() != 2:
-        shape = weight.shape if eta.numel() > 1 or lambda_decay.numel() > 1 else (1, 1)
-        eta, lambda_decay = eta.expand(shape), lambda_decay.expand(shape)
-    reset, modulation0 = (None, None) if reset is None else (reset.contiguous(), modulation0)
-    bias = None if bias is None else bias.contiguous()
-    tensors = (xs, hidden, weight, bias, eta, lambda_decay, modulation, modulation0)
-    variant = (form == "additive", RULES[rule], ACTIVATIONS[activation], m_activation == "tanh")
-    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in tensors):
-        return _Scan.apply(variant, *tensors, reset)
-    return _forward(variant, *tensors, reset, keep=False)[1:3]
+    variant, tensors, reset, learned = prepare(inputs, form, rule, activation, m_activation)
+    with_hidden = (tensors[0], hidden, *tensors[1:])
+    if learned or (torch.is_grad_enabled() and hidden.requires_grad):
+        return _Scan.apply(variant, *with_hidden, reset)
+    return _forward(variant, *with_hidden, reset, keep=False)[1:3]
