@@ -28,7 +28,7 @@ def next_values(q_target_next: Tensor, q_online_next: Tensor | None = None) -> T
 
 
 def n_step_targets(
-    bootstrap: Tensor, rewards: Tensor, terminated: Tensor, valid: Tensor, gamma: float, n_step: int = 1
+    bootstrap: Tensor, rewards: Tensor, terminated: Tensor, valid: Tensor, gamma: float, n_step: int
 ) -> Tensor:
     """n-step TD targets (Sutton & Barto 2018, ch. 7) by the recursion
 
