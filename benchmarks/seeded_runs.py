@@ -33,7 +33,8 @@ MAZE = f"train --env-name GridMaze-v0 --env-arg episode_steps=15 {TINY} --total-
 CUES = f"train --env-name CueReward-v0 --env-arg episode_steps=15 {TINY} --total-steps 240"
 CORES = ("mpn", "mpn-frozen", "mpn-recurrent", "rnn", "gru", "lstm", "mlp", "backpropamine",
          "backpropamine-simplemaze", "backpropamine-maze", "backpropamine-cue-reward")  # fmt: skip
-EXPANSIONS = ("paper", "reference", "grow", "static", "rigl", "redo", "l2-init", "shrink-perturb")
+EXPANSIONS = ("paper", "reference", "grow", "static", "rigl", "redo", "l2-init", "shrink-perturb", "continual-backprop")
+QUICK = {"static": "", "l2-init": "", "continual-backprop": "--maturity 2 --replacement-rate 0.1"}  # else an interval
 
 
 def runs() -> dict[str, str]:
@@ -47,7 +48,7 @@ def runs() -> dict[str, str]:
             f"{PENDULUM} --core {core} --replay sequence --sequence-length 8 --sequence-stride 4"
         )
     for expansion in EXPANSIONS:
-        grows = f"--expansion {expansion}" + ("" if expansion in ("static", "l2-init") else " --update-interval 40")
+        grows = f"--expansion {expansion} {QUICK.get(expansion, '--update-interval 40')}"
         table[f"dqn mpn {expansion}"] = f"{NEUROGYM} {SEQUENCES} {grows}"
         table[f"td3 mlp {expansion}"] = f"{PENDULUM} --core mlp --replay transition {grows}"
         table[f"a2c lstm {expansion}"] = f"{CUES} --core lstm --algo a2c --rollout-steps 7 {grows}"

@@ -774,6 +774,20 @@ class ShrinkPerturbConfig(ExpansionConfig, name="shrink-perturb"):
             raise ConfigError("--shrink-factor 1.0 with --perturb-factor 0.0 changes no weight; take --expansion none")
 
 
+@dataclass(frozen=True)
+class ContinualBackpropConfig(ExpansionConfig, name="continual-backprop"):
+    """Units of little use are replaced during the whole run; `expansion/continual_backprop.py` has the equations."""
+
+    replacement_rate: float = option(1e-4, "replaced units per mature unit and update (rho)", above=0.0, high=1.0)
+    maturity: int = option(100, "updates for which a new unit is protected (m)", low=0)
+    utility_decay: float = option(0.99, "decay of a unit's utility per update (d)", low=0.0, high=1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.utility_decay == 1.0:
+            raise ConfigError("--utility-decay must be less than 1, or no unit gets a utility, got 1.0")
+
+
 # --- presets --------------------------------------------------------------------------------------------
 
 # Names that select one of the dataclasses above with other defaults than its own.

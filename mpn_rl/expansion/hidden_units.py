@@ -7,13 +7,13 @@ reads, so it includes everything between the two layers (an activation function,
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from mpn_rl.contracts import Maskable, PartlyRecurrent
+from mpn_rl.contracts import Maskable, Network, PartlyRecurrent, State, SynapticState
 
 
 def synapses(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -218,3 +218,30 @@ def isolated_rows(network: nn.Module, groups: list[Group]) -> dict[str, Tensor]:
         if not live[group.layer].all():
             isolated |= {name: rows[:, 0] for name, rows in rows_of(network, group, ~live[group.layer]).items()}
     return isolated
+
+
+def clear_moments(optimizer: torch.optim.Optimizer, weight: nn.Parameter, entries: Tensor) -> None:
+    """Set an optimiser's moments of some entries of a weight to 0; the step counter belongs to the whole weight."""
+    for moment in optimizer.state.get(weight, {}).values():
+        if isinstance(moment, Tensor) and moment.shape == weight.shape:
+            moment.masked_fill_(entries, 0.0)
+
+
+def forget(
+    networks: Mapping[str, nn.Module], changed: Mapping[str, Mapping[str, Tensor]], network: Network, state: State
+) -> State:
+    """A network's state, cleared at changed synapses.
+
+    Args:
+        networks: by name; `network` may be none of them.
+        changed: true where a weight is new or gone, by network and weight, in the weight's shape.
+        network: whose state it is.
+        state: of its core.
+    """
+    name = next((name for name, known in networks.items() if id(known) == id(network)), "")
+    for place, core in network.named_modules():
+        if isinstance(core, SynapticState):
+            start = f"{place}." if place else ""
+            own = {key.removeprefix(start): part for key, part in changed.get(name, {}).items()}
+            state = core.forget(state, own)
+    return state

@@ -57,12 +57,32 @@ def effective_rank(features: Tensor) -> float:
     Args: features: (rows, units).
     Returns: a number from 1 to min(rows, units), which grows with the number of rows; 0 for a matrix of zeros.
     """
-    x = features.double()
-    gram = x.T @ x if x.shape[1] <= x.shape[0] else x @ x.T
-    sigma = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt()
+    sigma = singular_values(features)
     if not bool((total := sigma.sum()) > 0):
         return 0.0
     return float(torch.special.entr(sigma / total).sum().exp())
+
+
+def stable_rank(features: Tensor) -> float:
+    """sum_i sigma_i^2 / max_i sigma_i^2, a lower bound of the rank that small singular values hardly change.
+
+    Args: features: (rows, units).
+    Returns: a number from 1 to min(rows, units); 0 for a matrix of zeros.
+    """
+    power = singular_values(features).square()
+    return float(power.sum() / largest) if bool((largest := power.max()) > 0) else 0.0
+
+
+def singular_values(features: Tensor) -> Tensor:
+    """The singular values of a matrix (rows, units), in ascending order."""
+    x = features.double()
+    gram = x.T @ x if x.shape[1] <= x.shape[0] else x @ x.T
+    return torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt()
+
+
+def feature_norm(features: Tensor) -> float:
+    """Mean over the rows of the Euclidean norm of (rows, units)."""
+    return float(features.norm(dim=1).mean())
 
 
 def fixed_rows(features: Tensor) -> Tensor:
@@ -106,6 +126,8 @@ def measure(learner: Learner[Any], batch: Batch, tau: float = 0.1) -> dict[str, 
         live_fraction      share of the units that are active anywhere in `rows` steps of the batch
         dormant_fraction   at `tau`
         effective_rank     of the features that the last layer reads in these steps (the mean over critics)
+        stable_rank        of the same
+        feature_norm       of the same
         rows               256, or the steps of the batch where it has fewer: compare rank and live units at equal rows
         weight_norm        of all trained parameters
         grad_norm          of the last update's gradient, before clipping
@@ -129,8 +151,9 @@ def measure(learner: Learner[Any], batch: Batch, tau: float = 0.1) -> dict[str, 
             values["rows"] = min(ROWS, *(len(x) for x in layers.values()))
             values["dormant_fraction"] = _pooled(layers, lambda x: dormant_fraction(x, tau))
         if last:
-            ranks = [effective_rank(fixed_rows(layers[layer])) for layer in sorted(last)]
-            values["effective_rank"] = sum(ranks) / len(ranks)
+            features = [fixed_rows(layers[layer]) for layer in sorted(last)]
+            for quantity in (effective_rank, stable_rank, feature_norm):
+                values[quantity.__name__] = sum(map(quantity, features)) / len(features)
         values["weight_norm"] = norm([part.detach() for part in network.parameters() if part.requires_grad])
         if name in learner.grad_norms:
             values["grad_norm"] = float(learner.grad_norms[name])

@@ -53,14 +53,16 @@ import torch
 from torch import Tensor, nn
 
 from mpn_rl.config import PaperExpansionConfig, choices
-from mpn_rl.contracts import MaskedState, Network, State, StateDict, SynapticState
+from mpn_rl.contracts import MaskedState, Network, State, StateDict
 from mpn_rl.expansion import hidden_units
 from mpn_rl.expansion.hidden_units import (
     Group,
     Watch,
     chosen,
+    clear_moments,
     columns_of,
     dormancy,
+    forget,
     incoming,
     isolated_rows,
     rows_of,
@@ -284,10 +286,7 @@ class Topology(nn.Module):
         drawn = torch.randn(weight.shape, generator=self.generator) if fresh.any() else torch.zeros(weight.shape)
         drawn = drawn.to(weight.device) / math.sqrt(weight.shape[-1])
         weight.copy_(torch.where(fresh, drawn, weight.masked_fill(changed, 0.0)))
-        # The optimiser's step counter stays, since it belongs to the whole matrix.
-        for moment in self.optimizers[name].state.get(weight, {}).values():
-            if isinstance(moment, Tensor) and moment.shape == weight.shape:
-                moment.masked_fill_(changed, 0.0)
+        clear_moments(self.optimizers[name], weight, changed)
         earlier = self.changed.setdefault(name, {}).get(key)
         self.changed[name][key] = changed if earlier is None else changed | earlier
 
@@ -331,13 +330,7 @@ class Topology(nn.Module):
 
     def reset_state(self, network: Network, state: State) -> State:
         """The acting state of `network`, cleared at the synapses that the last `advance` changed."""
-        name = next((name for name, known in self.networks.items() if id(known) == id(network)), "")
-        for place, core in network.named_modules():
-            if isinstance(core, SynapticState):
-                start = f"{place}." if place else ""
-                changed = {key.removeprefix(start): part for key, part in self.changed.get(name, {}).items()}
-                state = core.forget(state, changed)
-        return state
+        return forget(self.networks, self.changed, network, state)
 
     # --- for the log -----------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mpn_rl.config import (
+    ContinualBackpropConfig,
     ExpansionConfig,
     L2InitConfig,
     LearnerConfig,
@@ -21,6 +22,7 @@ from mpn_rl.config import (
     ShrinkPerturbConfig,
 )
 from mpn_rl.contracts import Batch, Expansion, Replay, Sequences, SequenceSource, State, StateDict, Steps, map_state
+from mpn_rl.expansion.continual_backprop import ContinualBackprop
 from mpn_rl.expansion.plasticity_remedies import Draw, L2Init, ShrinkPerturb
 from mpn_rl.expansion.topology import Topology
 from mpn_rl.learners.rollout_buffer import Rollout, RolloutBuffer
@@ -166,6 +168,8 @@ class BaseLearner:
         elif isinstance(config, ShrinkPerturbConfig):
             copies = (self.targets, self.averages)
             self.topology = ShrinkPerturb(config, self.networks, copies, self.optimizers, draw, seed, total_steps)
+        elif isinstance(config, ContinualBackpropConfig):
+            self.topology = ContinualBackprop(config, self.networks, self.optimizers, draw, seed)
         elif isinstance(config, PaperExpansionConfig):
             topology = Topology(config, self.networks, self.targets, self.optimizers, seed, total_steps)
             for name, average in self.averages.items():

@@ -72,6 +72,16 @@ def test_effective_rank_of_matrices_whose_rank_is_known() -> None:
     assert plasticity_metrics.effective_rank(wide) == pytest.approx(float((-share * share.log()).sum().exp()))
 
 
+def test_stable_rank_and_feature_norm_by_hand() -> None:
+    assert plasticity_metrics.stable_rank(torch.diag(torch.tensor([3.0, -1.0]))) == pytest.approx(10 / 9)
+    assert plasticity_metrics.stable_rank(torch.eye(5)) == pytest.approx(5.0)
+    assert plasticity_metrics.stable_rank(torch.zeros(3, 2)) == 0.0
+    wide = torch.randn(6, 40)
+    norms = wide.norm(), torch.linalg.matrix_norm(wide, 2)
+    assert plasticity_metrics.stable_rank(wide) == pytest.approx(float((norms[0] / norms[1]) ** 2), rel=1e-5)
+    assert plasticity_metrics.feature_norm(torch.tensor([[3.0, -4.0], [0.0, 1.0]])) == pytest.approx(3.0)
+
+
 def test_the_norm_is_that_of_one_long_vector() -> None:
     assert plasticity_metrics.norm([torch.tensor([3.0]), torch.tensor([[0.0, 4.0]])]) == 5.0
     assert plasticity_metrics.norm([]) == 0.0

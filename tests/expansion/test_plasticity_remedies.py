@@ -1,9 +1,10 @@
-"""L2 Init and shrink-and-perturb: equations by hand, every learner and core, exact resume, refusals."""
+"""Remedies without a topology: equations by hand, every learner and core, exact resume, refusals."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from mpn_rl.options import ConfigError
 from mpn_rl.storage.state_trees import StateError
 from mpn_rl.training import Run
 
-KINDS = ("l2-init", "shrink-perturb")
+KINDS = ("l2-init", "shrink-perturb", "continual-backprop")
 CPU = torch.device("cpu")
 
 
@@ -227,7 +228,8 @@ SMALL: dict[str, Any] = {
     "hidden_dim": 6, "embed_dim": 3, "num_envs": 2, "eval_freq": 0, "eval_episodes": 2, "learning_starts": 10,
     "update_every": 4, "batch_size": 4, "sequence_length": 4, "sequence_stride": 2, "burn_in": 2, "buffer_size": 200,
     "rollout_steps": 5, "kernel": "reference", "total_steps": 100, "plasticity_metrics_freq": 40, "epochs": 2,
-    "max_episode_steps": 10, "update_interval": 30, "l2_init_coef": 0.1, "checkpoint_freq": 0, "plot_training": False,
+    "max_episode_steps": 10, "update_interval": 30, "l2_init_coef": 0.1, "replacement_rate": 0.1,
+    "maturity": 1, "checkpoint_freq": 0, "plot_training": False,
 }  # fmt: skip
 LEARNERS: dict[str, dict[str, Any]] = {
     "dqn": {},
@@ -381,7 +383,7 @@ def test_damaged_counters_and_generators_are_refused(part: str, value: Any, reas
 
 
 def test_the_state_of_another_expansion_is_refused() -> None:
-    for kind, other in (KINDS, KINDS[::-1]):
+    for kind, other in itertools.permutations(KINDS, 2):
         learner: Any = registry.make_learner(tiny(kind, "dqn"), registry.Spaces(4, 3), CPU)
         state = registry.make_learner(tiny(other, "dqn"), registry.Spaces(4, 3), CPU).state_dict()
         with pytest.raises(StateError, match=r"learner\.topology\.\w+ is (missing|unknown)"):

@@ -993,7 +993,7 @@ def test_presets_share_their_fields_and_read_back() -> None:
     choices = cfg.choices("expansion")
     names = {name for name, choice in choices.items() if choice.section is cfg.PaperExpansionConfig}
     assert names == {"paper", "reference", "grow", "static", "rigl", "redo"}
-    assert set(choices) - names == {"none", "l2-init", "shrink-perturb"}
+    assert set(choices) - names == {"none", "l2-init", "shrink-perturb", "continual-backprop"}
     for name in names:
         config = cfg.make_config("train", {"expansion": name, "sparsity": 0.1})
         again = cfg.config_from_dict(json.loads(json.dumps(config.to_dict())))

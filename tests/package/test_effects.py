@@ -60,7 +60,7 @@ SMALL: dict[str, object] = {
     "learning_rate": 0.05, "prune_ratio": 0.6,
     "buffer_adjustment_interval": 10, "buffer_threshold": 0.0, "trace_clip": 0.5, "init_scale": 0.5, "exempt": "",
     "dormancy_tau": 0.9, "eta": 0.5, "grad_clip": 5.0, "review_below": 1.0, "average_tau": 0.1,
-    "kernel": "reference", "epochs": 2, "clip_range": 0.05,
+    "kernel": "reference", "epochs": 2, "clip_range": 0.05, "replacement_rate": 0.2, "maturity": 1,
 }  # fmt: skip
 
 # Another value of each option that has more than a few.
@@ -84,7 +84,8 @@ OTHER: dict[str, object] = {
     "buffer_min_size": 35, "buffer_threshold": 9.0, "buffer_adjustment_interval": 25, "sparsity": 0.5,
     "actor_sparsity": 0.6, "critic_sparsity": 0.6, "initial_sparsity": 0.7, "grad_accumulation_n": 3,
     "dormancy_tau": 0.2, "grow_fraction": 0.3, "prune_ratio": 0.3, "drop_fraction": 0.6, "exempt": "first",
-    "l2_init_coef": 0.5, "shrink_factor": 0.3, "perturb_factor": 0.6,
+    "l2_init_coef": 0.5, "shrink_factor": 0.3, "perturb_factor": 0.6, "replacement_rate": 0.6, "maturity": 0,
+    "utility_decay": 0.0,
     "update_interval": 9, "expansion_start": 20, "expansion_end": 30, "num_episodes": 3, "total_steps": 30,
     "num_envs": 3, "seed": 1, "eval_freq": 20, "eval_episodes": 2, "log_freq": 2, "plasticity_metrics_freq": 15,
 }  # fmt: skip
@@ -164,7 +165,7 @@ LEARNERS += [
     *(("td3", replay) for replay in ("sequence", "trial", "transition")),
 ]
 CORES = ("mpn", "mpn-frozen", "mpn-recurrent", "rnn", "gru", "lstm", "mlp", "backpropamine")
-EXPANSIONS = ("paper", "reference", "grow", "static", "rigl", "redo", "l2-init", "shrink-perturb")
+EXPANSIONS = ("paper", "reference", "grow", "static", "rigl", "redo", "l2-init", "shrink-perturb", "continual-backprop")
 
 
 def contexts() -> Iterator[Context]:
