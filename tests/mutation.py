@@ -40,7 +40,7 @@ MODULES = {
     "mpn_rl/analysis/trials.py": "tests/analysis/test_trials.py tests/analysis/test_behaviour.py",
     "pca_analysis.py": "tests/test_pca_analysis.py",
     "mpn_module.py": "tests/test_mpn_module.py",
-    "mpn_rl/kernels/linear.py": "tests/kernels/test_mpn_kernels.py tests/networks/test_backpropamine.py",
+    "mpn_rl/expansion/plasticity_metrics.py": "tests/expansion/test_plasticity_metrics.py",
     "trial_replay.py": "tests/test_trial_replay.py",
     "mpn_rl/learners/transition_replay.py": "tests/learners/test_transition_replay.py",
     "mpn_rl/tasks/lanes.py": "tests/tasks/test_lanes.py tests/package/test_rollout.py",

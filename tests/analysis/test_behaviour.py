@@ -283,6 +283,24 @@ def drawn(levels, theta, n=600, seed=0):
 
 
 @pytest.mark.parametrize(
+    ("levels", "high", "flat"),
+    [
+        # Twice the log likelihood ratio against a constant: 2.9 and 3.9; 95 % quantile of chi2(1): 3.84.
+        ((-1, 0, 1), (44, 50, 56), True),
+        ((-1, 0, 1), (43, 50, 57), False),
+        # With lapses: 7.3 and 8.8; of chi2(3): 7.81.
+        ((-3, -1, 1, 3), (41, 47, 53, 59), True),
+        ((-3, -1, 1, 3), (40, 47, 53, 60), False),
+    ],
+)
+def test_a_curve_is_flat_where_the_likelihood_ratio_test_says_so(levels, high, flat):
+    strength = np.repeat(np.asarray(levels, float), 100)
+    chose = np.concatenate([np.arange(100) < count for count in high]).astype(float)
+    undetermined = behaviour.psychometric(strength, chose, resamples=20).undetermined
+    assert ("the choices do not depend on the evidence" in undetermined.values()) == flat
+
+
+@pytest.mark.parametrize(
     ("levels", "theta", "open_ones"),
     [
         ((-51, -26, -13, -6, 6, 13, 26, 51), (0.0, 0.0, 0.1, 0.1), ALL),  # chance: a threshold of 5.6e10 before

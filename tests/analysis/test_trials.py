@@ -181,6 +181,16 @@ def test_labels_are_what_varies_and_the_rest_is_explained():
     assert missing == {"context": "not available: the task has no condition `context`"}
 
 
+@pytest.mark.parametrize(("values", "labels"), [(8, range(8)), (9, (0.5, 2.5, 4.5, 7.0))])  # groups 01, 23, 45, 678
+def test_up_to_eight_values_are_labels_as_they_are(values, labels):
+    sample = np.repeat(np.arange(200) % values, 9)
+    activity = make_recording(condition_stim_period=np.full(1800, 500), condition_sample_theta=sample)
+    del activity["condition_coh"]
+    found = trials.complete_trials(activity)
+    sets, _ = trials.label_sets(activity, trials.align_periods(activity, found), trials.trial_table(activity, found))
+    assert np.unique(sets["stimulus"]).tolist() == list(labels)
+
+
 def test_a_remembered_stimulus_is_preferred_and_many_values_are_grouped():
     sample, held = np.repeat(np.arange(200) % 20, 9), np.full(1800, 500)
     activity = make_recording(condition_stim_period=held, condition_sample_theta=sample)
