@@ -292,8 +292,19 @@ class NeuroGymWrapper(gymnasium.Wrapper):
 
     @property
     def channel_names(self) -> list[str]:
-        """A name for each entry of the observation: the task's, such as "stimulus 1", or else obs_0, obs_1, ..."""
-        return _space_names(self.env.observation_space, [f"obs_{index}" for index in range(self.obs_dim)])
+        """A name for each entry of the observation: the task's, such as "stimulus 1", or else obs_0, obs_1, ...
+
+        A yang19 task that shows its stimulus in one of two modalities, trial by trial, names the channels of both, as
+        the yang19 tasks with two stimuli do: "stimulus_mod1 1", ..., "stimulus_mod2 16".
+        """
+        names = [f"obs_{index}" for index in range(self.obs_dim)]
+        moved = [part for part in _stack(self.env) if type(part).__name__ == "_MultiModalityStimulus"]
+        for part in moved:
+            own = _space_names(part.observation_space, [f"obs_{index}" for index in range(self.obs_dim)])
+            for index, name in enumerate(own):
+                if not name.startswith("obs_"):
+                    names[index] = name.replace("stimulus", f"stimulus_mod{part.modality + 1}")
+        return names if moved else _space_names(self.env.observation_space, names)
 
     @property
     def action_names(self) -> list[str] | None:
@@ -605,6 +616,12 @@ def task_names() -> tuple[str, ...]:
         warnings.simplefilter("ignore")  # warnings of the import itself
         registration = importlib.import_module("neurogym.envs.registration")
     return tuple(registration.all_envs(psychopy=True, contrib=True, collections=True))
+
+
+def collection_tasks(name: str) -> list[str]:
+    """The tasks of one of `config.COLLECTIONS`, in NeuroGym's order (imports neurogym)."""
+    task_names()  # registers them
+    return list(importlib.import_module("neurogym.envs.collections").get_collection(name))
 
 
 def make_neurogym(

@@ -49,7 +49,7 @@ UNITS = {
     "EPISODES": {"eval_episodes", "log_freq", "num_episodes", "print_freq"},
     "UPDATES": {"n_step_delay", "policy_freq", "target_update_freq", "warmup_updates"},
     "UNITS": {"embed_dim", "hidden_dim"},
-    "NAME": {"env_name", "wandb_project"},
+    "NAME": {"wandb_project"},
     "LAYERS": {"exempt"},
 }  # fmt: skip
 ALIASES = {"learning_rate": "--lr"}  # other spellings that users try first
@@ -213,7 +213,9 @@ def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: o
     kind, optional = unwrap_optional(kind)
     shown, effect = f"{text}{_range(field)} (default: {default})", _effect(field)
     add = functools.partial(group.add_argument, *flags, dest=field.name, default=argparse.SUPPRESS)
-    if kind is bool:
+    if field.name == "env_name":
+        add(action=_Joined, metavar="NAME", help=shown + effect)
+    elif kind is bool:
         add(action=argparse.BooleanOptionalAction, help=shown + effect)
     elif typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
@@ -333,6 +335,14 @@ class _HelpAll(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         print(parser.format_help(everything=True), end="")
         parser.exit(0)
+
+
+class _Joined(argparse.Action):
+    """--env-name, repeatable: the values joined by commas."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        before = [getattr(namespace, self.dest)] if self.dest in namespace else []
+        setattr(namespace, self.dest, ",".join([*before, str(values)]))
 
 
 class _KeyValue(argparse.Action):
@@ -610,7 +620,7 @@ def config_flags(args: argparse.Namespace) -> dict[str, object]:
     """The options given on the command line, by field name."""
     sections = {choice.section for part in cfg.PARTS for choice in cfg.choices(part).values()}
     names = {field.name for section in sections for field in dataclasses.fields(section)} | {*SELECTED}
-    return {name: value for name, value in vars(args).items() if name in names}
+    return dict(cfg.read_task_file({name: value for name, value in vars(args).items() if name in names}))
 
 
 def config_of(args: argparse.Namespace) -> cfg.Config:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mpn_rl.options import (
+    LARGEST,
     AtLeast,
     Choice,
     Condition,
@@ -68,12 +70,18 @@ class EnvConfig(Kind):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        module, colon, name = self.env_name.rpartition(":")
-        if colon and not (name and all(part.isidentifier() for part in module.split("."))):
-            raise ConfigError(
-                "--env-name must be an id such as CartPole-v1, or package.module:Name-v0 for a task of your own, "
-                f"got {shortened(self.env_name)}"
-            )
+        for task in self.env_name.split(","):
+            module, colon, name = task.rpartition(":")
+            if colon and not (name and all(part.isidentifier() for part in module.split("."))):
+                raise ConfigError(
+                    "--env-name must be an id such as CartPole-v1, or package.module:Name-v0 for a task of your own, "
+                    f"got {shortened(task)}"
+                )
+
+    @property
+    def several(self) -> bool:
+        """Whether a run has several tasks."""
+        return False
 
     @property
     def task(self) -> str:
@@ -94,14 +102,69 @@ class GymnasiumConfig(EnvConfig, name="gymnasium"):
     observe_reward: bool = option(False, "observe the last reward, too")
     observe_action: bool = option(False, "observe the last action, too; a choice is one-hot")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "," in self.env_name or self.env_name in COLLECTIONS or is_task_file(self.env_name):
+            raise ConfigError(
+                f"--env-name must be one task, got {shortened(self.env_name)}; several tasks in one run are for "
+                "train-neurogym"
+            )
+
+
+# NeuroGym's collections, whose names stand for all of their tasks.
+COLLECTIONS = ("yang19", "perceptualdecisionmaking")
+
 
 @dataclass(frozen=True)
 class NeuroGymConfig(EnvConfig, name="neurogym"):
-    env_name: str = option("ContextDecisionMaking-v0", "NeuroGym task; --list-envs shows all")
+    env_name: str = option(
+        "ContextDecisionMaking-v0",
+        "NeuroGym task; --list-envs shows all. Several, repeated or A,B; yang19; or a FILE.toml: one agent learns all",
+    )
     env_args: dict[str, object] = option({}, "argument of the task's constructor", flag="--env-arg")
+    task_schedule: Literal["mixed", "blocked", "curriculum"] = option(
+        "mixed",
+        "of several tasks, that of an episode: drawn (mixed), one block of the run after the other (blocked), or drawn "
+        "by lack of success in the last evaluations (curriculum)",
+        idle=[{"task_schedule": ("curriculum",), "eval_freq": (0,)}],
+    )
+    task_weights: dict[str, object] = option(
+        {}, "weight of one of several tasks, 1 by default: how often it is drawn, or its share in blocks",
+        flag="--task-weight",
+    )  # fmt: skip
     max_episode_steps: int = option(150, "time limit in steps; NeuroGym tasks never terminate by themselves", low=1)
     observe_reward: bool = option(False, "observe the last reward, too")
     observe_action: bool = option(False, "observe the last action, too; a choice is one-hot")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = self.env_name.split(",")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"--env-name must name each task once, got {twice} {names.count(twice)} times")
+        if "" in names:
+            raise ConfigError(f"--env-name must be tasks joined by commas, got {shortened(self.env_name)}")
+        several = "give several tasks: --env-name A --env-name B"
+        if self.task_schedule != "mixed" and not self.several:
+            raise ConfigError(
+                f"--task-schedule {self.task_schedule} does nothing with one task, --env-name {self.env_name}; "
+                f"leave it out, or {several}"
+            )
+        if self.task_weights and not self.several:
+            raise ConfigError(
+                f"--task-weight does nothing with one task, --env-name {self.env_name}; leave it out, or {several}"
+            )
+        for name, weight in self.task_weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < LARGEST:
+                raise ConfigError(
+                    f"--task-weight {name} must be a number greater than 0, got {shortened(weight)}; "
+                    "to leave a task out, do not name it in --env-name"
+                )
+
+    @property
+    def several(self) -> bool:
+        """Whether a run has several tasks."""
+        return "," in self.env_name or self.env_name in COLLECTIONS
 
     def note(self) -> str:
         if self.env_name != "ContextDecisionMaking-v0" or self.env_args.get("use_expl_context"):
@@ -122,7 +185,9 @@ def task_title(env: Options) -> str:
     arguments = env.get("env_args") or {}
     assert isinstance(arguments, dict)
     section = EnvConfig.registry.get(str(env.get("name")))
-    others = {field.name: field.default for field in dataclasses.fields(section)} if section else {}
+    others = (
+        {field.name: Choice("", section).default(field) for field in dataclasses.fields(section)} if section else {}
+    )
     names = others.keys() - {"env_name", "env_args", "max_episode_steps"}
     changed = {name: env[name] for name in names if name in env and env[name] != others[name]}
     given = ", ".join(f"{name}={value!r}" for name, value in sorted({**arguments, **changed}.items()))
@@ -911,7 +976,9 @@ class Config:
     @property
     def stem(self) -> str:
         """Task, core and seed, with which the names of experiments begin that the user does not choose."""
-        return f"{self.env.env_name}-{self.core.name}-{self.run.seed}"
+        first, *others = self.env.env_name.split(",")
+        task = f"{first.rpartition(':')[2]}-and-{len(others)}" if others else first
+        return f"{task}-{self.core.name}-{self.run.seed}"
 
     def values(self) -> dict[str, object]:
         """Every option by name, and the kind of each part by the part's name."""
@@ -1066,7 +1133,7 @@ def make_config(command: str, flags: Options, file: Nested | None = None) -> Con
     Returns: the checked configuration.
     Raises: ConfigError for an unknown key, a flag without effect, or a value out of range.
     """
-    file = file or {}
+    file, flags = file or {}, read_task_file(flags)
     unknown = [key for key in file if key not in (*PARTS, "network", "versions")]
     if unknown:
         raise ConfigError(f"unknown section {shortened(unknown[0])} in the configuration{nearest(unknown[0], PARTS)}")
@@ -1164,6 +1231,58 @@ def read_config_file(name: str) -> dict[str, dict[str, Any]]:
     if not isinstance(nested, dict) or not all(isinstance(part, dict) for part in nested.values()):
         raise ConfigError(f"--config {name} must hold sections of options: {', '.join(PARTS)}")
     return nested
+
+
+def is_task_file(env_name: str) -> bool:
+    """Whether the value of --env-name is the path of a file with tasks."""
+    return env_name.endswith((".toml", ".json"))
+
+
+def read_task_file(flags: Options) -> Options:
+    """The flags, with the tasks of the file that --env-name names in its place.
+
+        [[task]]                      # a TOML file; in JSON {"task": [{"name": "GoNogo-v0", "weight": 2}]}
+        name = "GoNogo-v0"
+        weight = 2                    # 1 if left out
+        args = {dt = 50}              # of the task's constructor
+
+    Raises: ConfigError for a file that cannot be read or has another form.
+    """
+    name = flags.get("env_name")
+    if not isinstance(name, str) or not is_task_file(name):
+        return flags
+    place, form = f"--env-name {name}", "a table [[task]] with a name for each task"
+    try:
+        text = read_regular(Path(name), follow=True).decode()
+        content = tomllib.loads(text) if name.endswith(".toml") else json.loads(text)
+        json.dumps(content, allow_nan=False)  # as config.json stores it
+    except OSError as error:
+        raise ConfigError(f"{place}: {error.strerror}") from None
+    except ConfigError as error:
+        raise ConfigError(f"--env-name {error}") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{place} is not valid {'TOML' if name.endswith('.toml') else 'JSON'}: {error}") from None
+    tasks = content.get("task") if isinstance(content, dict) and content.keys() == {"task"} else None
+    if not isinstance(tasks, list) or not tasks or not all(isinstance(task, dict) for task in tasks):
+        raise ConfigError(f"{place} must hold {form}")
+    for task in tasks:
+        unknown = sorted(task.keys() - {"name", "weight", "args"})
+        if unknown:
+            raise ConfigError(f"{place}: a task has the keys name, weight and args, got {shortened(unknown[0])}")
+        if not isinstance(task.get("name"), str) or not isinstance(task.get("args", {}), dict):
+            raise ConfigError(f"{place} must hold {form}, and args as a table, got {shortened(task)}")
+    arguments = {task["name"]: task["args"] for task in tasks if task.get("args")}
+    if len(tasks) == 1:
+        arguments = tasks[0].get("args", {})
+    weights = {task["name"]: task["weight"] for task in tasks if "weight" in task}
+    given = {"env_args": arguments, "task_weights": weights}
+    merged = {key: {**value, **_mapping(flags.get(key))} for key, value in given.items()}
+    names = ",".join(task["name"] for task in tasks)
+    return {**flags, "env_name": names, **{key: value for key, value in merged.items() if value}}
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _choose(part: str, defaults: Options, flags: Options, file: Nested) -> Choice:

@@ -9,7 +9,7 @@ import bisect
 import dataclasses
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -33,6 +33,8 @@ from mpn_rl.tasks.gymnasium_tasks import is_built_in, make_gymnasium, make_vecto
 from mpn_rl.tasks.lanes import Lanes, VectorLanes, repeats_episodes
 from mpn_rl.tasks.last_step import ObserveLastStep, ObserveLastStepVec
 from mpn_rl.tasks.sequences import TaskSequences
+from mpn_rl.tasks.task_schedule import TaskSchedule
+from mpn_rl.tasks.task_set import TaskSet, task_specs
 from mpn_rl.tasks.task_spaces import MOST_CHOICES
 from mpn_rl.tasks.vector_env import BatchedTask
 from neurogym_wrapper import make_neurogym, task_names
@@ -44,8 +46,9 @@ def options(section: Any) -> dict[str, Any]:
 
 
 def task_options(env: cfg.EnvConfig) -> dict[str, Any]:
-    """The options of the task itself as keyword arguments, without those that `make_env` adds to every task."""
-    return {name: value for name, value in options(env).items() if name not in ("observe_reward", "observe_action")}
+    """The options of the task itself as keyword arguments, without those that `make_env` and the training add."""
+    added = ("observe_reward", "observe_action", "task_schedule", "task_weights")
+    return {name: value for name, value in options(env).items() if name not in added}
 
 
 # core options -> constructor of (input_dim, options)
@@ -62,8 +65,21 @@ CORES: dict[type[cfg.CoreConfig], Callable[[int, cfg.CoreConfig], Core]] = {
 # environment options -> constructor of (options, render_mode)
 ENVS: dict[type[cfg.EnvConfig], Callable[[cfg.EnvConfig, str | None], Task]] = {
     cfg.GymnasiumConfig: lambda env, render_mode: make_gymnasium(**task_options(env), render_mode=render_mode),
-    cfg.NeuroGymConfig: lambda env, render_mode: make_neurogym(**task_options(env)),
+    cfg.NeuroGymConfig: lambda env, render_mode: _make_neurogym(env),
 }
+
+
+def _make_neurogym(env: cfg.EnvConfig) -> Task:
+    if isinstance(env, cfg.NeuroGymConfig) and env.several:
+        return make_task_set(env)
+    return make_neurogym(**task_options(env))
+
+
+def make_task_set(env: cfg.EnvConfig) -> TaskSet:
+    """The tasks of a run that has several, without what `make_env` appends to their observations."""
+    assert isinstance(env, cfg.NeuroGymConfig)
+    return TaskSet(task_specs(env), env.max_episode_steps)
+
 
 # learner options -> the learner, and the network that acts for it
 AnyLearner = ReplayLearner | RolloutLearner | SequenceLearner
@@ -74,6 +90,39 @@ LEARNERS: dict[type[cfg.LearnerConfig], tuple[type[AnyLearner], Callable[..., Ag
     cfg.TD3Config: (TD3Learner, Actor),
     cfg.SupervisedConfig: (SupervisedLearner, SupervisedNetwork),
 }
+
+
+def task_names_of(env: cfg.EnvConfig) -> list[str]:
+    """The names of the tasks where a run has several, else an empty list."""
+    if not isinstance(env, cfg.NeuroGymConfig) or not env.several:
+        return []
+    return [spec.name for spec in task_specs(env)]
+
+
+def make_schedule(config: cfg.Config) -> TaskSchedule | None:
+    """What chooses the task of each episode where a run has several tasks, else None.
+
+    Raises: ConfigError where a curriculum has a task whose success cannot be measured.
+    """
+    env = config.env
+    if not isinstance(env, cfg.NeuroGymConfig) or not env.several:
+        return None
+    specs = task_specs(env)
+    if env.task_schedule == "curriculum":
+        tasks = make_task_set(env)
+        unknown = [spec.name for index, spec in enumerate(specs) if not scored(tasks.member(index).scripted)]
+        if unknown:
+            raise ConfigError(
+                f"--task-schedule curriculum needs tasks that give their right actions, {unknown[0]} gives none; take "
+                "--task-schedule mixed"
+            )
+    return TaskSchedule(env.task_schedule, [spec.weight for spec in specs], config.run.seed)
+
+
+def scored(policies: Iterable[str]) -> str | None:
+    """The scripted policy whose normalised score is 1, of those that a task has; None where there is none."""
+    known = set(policies)
+    return next((name for name in ("best", "ground_truth") if name in known), None)
 
 
 PROBED_ROWS, PROBED_STEPS = 4, 200  # in which a task must give a right action
@@ -279,14 +328,17 @@ def total_steps(config: cfg.Config) -> int | None:
     return None if limit is None else run.num_episodes * limit
 
 
-def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Network) -> Memory:
+def make_replay(
+    config: cfg.Config, num_lanes: int, spaces: Spaces, network: Network, schedule: TaskSchedule | None = None
+) -> Memory:
     """The memory that the learner's options describe, for `num_lanes` lanes of the task.
 
+    Args: schedule: chooses the task of each sequence where a run has several tasks and a learner that does not act.
     Raises: ConfigError if options do not fit each other, the task or this machine.
     """
     learner = LEARNERS[type(config.learner)][0]
     if issubclass(learner, SequenceLearner):
-        return make_sequences(config)
+        return make_sequences(config, schedule)
     sizes = ReplaySizes(
         num_lanes=num_lanes,
         obs_dim=spaces.obs_dim,
@@ -309,7 +361,7 @@ def make_replay(config: cfg.Config, num_lanes: int, spaces: Spaces, network: Net
     return buffer
 
 
-def make_sequences(config: cfg.Config) -> TaskSequences:
+def make_sequences(config: cfg.Config, schedule: TaskSchedule | None = None) -> TaskSequences:
     """The source of a supervised learner's sequences.
 
     Raises: ConfigError where the task gives no right actions, or its observation shows the last step.
@@ -327,22 +379,34 @@ def make_sequences(config: cfg.Config) -> TaskSequences:
         return make_vector_env(rows, **task_options(env)) if isinstance(env, cfg.GymnasiumConfig) else None
 
     reset = config.run.reset_state_on_trial
-    source = TaskSequences(make_env(env), make_batch, steps, reset)
-    probe = TaskSequences(source.env, make_batch, max(PROBED_STEPS, steps), reset)
-    sequences = probe.sample(min(rows, PROBED_ROWS), np.random.default_rng(config.run.seed))
-    target = sequences.target
-    known = target >= 0 if target.ndim == 2 else target.isfinite().all(-1)
-    asked = known & sequences.decision
-    task = f"--env-name {env.env_name}"
-    if not known.any():
-        fitting = " or ".join(fitting_learners(target.ndim == 3))
+    place = None if schedule is None else schedule.place
+    source = TaskSequences(make_env(env), make_batch, steps, reset, place)
+    tasks = source.env
+    parts = {env.env_name: tasks}
+    if isinstance(tasks, TaskSet):
+        parts = {name: tasks.member(index) for index, name in enumerate(tasks.names)}
+    targets, asked = [], []
+    for name, part in parts.items():
+        probe = TaskSequences(part, make_batch, max(PROBED_STEPS, steps), reset)
+        sequences = probe.sample(min(rows, PROBED_ROWS), np.random.default_rng(config.run.seed))
+        target = sequences.target
+        known = target >= 0 if target.ndim == 2 else target.isfinite().all(-1)
+        if not known.any():
+            fitting = " or ".join(fitting_learners(target.ndim == 3))
+            raise ConfigError(
+                f"--algo {learner.name} needs a task that gives its right actions, --env-name {name} gives none; take "
+                f"--algo {fitting}"
+            )
+        targets.append(known)
+        asked.append(known & sequences.decision)
+    everywhere, somewhere = torch.cat(targets), torch.cat(asked)
+    if config.values()["score_periods"] == "decision" and (
+        bool(somewhere.equal(everywhere)) or not all(part.any() for part in asked)
+    ):
+        where = "in the decision period only" if somewhere.any() else "outside a decision period only"
         raise ConfigError(
-            f"--algo {learner.name} needs a task that gives its right actions, {task} gives none; take --algo {fitting}"
-        )
-    if config.values()["score_periods"] == "decision" and (bool(asked.equal(known)) or not asked.any()):
-        where = "in the decision period only" if asked.any() else "outside a decision period only"
-        raise ConfigError(
-            f"--score-periods decision does nothing with {task}, whose right actions are {where}; leave it out"
+            f"--score-periods decision does nothing with --env-name {env.env_name}, whose right actions are {where}; "
+            "leave it out"
         )
     return source
 

@@ -56,6 +56,11 @@ class Evaluation(NamedTuple):
         mean = float(self.performance.mean()) if len(self.performance) else np.nan
         return None if np.isnan(mean) else mean
 
+    @classmethod
+    def pooled(cls, parts: Sequence[Evaluation]) -> Evaluation:
+        """The results of several sets of episodes as one."""
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
+
 
 def _right_action(info: Info) -> int:
     """The right choice of a step; -1 where the task names none."""
@@ -133,7 +138,30 @@ def evaluate(
         intervene: a change to observation and state before each step of the agent; None: no change.
         check: called before each step of a task; it may raise an exception to end the evaluation.
     """
-    tally = _Tally(len(seeds))
+    return evaluate_groups(network, envs, seeds, [0] * len(seeds), reset_state_on_trial, intervene, check)[0]
+
+
+@torch.no_grad()
+def evaluate_groups(
+    network: Network,
+    envs: Sequence[Task],
+    seeds: Sequence[int],
+    groups: Sequence[int],
+    reset_state_on_trial: bool = False,
+    intervene: Intervention | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> list[Evaluation]:
+    """`evaluate`, with the results of groups of episodes apart, such as those of each task.
+
+    Args: groups: the number of the group of each seed, from 0.
+    Returns: one result per group.
+    """
+    sizes = [0] * (max(groups) + 1)
+    places = []  # of each episode in its group
+    for group in groups:
+        places.append(sizes[group])
+        sizes[group] += 1
+    tallies = [_Tally(size) for size in sizes]
     lanes = min(len(envs), len(seeds))
     episode = list(range(lanes))  # the episode that each lane plays
     next_episode = lanes
@@ -152,7 +180,7 @@ def evaluate(
         for lane, (env, action) in enumerate(zip(envs, per_lane(actions.cpu().numpy()), strict=True)):
             check()
             obs[lane], reward, terminated, truncated, info = env.step(action)
-            tally.add(episode[lane], action, float(reward), info)
+            tallies[groups[episode[lane]]].add(places[episode[lane]], action, float(reward), info)
             reset[lane] = reset_state_on_trial and info.get("new_trial", False)
             trial_step[lane] = 0 if terminated or truncated or info.get("new_trial") else trial_step[lane] + 1
             if terminated or truncated:
@@ -169,7 +197,7 @@ def evaluate(
             index = torch.from_numpy(keep).to(device)
             state, obs = map_state(operator.itemgetter(index), state), obs[keep]
             envs, episode, trial_step = [envs[i] for i in keep], [episode[i] for i in keep], trial_step[keep]
-    return tally.result()
+    return [tally.result() for tally in tallies]
 
 
 def run_scripted(

@@ -19,7 +19,7 @@ from mpn_rl.contracts import Learner, MetricsRow, Played, State, StateDict, map_
 from mpn_rl.expansion.plasticity_metrics import measure
 from mpn_rl.networks.encoder import check_weights
 from mpn_rl.options import ConfigError
-from mpn_rl.rollout import evaluate, reset_rows
+from mpn_rl.rollout import Evaluation, evaluate_groups, reset_rows
 from mpn_rl.storage.state_trees import (
     FLOAT_MAX,
     Anything,
@@ -38,6 +38,7 @@ from mpn_rl.storage.state_trees import (
     check_torch_random,
     like,
 )
+from mpn_rl.task_scores import TaskBounds, bounds_of, evaluation_row, scripted_results, spread_seeds
 from mpn_rl.tasks.lanes import EpisodeEnd, EpisodeSeeds
 
 MAX_EVAL_LANES = 64
@@ -111,11 +112,12 @@ class Run:
         for seed in (random.seed, np.random.seed, torch.manual_seed):  # for tasks that use the global generators
             seed(run.seed)
         self.seeds = EpisodeSeeds("train", run.seed)
-        self.lanes = registry.make_lanes(config, lanes, self.seeds)
+        self.schedule = registry.make_schedule(config)
+        self.lanes = registry.make_lanes(config, lanes, self._next_seed)
         self.spaces = spaces = registry.spaces(registry.make_env(config.env))
         self.learner: Learner[Any] = registry.make_learner(config, spaces, self.device)
         self.network = self.learner.online
-        self.replay = registry.make_replay(config, lanes, spaces, self.network)
+        self.replay = registry.make_replay(config, lanes, spaces, self.network, self.schedule)
         self.replay_rng = np.random.default_rng([run.seed, 1])
         with torch.no_grad():
             self.state: State = self.network.init_state(lanes)
@@ -130,6 +132,12 @@ class Run:
         self.save_at = time.monotonic() + SAVE_EVERY_S
         self.experiment: Experiment | None = None
         self._eval_envs: list | None = None
+        self._task_bounds: list[TaskBounds] | None = None
+
+    def _next_seed(self) -> int:
+        """The seed of the next training episode."""
+        seed = self.seeds()
+        return seed if self.schedule is None else int(self.schedule.place(np.array([seed]))[0])
 
     # --- where the run is -------------------------------------------------------------------------------
 
@@ -203,6 +211,8 @@ class Run:
         A learner that does not act does one update; its episodes are the sequences of the batch.
         """
         self.learner.set_progress(self.progress)
+        if self.schedule is not None:
+            self.schedule.progress = self.progress
         ended = self._act() if self.learner.acts else self._sequences()
         self.step += self.stride
         self.updates_due += self.learner.updates_due(self.replay, self.step, self.num_lanes)
@@ -286,24 +296,41 @@ class Run:
         }
 
     def _evaluate(self, check: Callable[[], None]) -> MetricsRow:
-        """Play episodes without exploration on a fixed set of seeds; the best score so far saves best_model.pt."""
+        """Play episodes without exploration on a fixed set of seeds; the best score so far saves best_model.pt.
+
+        The score is the return; of several tasks, the mean of their normalised scores.
+        """
         self._check_losses()
         run = self.config.run
-        seeds = EpisodeSeeds("select", run.seed)
-        chosen = [seeds() for _ in range(run.eval_episodes)]
+        names, draw = registry.task_names_of(self.config.env), EpisodeSeeds("select", run.seed)
+        if names:
+            seeds, tasks = spread_seeds(draw, run.eval_episodes, len(names))
+        else:
+            seeds = [draw() for _ in range(run.eval_episodes)]
+            tasks = [0] * len(seeds)
         if self._eval_envs is None:
-            lanes = min(run.eval_episodes, MAX_EVAL_LANES)
-            self._eval_envs = [registry.make_env(self.config.env) for _ in range(lanes)]
+            self._eval_envs = [registry.make_env(self.config.env) for _ in range(min(len(seeds), MAX_EVAL_LANES))]
         generators = _global_generators()  # a task may use them
         try:
-            result = evaluate(self.learner.policy, self._eval_envs, chosen, run.reset_state_on_trial, check=check)
+            results = evaluate_groups(
+                self.learner.policy, self._eval_envs, seeds, tasks, run.reset_state_on_trial, check=check
+            )
         except StoppedError:
             _set_global_generators(generators)
             raise
-        score = float(result.returns.mean())
+        result = Evaluation.pooled(results)
+        returned, accuracy, of_tasks = float(result.returns.mean()), result.accuracy, {}
+        score = returned
+        if names:
+            of_tasks = evaluation_row(names, results, self._bounds(seeds, tasks))
+            accuracy = of_tasks["accuracy"]
+            score = returned if of_tasks["normalised_score"] is None else of_tasks["normalised_score"]
+        if self.schedule is not None:
+            known = [of_tasks[f"normalised_score/{name}"] for name in names]
+            self.schedule.update([math.nan if value is None else value for value in known])
         self.evaluated_at = self.step
-        if run.target_accuracy is not None and result.accuracy is not None:
-            self.reached = result.accuracy >= run.target_accuracy and self.learner.updates >= run.min_updates
+        if run.target_accuracy is not None and accuracy is not None:
+            self.reached = accuracy >= run.target_accuracy and self.learner.updates >= run.min_updates
         best = self.best_score is None or score >= self.best_score  # the later one of equal scores
         if best:
             self.best_score = score
@@ -312,11 +339,21 @@ class Run:
             "kind": "eval",
             "step": self.step,
             "episode": self.episodes,
-            "return_mean": score,
+            "return_mean": returned,
             "length_mean": float(result.lengths.mean()),
-            "accuracy": result.accuracy,
+            **of_tasks,
+            "accuracy": accuracy,
             "best": best,
         }
+
+    def _bounds(self, seeds: list[int], tasks: list[int]) -> list[TaskBounds]:
+        """The scores of scripted policies in each of several tasks, on the seeds of all evaluations."""
+        if self._task_bounds is None:
+            env = registry.make_task_set(self.config.env)
+            generators = _global_generators()  # a resumed run plays them again
+            self._task_bounds = [bounds_of(results) for results in scripted_results(env, seeds, tasks)]
+            _set_global_generators(generators)
+        return self._task_bounds
 
     def _plasticity(self) -> MetricsRow:
         """The plasticity metrics on a batch drawn with a separate generator, so that the run does not change."""
@@ -444,6 +481,7 @@ class Run:
                 **_global_generators(),
             },
             "metrics_size": self.experiment.metrics_size(),
+            **({} if self.schedule is None else {"schedule": self.schedule.state_dict()}),
         }
 
     def _load(self, saved: StateDict, fresh_episodes: bool = False) -> None:
@@ -466,6 +504,9 @@ class Run:
         self.seeds.rng.bit_generator.state = rng["episodes"]
         self.replay_rng.bit_generator.state = rng["replay"]
         _set_global_generators(rng)
+        if self.schedule is not None:
+            self.schedule.load_state_dict(saved["schedule"])
+            self.schedule.progress = self.progress
         if fresh_episodes:
             self.lanes.restart()
             self.replay.end_episodes()
@@ -475,7 +516,10 @@ class Run:
     def _check_parts(self, saved: StateDict) -> None:
         """Check all but the states of the learner, its memory and the lanes. Raises: StateError."""
         parts = ("format", "network", "learner", "replay", "lanes", "state", "updates", "ended", "counters", "rng")
-        check(saved, {name: Anything() for name in (*parts, "metrics_size")})
+        more = () if self.schedule is None else ("schedule",)
+        check(saved, {name: Anything() for name in (*parts, "metrics_size", *more)})
+        if self.schedule is not None:
+            self.schedule.check_state(saved["schedule"])
         counters: dict[str, Schema] = {name: Whole() for name in ("step", "episodes", "trials")}
         counters |= {"updates_due": Real(0.0, 1.0), "best_score": Real(null=True), "evaluated_at": Whole(-1)}
         check(saved["counters"], counters | {"reached?": Truth(), "finished": Truth()}, "counters")

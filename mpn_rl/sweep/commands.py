@@ -128,7 +128,7 @@ def check(args: argparse.Namespace) -> int:
 def _modules(table: Sweep) -> list[str]:
     """The task modules that rows import."""
     names = {planned.config.env.env_name for planned in table.planned if planned.config}
-    return sorted({trusted_modules.module_of(name) for name in names} - {""})
+    return sorted(set().union(*map(trusted_modules.modules_of, names)))
 
 
 def status(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from mpn_rl.contracts import Played, SequenceArrays, Sequences, State, StateDict, Steps, Task, to_tensor
 from mpn_rl.storage.state_trees import check, like_dict
 from mpn_rl.tasks.lanes import SEED_RANGES
+from mpn_rl.tasks.task_set import TaskSet
 from mpn_rl.tasks.vector_env import BatchedTask
 
 
@@ -26,6 +27,7 @@ class TaskSequences:
         make_batch: the task as a vector environment of so many rows; returns None where there is none.
         length: T, steps of a sequence.
         reset_state_on_trial: whether the state is reset at each trial, as well as at each episode.
+        place: changes the drawn seeds (n,) with a generator, as `TaskSchedule.place` does; None: no change.
     """
 
     def __init__(
@@ -34,27 +36,50 @@ class TaskSequences:
         make_batch: Callable[[int], BatchedTask | None],
         length: int,
         reset_state_on_trial: bool,
+        place: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
     ) -> None:
         self.env, self.make_batch, self.length = env, make_batch, length
-        self.reset_state_on_trial = reset_state_on_trial
+        self.reset_state_on_trial, self.place = reset_state_on_trial, place
         self.batch: BatchedTask | None = None
 
     def sample(self, batch_size: int, rng: np.random.Generator) -> Sequences:
         """Draw `batch_size` new sequences."""
         seeds = rng.integers(*SEED_RANGES["train"], batch_size)
+        if self.place is not None:
+            seeds = self.place(seeds, rng)
         source = self._batch(batch_size) or self.env
-        arrays = source.sequences(seeds, self.length)
-        started: np.ndarray = np.zeros((batch_size, self.length), bool)  # an episode starts
-        if arrays is None and isinstance(source, BatchedTask):
-            arrays, started = play_rows(source, seeds, self.length)
-        elif arrays is None:
-            rows = [play_task(self.env, int(seed), self.length) for seed in seeds]
-            parts = [np.stack(part) for part in zip(*((*row.arrays, row.started) for row in rows), strict=True)]
-            arrays, started = (parts[0], parts[1], parts[2], parts[3]), parts[4]
+        if isinstance(source, TaskSet):
+            arrays, started = self._of_tasks(source, seeds)
+        else:
+            arrays, started = self._draw(source, seeds)
         obs, new_trial, target, decision = arrays
         started[:, 0] = True
         reset = started | new_trial if self.reset_state_on_trial else started
         return Sequences(to_tensor(obs), to_tensor(reset), to_tensor(target), to_tensor(decision))
+
+    def _draw(self, source: Task | BatchedTask, seeds: np.ndarray) -> tuple[SequenceArrays, np.ndarray]:
+        """The sequences of these seeds, and where episodes start, (B, T)."""
+        arrays = source.sequences(seeds, self.length)
+        if arrays is not None:
+            return arrays, np.zeros((len(seeds), self.length), bool)
+        if isinstance(source, BatchedTask):
+            return play_rows(source, seeds, self.length)
+        rows = [play_task(source, int(seed), self.length) for seed in seeds]
+        obs, new_trial, target, decision, started = (
+            np.stack(part) for part in zip(*((*row.arrays, row.started) for row in rows), strict=True)
+        )
+        return (obs, new_trial, target, decision), started
+
+    def _of_tasks(self, tasks: TaskSet, seeds: np.ndarray) -> tuple[SequenceArrays, np.ndarray]:
+        """`_draw` where each seed plays one of several tasks: some lay out their trials, others are played."""
+        task = np.array([tasks.task_of(seed) for seed in seeds.tolist()])
+        rows = [np.flatnonzero(task == index) for index in np.unique(task)]
+        drawn = [self._draw(tasks.member(int(task[these[0]])), seeds[these]) for these in rows]
+        order = np.argsort(np.concatenate(rows))
+        obs, new_trial, target, decision, started = (
+            np.concatenate(parts)[order] for parts in zip(*((*arrays, start) for arrays, start in drawn), strict=True)
+        )
+        return (obs, new_trial, target, decision), started
 
     def _batch(self, rows: int) -> BatchedTask | None:
         if self.batch is None or self.batch.num_envs != rows:

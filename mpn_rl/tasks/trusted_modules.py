@@ -36,9 +36,9 @@ class _Consent:
 _consent = _Consent()
 
 
-def module_of(env_name: str) -> str:
-    """The module that an env_name names: "my_task" for "my_task:MyTask-v0", "" for "CartPole-v1"."""
-    return env_name.rpartition(":")[0]
+def modules_of(env_name: str) -> set[str]:
+    """The modules that an env_name names: {"my_task"} for "my_task:MyTask-v0,GoNogo-v0"."""
+    return {task.rpartition(":")[0] for task in env_name.split(",")} - {""}
 
 
 def start(env_name: str | None, trusted: Iterable[str], experiments: str | None, config: str | None = None) -> None:
@@ -50,7 +50,7 @@ def start(env_name: str | None, trusted: Iterable[str], experiments: str | None,
         experiments: folder of the experiments; nothing under it is imported.
         config: the value of --config; None: not given.
     """
-    named = {*trusted, *([module_of(env_name)] if env_name else [])} - {""}
+    named = {*trusted, *modules_of(env_name or "")} - {""}
     _consent.named, _consent.remembered = frozenset(named), frozenset()
     _consent.source = f"--config {config}" if config else "the command line"
     _consent.experiments = frozenset({Path(experiments or "experiments").resolve(), Path("experiments").resolve()})
@@ -71,8 +71,8 @@ def remember(folder: Path, env_name: str) -> str:
         env_name: its task.
     Returns: why the consent cannot be kept; empty where it is, or where there is none to keep.
     """
-    module = module_of(env_name)
-    if module not in _consent.named:
+    modules = modules_of(env_name) & _consent.named
+    if not modules:
         return ""
     path = _path()
     try:
@@ -80,12 +80,13 @@ def remember(folder: Path, env_name: str) -> str:
         with open(path.with_suffix(".lock"), "w") as lock:  # the runs of a sweep start together
             fcntl.flock(lock, fcntl.LOCK_EX)
             known, key = _read(), str(folder.resolve())
-            known[key] = sorted({*known.get(key, []), module})
+            known[key] = sorted({*known.get(key, []), *modules})
             fresh = path.with_suffix(".new")
             fresh.write_text(json.dumps(known, indent=1), encoding="utf-8")
             fresh.replace(path)
     except OSError as error:
-        return f"{path}: {error.strerror}; eval, render and analyze of this experiment will need {FLAG} {module}"
+        flags = " ".join(f"{FLAG} {module}" for module in sorted(modules))
+        return f"{path}: {error.strerror}; eval, render and analyze of this experiment will need {flags}"
     return ""
 
 
