@@ -43,11 +43,11 @@ COMMON = {"help", "help_all", "experiment_name", "config", "resume", "overwrite"
 # What the values of options count, for --help; other whole numbers are N, other numbers X.
 UNITS = {
     "STEPS": {"bptt_chunk_size", "buffer_adjustment_interval", "buffer_min_size", "buffer_size", "burn_in",
-              "checkpoint_freq", "eval_freq", "expansion_end", "expansion_start", "learning_starts",
+              "change_every", "checkpoint_freq", "eval_freq", "expansion_end", "expansion_start", "learning_starts",
               "max_episode_steps", "n_step", "plasticity_metrics_freq", "rollout_steps", "sequence_length",
               "sequence_stride", "total_steps", "update_every", "update_interval"},
     "EPISODES": {"eval_episodes", "log_freq", "num_episodes", "print_freq"},
-    "UPDATES": {"n_step_delay", "policy_freq", "target_update_freq", "warmup_updates"},
+    "UPDATES": {"maturity", "n_step_delay", "policy_freq", "target_update_freq", "warmup_updates"},
     "UNITS": {"embed_dim", "hidden_dim"},
     "NAME": {"wandb_project"},
     "LAYERS": {"exempt"},

@@ -27,7 +27,6 @@ from mpn_rl.options import ConfigError
 from mpn_rl.reporting import Reporter, draw_training_curves, print_scores, print_tasks, stderr, stdout
 from mpn_rl.rollout import record_episodes
 from mpn_rl.tasks import trusted_modules
-from mpn_rl.tasks.lanes import EpisodeSeeds
 from mpn_rl.tasks.task_errors import TaskError
 from mpn_rl.training import DivergedError, Run, StoppedError
 
@@ -312,7 +311,7 @@ def render(args: argparse.Namespace) -> int:
     env = registry.make_env(config.env, render_mode="rgb_array")
     neurogym = isinstance(config.env, cfg.NeuroGymConfig)
     drawn = not neurogym and _can_draw(config)
-    seed = EpisodeSeeds("eval", args.seed)()
+    seed = registry.eval_seeds(config, args.seed)()
     options = {"max_steps": args.max_steps, "reset_state_on_trial": config.run.reset_state_on_trial}
     episode = next(record_episodes(network, [env], [seed], frames=drawn, **options))
     if not drawn:

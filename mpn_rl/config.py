@@ -67,6 +67,8 @@ class EnvConfig(Kind):
     max_episode_steps: int | None
     observe_reward: bool
     observe_action: bool
+    change: str
+    change_every: int | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,14 +95,24 @@ class EnvConfig(Kind):
         return ""
 
 
+CHANGES: Condition = {"change_every": Not([None])}
+PHASES: Condition = {"change": Not(["none"])}
+ONE_PHASE: tuple[Condition, ...] = ({"change_every": (AtLeast("total_steps"),)},)
+PHASE_HELP = "steps of a phase, after which the task changes as --change says; none: it never does"
+
+
 @dataclass(frozen=True)
 class GymnasiumConfig(EnvConfig, name="gymnasium"):
-    env_name: str = option("CartPole-v1", "Gymnasium id, such as CartPole-v1")
+    env_name: str = option("CartPole-v1", "Gymnasium id")
     env_args: dict[str, object] = option({}, "argument of the environment's constructor", flag="--env-arg")
     max_episode_steps: int | None = option(None, "time limit in steps; none: that of the task", low=1)
     mask_velocity: bool = option(False, "hide the velocities of a classic-control task, so that it needs memory")
     observe_reward: bool = option(False, "observe the last reward, too")
     observe_action: bool = option(False, "observe the last action, too; a choice is one-hot")
+    change: Literal["none", "friction", "gravity", "permute-observations", "reverse-actions"] = option(
+        "none", "what changes about the task from one phase of the run to the next", needs=CHANGES
+    )
+    change_every: int | None = option(None, PHASE_HELP, low=1, needs=PHASES, idle=ONE_PHASE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,9 +147,18 @@ class NeuroGymConfig(EnvConfig, name="neurogym"):
     max_episode_steps: int = option(150, "time limit in steps; NeuroGym tasks never terminate by themselves", low=1)
     observe_reward: bool = option(False, "observe the last reward, too")
     observe_action: bool = option(False, "observe the last action, too; a choice is one-hot")
+    change: Literal["none", "rule", "permute-observations"] = option(
+        "none", "what changes about the task from one phase of the run to the next", needs=CHANGES
+    )
+    change_every: int | None = option(None, PHASE_HELP, low=1, needs=PHASES, idle=ONE_PHASE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.several and self.change != "none":
+            raise ConfigError(
+                f"--change {self.change} needs one task, --env-name {self.env_name} has several; for a sequence of "
+                "tasks take --task-schedule blocked"
+            )
         names = self.env_name.split(",")
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -979,6 +1000,13 @@ class Config:
         first, *others = self.env.env_name.split(",")
         task = f"{first.rpartition(':')[2]}-and-{len(others)}" if others else first
         return f"{task}-{self.core.name}-{self.run.seed}"
+
+    def phase(self, step: int | None = None) -> int | None:
+        """The phase, from 0, of a run whose task changes; None where it does not. Args: step: None: the last phase."""
+        every, total = self.env.change_every, self.run.total_steps
+        if every is None or total is None or self.env.change == "none":
+            return None
+        return (total - 1 if step is None else min(step, total - 1)) // every
 
     def values(self) -> dict[str, object]:
         """Every option by name, and the kind of each part by the part's name."""

@@ -27,7 +27,7 @@ from mpn_rl.storage.npz_files import memory_limit
 from mpn_rl.storage.regular_files import open_regular
 from mpn_rl.storage.state_trees import StateError
 from mpn_rl.tasks import trusted_modules
-from mpn_rl.tasks.lanes import EpisodeSeeds, per_lane
+from mpn_rl.tasks.lanes import per_lane
 from neurogym_wrapper import REFERENCE_POLICIES, normalised_score, reference_scores
 
 EVAL_LANES = 64
@@ -49,7 +49,7 @@ def score(
     Returns: the agent's evaluation, those of the policies by name, the episode seeds.
     Raises: ConfigError for `trials` where the task has none, or where no trial is completed.
     """
-    source = EpisodeSeeds("eval", seed)
+    source = registry.eval_seeds(config, seed)
     neurogym = isinstance(config.env, cfg.NeuroGymConfig)
     if trials and not neurogym:
         raise ConfigError("--num-eval-trials counts NeuroGym trials; this task has none: use --num-eval-episodes")
@@ -64,7 +64,7 @@ def score(
         more = [source() for _ in range(int(np.ceil(missing * len(seeds) / len(result.performance))))]
         seeds += more
         result = Evaluation(*map(np.concatenate, zip(result, evaluate(network, envs, more, reset), strict=True)))
-    batch = None if neurogym else registry.make_vector_env(len(seeds), **registry.task_options(config.env))
+    batch = registry.vector_env(config.env, len(seeds))
     if batch is not None and batch.scripted:
         scripted = {name: run_batched(policy, batch, seeds) for name, policy in batch.scripted.items()}
     else:

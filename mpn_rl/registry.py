@@ -29,11 +29,12 @@ from mpn_rl.networks.baseline_cores import MLPCore, RecurrentCore
 from mpn_rl.networks.encoder import AgentNetwork, Encoder
 from mpn_rl.networks.recurrent_mpn import RecurrentMPN
 from mpn_rl.options import ConfigError
+from mpn_rl.tasks.changing_task import ChangingTask, seed_in_phase
 from mpn_rl.tasks.gymnasium_tasks import is_built_in, make_gymnasium, make_vector_env, time_limit
-from mpn_rl.tasks.lanes import Lanes, VectorLanes, repeats_episodes
+from mpn_rl.tasks.lanes import EpisodeSeeds, Lanes, VectorLanes, repeats_episodes
 from mpn_rl.tasks.last_step import ObserveLastStep, ObserveLastStepVec
 from mpn_rl.tasks.sequences import TaskSequences
-from mpn_rl.tasks.task_schedule import TaskSchedule
+from mpn_rl.tasks.task_schedule import PhaseSchedule, TaskSchedule
 from mpn_rl.tasks.task_set import TaskSet, task_specs
 from mpn_rl.tasks.task_spaces import MOST_CHOICES
 from mpn_rl.tasks.vector_env import BatchedTask
@@ -47,7 +48,7 @@ def options(section: Any) -> dict[str, Any]:
 
 def task_options(env: cfg.EnvConfig) -> dict[str, Any]:
     """The options of the task itself as keyword arguments, without those that `make_env` and the training add."""
-    added = ("observe_reward", "observe_action", "task_schedule", "task_weights")
+    added = ("observe_reward", "observe_action", "task_schedule", "task_weights", "change", "change_every")
     return {name: value for name, value in options(env).items() if name not in added}
 
 
@@ -99,12 +100,19 @@ def task_names_of(env: cfg.EnvConfig) -> list[str]:
     return [spec.name for spec in task_specs(env)]
 
 
-def make_schedule(config: cfg.Config) -> TaskSchedule | None:
-    """What chooses the task of each episode where a run has several tasks, else None.
+def make_schedule(config: cfg.Config) -> TaskSchedule | PhaseSchedule | None:
+    """What chooses the task or the phase of each episode, where a run has several tasks or a task that changes.
 
-    Raises: ConfigError where a curriculum has a task whose success cannot be measured.
+    Raises: ConfigError where a curriculum has a task whose success cannot be measured, and for too many phases.
     """
     env = config.env
+    if env.change != "none" and env.change_every is not None:
+        if config.run.total_steps is None:
+            raise ConfigError(
+                f"--change-every {env.change_every} needs a run whose steps are known, got --num-episodes "
+                f"{config.run.num_episodes}; give --total-steps"
+            )
+        return PhaseSchedule(env.change_every, config.run.total_steps)
     if not isinstance(env, cfg.NeuroGymConfig) or not env.several:
         return None
     specs = task_specs(env)
@@ -170,6 +178,8 @@ def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> Task:
     if rule:
         task.close()
         raise ConfigError(f"--env-name {name} {rule}")
+    if env.change != "none" and env.change_every is not None:
+        task = ChangingTask(task, name, env.change)
     if env.observe_reward or env.observe_action:
         return ObserveLastStep(task, env.observe_reward, env.observe_action)
     return task
@@ -193,6 +203,19 @@ def check_trials(config: cfg.Config) -> None:
     if not has_trials:
         name = config.env.env_name
         raise ConfigError(f"{flag} does nothing with --env-name {name}, which has no trials; leave it out")
+
+
+def vector_env(env: cfg.EnvConfig, rows: int) -> BatchedTask | None:
+    """The task as one vector environment; None where it has none, or changes from phase to phase."""
+    if not isinstance(env, cfg.GymnasiumConfig) or (env.change != "none" and env.change_every is not None):
+        return None
+    return make_vector_env(rows, **task_options(env))
+
+
+def eval_seeds(config: cfg.Config, seed: int) -> Callable[[], int]:
+    """A source of episode seeds for evaluations after the training; of a task that changes, in the last phase."""
+    source, phase = EpisodeSeeds("eval", seed), config.phase()
+    return source if phase is None else lambda: seed_in_phase(source(), phase)
 
 
 def resumes_exactly(env: cfg.EnvConfig) -> bool:
@@ -232,7 +255,7 @@ def make_lanes(config: cfg.Config, count: int, next_seed: Callable[[], int]) -> 
         first.close()
         raise ConfigError(f"--noise-correlation {noise} does nothing with --env-name {name}, whose actions are choices")
     env = config.env
-    batched = make_vector_env(count, **task_options(env)) if isinstance(env, cfg.GymnasiumConfig) else None
+    batched = vector_env(env, count)
     if batched is None:
         return Lanes([first, *(make_env(env) for _ in range(count - 1))], next_seed)
     first.close()
@@ -329,7 +352,11 @@ def total_steps(config: cfg.Config) -> int | None:
 
 
 def make_replay(
-    config: cfg.Config, num_lanes: int, spaces: Spaces, network: Network, schedule: TaskSchedule | None = None
+    config: cfg.Config,
+    num_lanes: int,
+    spaces: Spaces,
+    network: Network,
+    schedule: TaskSchedule | PhaseSchedule | None = None,
 ) -> Memory:
     """The memory that the learner's options describe, for `num_lanes` lanes of the task.
 
@@ -361,7 +388,7 @@ def make_replay(
     return buffer
 
 
-def make_sequences(config: cfg.Config, schedule: TaskSchedule | None = None) -> TaskSequences:
+def make_sequences(config: cfg.Config, schedule: TaskSchedule | PhaseSchedule | None = None) -> TaskSequences:
     """The source of a supervised learner's sequences.
 
     Raises: ConfigError where the task gives no right actions, or its observation shows the last step.
@@ -376,7 +403,7 @@ def make_sequences(config: cfg.Config, schedule: TaskSchedule | None = None) -> 
     rows, steps = batch_shape(config)
 
     def make_batch(rows: int) -> BatchedTask | None:
-        return make_vector_env(rows, **task_options(env)) if isinstance(env, cfg.GymnasiumConfig) else None
+        return vector_env(env, rows)
 
     reset = config.run.reset_state_on_trial
     place = None if schedule is None else schedule.place

@@ -19,6 +19,7 @@ from mpn_rl.console import stderr, stdout
 from mpn_rl.contracts import MetricsRow
 from mpn_rl.options import PROGRAM
 from mpn_rl.registry import fitting_learners
+from mpn_rl.tasks.changing_task import described
 from mpn_rl.training import Run, history
 from neurogym_wrapper import list_tasks, reference_scores
 
@@ -120,7 +121,10 @@ class Reporter:
             elif row.get("kind") == "eval":
                 shown = row["return_mean"] if row["accuracy"] is None else row["accuracy"]
                 name = "return" if row["accuracy"] is None else "accuracy"
-                self.bar.update(self.task, note=f"{self.run.learner.evaluated_as} {name} {shown:.3f}")
+                note = f"{self.run.learner.evaluated_as} {name} {shown:.3f}"
+                if "phase" in row:
+                    note += f" in phase {row['phase']}, {described(self.config.env.change, row['phase'])}"
+                self.bar.update(self.task, note=note)
             elif row.get("kind") == "checkpoint" and self.config.run.plot_training:
                 draw_training_curves(self.experiment, self.config)
             values = {key: value for key, value in row.items() if key not in ("kind", "step") and value is not None}

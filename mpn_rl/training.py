@@ -39,7 +39,9 @@ from mpn_rl.storage.state_trees import (
     like,
 )
 from mpn_rl.task_scores import TaskBounds, bounds_of, evaluation_row, scripted_results, spread_seeds
+from mpn_rl.tasks.changing_task import seed_in_phase
 from mpn_rl.tasks.lanes import EpisodeEnd, EpisodeSeeds
+from mpn_rl.tasks.task_schedule import TaskSchedule
 
 MAX_EVAL_LANES = 64
 ROW_NAMES = ("kind", "step", "episode", "reward", "length", "accuracy", "trials")  # of a row for episodes
@@ -308,6 +310,11 @@ class Run:
         else:
             seeds = [draw() for _ in range(run.eval_episodes)]
             tasks = [0] * len(seeds)
+        phase = self.config.phase(max(self.step - 1, 0))  # of the last step: at a phase's end, the one that ends
+        if phase is not None:
+            seeds = [seed_in_phase(seed, phase) for seed in seeds]
+            if phase != self.config.phase(max(self.evaluated_at - 1, 0)):
+                self.best_score = None  # best_model.pt is the best of the last phase
         if self._eval_envs is None:
             self._eval_envs = [registry.make_env(self.config.env) for _ in range(min(len(seeds), MAX_EVAL_LANES))]
         generators = _global_generators()  # a task may use them
@@ -325,7 +332,7 @@ class Run:
             of_tasks = evaluation_row(names, results, self._bounds(seeds, tasks))
             accuracy = of_tasks["accuracy"]
             score = returned if of_tasks["normalised_score"] is None else of_tasks["normalised_score"]
-        if self.schedule is not None:
+        if isinstance(self.schedule, TaskSchedule):
             known = [of_tasks[f"normalised_score/{name}"] for name in names]
             self.schedule.update([math.nan if value is None else value for value in known])
         self.evaluated_at = self.step
@@ -341,6 +348,7 @@ class Run:
             "episode": self.episodes,
             "return_mean": returned,
             "length_mean": float(result.lengths.mean()),
+            **({} if phase is None else {"phase": phase}),
             **of_tasks,
             "accuracy": accuracy,
             "best": best,

@@ -16,6 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from model_utils import Experiment, read_json, versions, write_bytes_atomic, write_json
+from mpn_rl import registry
 from mpn_rl.analysis import confidence_intervals
 from mpn_rl.analysis.confidence_intervals import Estimate, GroupScore, Improvement
 from mpn_rl.config import Config
@@ -24,7 +25,6 @@ from mpn_rl.evaluation import load_policy, measure, scores_file, stored_config, 
 from mpn_rl.options import ConfigError, nearest
 from mpn_rl.statistics import few_seeds_note
 from mpn_rl.storage.json_files import SCORES, check_json
-from mpn_rl.tasks.lanes import EpisodeSeeds
 
 # The scores of `eval` that are compared, and their names.
 MEASURES = {"accuracy": "accuracy", "normalised_score": "normalised score", "return_mean": "return"}
@@ -152,7 +152,7 @@ def run_of(args: argparse.Namespace, name: str) -> Run | None:
         stderr.print(f"note: {name} is left out: it has no checkpoint {checkpoint}")
         return None
     group = group_of(config, args.group_by or ["core"], name)
-    source = EpisodeSeeds("eval", args.seed)
+    source = registry.eval_seeds(config, args.seed)
     seeds = [source() for _ in range(args.num_eval_episodes)]
     file, scores = scores_file(args, experiment, config), {}
     if file.is_file():

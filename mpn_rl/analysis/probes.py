@@ -28,7 +28,6 @@ from mpn_rl.contracts import State, state_parts
 from mpn_rl.networks.encoder import AgentNetwork
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import Intervention, evaluate, run_scripted
-from mpn_rl.tasks.lanes import EpisodeSeeds
 from neurogym_wrapper import NeuroGymWrapper, make_neurogym
 
 LANES = 64
@@ -128,7 +127,7 @@ class Subject:
             steps = _typical(make_neurogym(**registry.task_options(env)))[0]
             per_episode = max(1, (env.max_episode_steps or steps) // steps)
             episodes = -(-self.trials // per_episode)
-        source = EpisodeSeeds("eval", self.seed)
+        source = registry.eval_seeds(self.config, self.seed)
         return [source() for _ in range(episodes)]
 
     def _play(self, env: cfg.EnvConfig, intervene: Intervention | None) -> tuple[Estimate[float], bool]:

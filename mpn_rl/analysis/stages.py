@@ -28,7 +28,6 @@ from mpn_rl.options import ConfigError
 from mpn_rl.rollout import record_episodes
 from mpn_rl.storage.json_files import COLLECTED, PROBES, Schema, check_json
 from mpn_rl.storage.npz_files import ArraySpec, read_npz
-from mpn_rl.tasks.lanes import EpisodeSeeds
 from neurogym_wrapper import reference_scores
 
 if TYPE_CHECKING:  # matplotlib and SciPy are slow to import
@@ -68,7 +67,7 @@ def collect(args: argparse.Namespace, name: str) -> None:
     """Record greedy episodes: activity.npz (every step), network.npz (the weights), collected.json (the settings)."""
     experiment, config, network = load_policy(args, name)
     envs = [registry.make_env(config.env) for _ in range(min(EVAL_LANES, args.num_episodes))]
-    source = EpisodeSeeds("eval", args.seed)
+    source = registry.eval_seeds(config, args.seed)
     seeds = [source() for _ in range(args.num_episodes)]
     episodes = record_episodes(network, envs, seeds, epsilon=args.epsilon, precision=args.precision,
                                reset_state_on_trial=config.run.reset_state_on_trial)  # fmt: skip

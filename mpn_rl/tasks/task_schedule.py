@@ -1,4 +1,4 @@
-"""Which of several tasks each new episode of a training is of."""
+"""Which of several tasks, or which phase of a task that changes, each new episode of a training is of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 
 from mpn_rl.contracts import StateDict
+from mpn_rl.options import ConfigError
 from mpn_rl.storage.state_trees import Anything, Values, check, check_bit_generator
+from mpn_rl.tasks.changing_task import PHASES, seed_in_phase
 from mpn_rl.tasks.task_set import seed_of
 
 Kind = Literal["mixed", "blocked", "curriculum"]
@@ -80,3 +82,45 @@ class TaskSchedule:
     def load_state_dict(self, saved: StateDict) -> None:
         self.rng.bit_generator.state = saved["rng"]
         self.success = np.array(saved["success"])
+
+
+class PhaseSchedule:
+    """The phase of every new episode of a training whose task changes: step // `every`.
+
+    A running episode is finished before a lane changes its phase.
+
+    Args:
+        every: steps of a phase.
+        total_steps: of the run.
+    Attributes:
+        progress: share of the run that is done, which the training sets.
+    Raises: ConfigError for more than PHASES phases.
+    """
+
+    def __init__(self, every: int, total_steps: int) -> None:
+        self.every, self.total_steps, self.progress = every, total_steps, 0.0
+        if (least := -(-total_steps // PHASES)) > every:
+            raise ConfigError(
+                f"--change-every must be at least {least} with --total-steps {total_steps}, which are then {PHASES} "
+                f"phases, got {every}"
+            )
+
+    @property
+    def phase(self) -> int:
+        """The phase that is on, from 0."""
+        return min(round(self.progress * self.total_steps), self.total_steps - 1) // self.every
+
+    def place(self, seeds: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        """The seeds, each changed to one of the phase that is on, (n,). Args: rng: of no use here."""
+        return np.array([seed_in_phase(seed, self.phase) for seed in seeds.tolist()], np.int64)
+
+    def state_dict(self) -> StateDict:
+        """Nothing: the phase follows from the progress."""
+        return {}
+
+    def check_state(self, saved: object) -> None:
+        """Raise a StateError where `saved` is not a state of this schedule."""
+        check(saved, {}, "schedule")
+
+    def load_state_dict(self, saved: StateDict) -> None:
+        """Do nothing."""

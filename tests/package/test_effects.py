@@ -88,6 +88,7 @@ OTHER: dict[str, object] = {
     "utility_decay": 0.0,
     "update_interval": 9, "expansion_start": 20, "expansion_end": 30, "num_episodes": 3, "total_steps": 30,
     "num_envs": 3, "seed": 1, "eval_freq": 20, "eval_episodes": 2, "log_freq": 2, "plasticity_metrics_freq": 15,
+    "change_every": 10,
 }  # fmt: skip
 
 # Settings of other options beside which an option is tried, besides the kinds of core, learner, replay and expansion.
@@ -122,6 +123,8 @@ SETTINGS: list[dict[str, object]] = [
     {"eta_init": "xavier"},
     {"target_accuracy": 0.0, "eval_freq": 10},
     {"eval_freq": 10},
+    {"change_every": 10},
+    {"change": "permute-observations"},
 ]
 GROWTH: list[dict[str, object]] = [
     {},
@@ -244,7 +247,8 @@ def outcome(config: str) -> tuple[tuple[object, ...], ...] | None:
         return None
     last = list(run.learner.policy.parameters())[-1].double().sum().item()
     values = [(row["step"], key, value) for row in rows for key, value in sorted(row.items())]
-    values = [value for value in values if "weight_norm" not in value[1]]  # counts an eta that nothing trains
+    # The norm of the weights counts an eta that nothing trains; the phase is a name.
+    values = [value for value in values if "weight_norm" not in value[1] and value[1] != "phase"]
     return (*values, (run.step, "weights", last))
 
 
