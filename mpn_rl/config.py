@@ -313,6 +313,7 @@ class MLPConfig(CoreConfig, name="mlp"):
     hidden_dim: int = option(128, "hidden units per layer", low=1)
     num_layers: int = option(1, "stacked layers", low=1, high=100)
     activation: Literal["tanh", "relu", "sigmoid", "linear"] = option("tanh", "activation function f")
+    layer_norm: bool = option(False, "LayerNorm before each activation function")
 
 
 @dataclass(frozen=True)

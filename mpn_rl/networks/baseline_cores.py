@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -81,13 +82,18 @@ class MLPCore(nn.Module):
         hidden_dim: H, of every layer.
         num_layers: L.
         activation: f, one of tanh, relu, sigmoid, linear.
+        layer_norm: normalise each layer before f, with learned gain and bias (Ba et al. 2016). It keeps units from
+            saturating and from dying, and so helps a network to stay able to learn (Lyle et al. 2023).
     """
 
-    def __init__(self, input_dim: int, hidden_dim: int, num_layers: int = 1, activation: str = "tanh") -> None:
+    def __init__(
+        self, input_dim: int, hidden_dim: int, num_layers: int = 1, activation: str = "tanh", layer_norm: bool = False
+    ) -> None:
         super().__init__()
         self.input_dim, self.hidden_dim, self.activation = input_dim, hidden_dim, activation
         sizes = [input_dim] + [hidden_dim] * num_layers
         self.layers = nn.ModuleList(Linear(sizes[i], hidden_dim) for i in range(num_layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in range(num_layers if layer_norm else 0))
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> Tensor:
         """An empty state, (B, 0)."""
@@ -95,8 +101,9 @@ class MLPCore(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: x (..., D) -> h (..., H) and the same state."""
-        for layer in self.layers:
-            x = ACTIVATIONS[self.activation](layer(x))
+        for layer, norm in itertools.zip_longest(self.layers, self.norms):
+            x = layer(x)
+            x = ACTIVATIONS[self.activation](x if norm is None else norm(x))
         return x, state
 
     def unroll(self, xs: Tensor, state: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -108,6 +108,18 @@ def test_mlp_by_hand(activation: str) -> None:
     assert h.item() == pytest.approx(f(-1.5 * f(0.5 - 2.0 + 0.5) + 0.25), abs=1e-15)
 
 
+def test_layer_norm_comes_before_the_activation_by_hand() -> None:
+    core = MLPCore(1, 2, activation="relu", layer_norm=True).double()
+    with torch.no_grad():
+        core.layers[0].weight.copy_(torch.tensor([[1.0], [5.0]]))
+        core.layers[0].bias.copy_(torch.tensor([0.0, 2.0]))
+        core.norms[0].weight.copy_(torch.tensor([3.0, 3.0]))
+        core.norms[0].bias.copy_(torch.tensor([4.0, -1.0]))
+    h, _ = core(torch.tensor([[2.0]], dtype=torch.float64), core.init_state(1))  # 2, 12: normalised -1, 1
+    assert h[0].tolist() == pytest.approx([3.0 * -1 + 4.0, 3.0 * 1 - 1.0], abs=1e-5)
+    assert not MLPCore(1, 2).state_dict().keys() & {"norms.0.weight"}
+
+
 def test_mlp_remembers_nothing() -> None:
     core = MLPCore(3, 4)
     xs = torch.randn(2, 5, 3)
