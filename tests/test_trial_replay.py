@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from mpn_rl.contracts import Batch, Steps, map_state, state_parts
+from mpn_rl.contracts import Batch, Played, Steps, map_state, state_parts
 from mpn_rl.options import ConfigError
+from mpn_rl.storage.state_trees import StateError
 from trial_replay import ReplayBuffer, SequenceReplayBuffer, TrialReplayBuffer
 
 SHAPES = [(2, 3), (4,)]  # two state tensors
@@ -635,6 +636,19 @@ def test_only_the_filled_part_is_saved_and_it_comes_back_exactly(steps: int) -> 
     assert again["counters"] == saved["counters"]
     for name, array in saved["arrays"].items():
         assert np.array_equal(again["arrays"][name], array), name
+
+
+@pytest.mark.parametrize("change", [{"head": 39}, {"last": 121}, {"states_written": 10**6}])
+def test_counters_that_are_not_those_of_the_run_are_refused(change: dict[str, int]) -> None:
+    buffer, world = SequenceReplayBuffer(3, 3, capacity=180, length=4, stride=2, state_shapes=SHAPES), World(3, 20)
+    for _ in range(40):
+        world.step(buffer)
+    played = Played(40, np.zeros(3, int), 0, 9)
+    buffer.check_played(played)
+    for name, value in change.items():
+        setattr(buffer, name, value)
+    with pytest.raises(StateError, match="counters are not those of 40 steps of 3 lanes"):
+        buffer.check_played(played)
 
 
 def test_a_checkpoint_of_another_size_is_refused() -> None:
