@@ -643,7 +643,7 @@ def test_counters_that_are_not_those_of_the_run_are_refused(change: dict[str, in
     buffer, world = SequenceReplayBuffer(3, 3, capacity=180, length=4, stride=2, state_shapes=SHAPES), World(3, 20)
     for _ in range(40):
         world.step(buffer)
-    played = Played(40, np.zeros(3, int), 0, 9)
+    played = Played(40, buffer.t.copy(), 0, 9)
     buffer.check_played(played)
     for name, value in change.items():
         setattr(buffer, name, value)
