@@ -247,11 +247,13 @@ def plot_training_curves(
         evaluations: greedy evaluations, {"step", "return_mean", "accuracy" or None}.
         fig: an empty figure; this function sets its size.
         references: lines in the accuracy panel, {"guessing": 0.5, "ideal": 0.94}.
-        best_step: step of the evaluation to mark; by default the one with the highest return_mean.
+        best_step: step of the evaluation to mark; by default the one with the highest return_mean, or of several
+            tasks the highest normalised_score.
     """
     if best_step is None and evaluations:
         known = [row for row in evaluations if row["return_mean"] is not None] or evaluations
-        best_step = max(known, key=lambda row: row["return_mean"] or 0.0)["step"]
+        several = all(row.get("normalised_score") is not None for row in known)
+        best_step = max(known, key=lambda row: row["normalised_score" if several else "return_mean"] or 0.0)["step"]
     accuracy = rolling_mean(history.get("accuracy", []), 1)
     scored = np.isfinite(accuracy).any() or any(row.get("accuracy") is not None for row in evaluations)
     exploration = "entropy" if "entropy" in history else "epsilon"
@@ -296,6 +298,49 @@ def plot_training_curves(
         if ax.get_legend_handles_labels()[0]:  # above the axes, where it covers no point
             ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=2, borderaxespad=0.1)
     page_title(fig, title)
+    return fig
+
+
+@house_style()
+def task_curves_figure(evaluations: Evaluations, tasks: Sequence[str], title: str | None = None) -> Figure:
+    """The normalised score of each of several tasks over the steps of one run, one panel per task; grey: their mean.
+
+    Args:
+        evaluations: rows of metrics.jsonl, with "normalised_score/<task>" and "normalised_score".
+        tasks: names of the tasks.
+    """
+    columns = min(5, len(tasks))
+    rows = -(-len(tasks) // columns)
+    fig = Figure(figsize=(1.9 * columns + 0.4, 1.5 * rows + 0.7))
+    fig.set_layout_engine("constrained")
+    axes = fig.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    mean = [(row["step"], value) for row in evaluations if (value := row.get("normalised_score")) is not None]
+    shown = [1.0]
+    for ax, task in zip(axes.flat, tasks, strict=False):
+        own = [(row["step"], v) for row in evaluations if (v := row.get(f"normalised_score/{task}")) is not None]
+        for level in (0.0, 1.0):
+            ax.axhline(level, color="#666666", lw=0.8, ls=(0, (4, 3)), zorder=1)
+        if mean:
+            ax.plot(*zip(*mean, strict=True), color=UNKNOWN, lw=1.5)
+        if own:
+            ax.plot(*zip(*own, strict=True), "o-", color=MODEL_COLOURS["mpn"], ms=2.5, lw=1.2)
+            shown += [value for _, value in own]
+        else:
+            ax.annotate("no score", (0.5, 0.5), xycoords="axes fraction", ha="center")
+        ax.set_title(task.rpartition(":")[2].removesuffix("-v0"), fontsize=8)
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+        ax.xaxis.set_major_formatter(thousands)
+    for ax in list(axes.flat)[len(tasks) :]:
+        ax.set_axis_off()
+    axes.flat[0].set_ylim(max(-1.0, min(-0.1, *shown)) - 0.05, min(1.5, max(shown)) + 0.1)
+    for column in range(columns):
+        last = max(row for row in range(rows) if row * columns + column < len(tasks))
+        axes[last, column].tick_params(labelbottom=True)
+    fig.supxlabel("environment steps", fontsize=9)
+    fig.supylabel("normalised score", fontsize=9)
+    page_title(
+        fig, title, "greedy evaluations; 0: random actions, 1: best scripted policy; grey: mean over tasks", size=9
+    )
     return fig
 
 

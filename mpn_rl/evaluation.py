@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import re
@@ -21,11 +22,12 @@ from mpn_rl.config import Config
 from mpn_rl.contracts import Action, Lesionable, Task
 from mpn_rl.networks.encoder import AgentNetwork, check_weights
 from mpn_rl.options import ConfigError
-from mpn_rl.rollout import Evaluation, evaluate, run_batched, run_scripted
-from mpn_rl.statistics import mean_interval, normalised_interval, score_interval
+from mpn_rl.rollout import Evaluation, evaluate, evaluate_groups, run_batched, run_scripted
+from mpn_rl.statistics import QUARTER, mean_interval, mean_over, normalised_interval, score_interval, trimmed_mean
 from mpn_rl.storage.npz_files import memory_limit
 from mpn_rl.storage.regular_files import open_regular
 from mpn_rl.storage.state_trees import StateError
+from mpn_rl.task_scores import TaskScore, known_mean, scripted_results, spread_seeds
 from mpn_rl.tasks import trusted_modules
 from mpn_rl.tasks.lanes import per_lane
 from neurogym_wrapper import REFERENCE_POLICIES, normalised_score, reference_scores
@@ -122,6 +124,68 @@ def summarise(config: Config, result: Evaluation, scripted: dict[str, Evaluation
     for name, value in reference_scores(config.env.env_name, config.env.env_args).items():
         scores[f"{name}_accuracy"] = value
     return scores
+
+
+def score_tasks(
+    config: Config, network: AgentNetwork, seed: int, episodes: int, trials: int | None = None
+) -> tuple[list[TaskScore], list[int]]:
+    """`score` where a run has several tasks: the episodes go round the tasks, at least LEAST_EPISODES of each.
+
+    Args: as of `score`; `episodes` and `trials` are of all tasks together.
+    Returns: the results of each task, the episode seeds.
+    """
+    names, source = registry.task_names_of(config.env), EpisodeSeeds("eval", seed)
+    seeds, tasks = spread_seeds(source, 1 if trials else episodes, len(names))
+    envs = [registry.make_env(config.env) for _ in range(min(EVAL_LANES, max(len(seeds), trials or 0)))]
+    reset = config.run.reset_state_on_trial
+    results = evaluate_groups(network, envs, seeds, tasks, reset)
+    while trials and (done := sum(len(result.performance) for result in results)) < trials:
+        if done == 0:
+            raise ConfigError("--num-eval-trials: no trial is completed in an episode; use --num-eval-episodes")
+        missing = int(np.ceil((trials - done) * len(seeds) / done))
+        more, of = spread_seeds(source, missing, len(names))
+        fresh = evaluate_groups(network, envs, more, of, reset)
+        results = [Evaluation.pooled(pair) for pair in zip(results, fresh, strict=True)]
+        seeds, tasks = seeds + more, tasks + of
+    scripted = scripted_results(registry.make_task_set(config.env), seeds, tasks)
+    return [TaskScore(*parts) for parts in zip(names, results, scripted, strict=True)], seeds
+
+
+def summarise_tasks(config: Config, parts: list[TaskScore]) -> Scores:
+    """The numbers of an evaluation of several tasks.
+
+    Args: parts: of `score_tasks`.
+    Returns: as `summarise` for all episodes together, but accuracies and normalised scores are means over tasks, in
+        which every task counts the same; their intervals are of the sampled trials, not of the choice of tasks.
+        Besides, "normalised_score_iqm", the interquartile mean over tasks, and under "tasks" the numbers of each task.
+    """
+    policies = [name for name in parts[0].scripted if all(name in part.scripted for part in parts)]
+    together = {name: Evaluation.pooled([part.scripted[name] for part in parts]) for name in policies}
+    scores = summarise(config, Evaluation.pooled([part.result for part in parts]), together)
+    tasks: dict[str, Scores] = {}
+    assert isinstance(config.env, cfg.NeuroGymConfig)
+    for spec, part in zip(registry.specs_of(config.env), parts, strict=True):
+        alone = dataclasses.replace(
+            config.env, env_name=spec.name, env_args=spec.env_args, task_schedule="mixed", task_weights={}
+        )
+        tasks[part.name] = summarise(dataclasses.replace(config, env=alone), part.result, part.scripted)
+    for name in ("accuracy", "decision_accuracy", "normalised_score", *(f"{name}_accuracy" for name in policies)):
+        scores[name] = known_mean([task.get(name) for task in tasks.values()])
+    known = [task["normalised_score"] for task in tasks.values() if task["normalised_score"] is not None]
+    scores["normalised_score_iqm"] = float(trimmed_mean(known, QUARTER).value) if known else None
+    scored = [trimmed_mean(part.result.performance) for part in parts if len(part.result.performance) > 1]
+    scores["accuracy_ci95"] = _ends(mean_over(scored).interval() if scored else (np.nan, np.nan))
+    halves = [_half(task["normalised_score_ci95"]) for task in tasks.values() if task["normalised_score"] is not None]
+    half = np.sqrt(np.sum(np.square(halves))) / len(halves) if halves else np.nan
+    middle = np.nan if scores["normalised_score"] is None else scores["normalised_score"]
+    scores["normalised_score_ci95"] = _ends((middle - half, middle + half))
+    return {**scores, "choices": None, "tasks": tasks}
+
+
+def _half(ends: list[float | None]) -> float:
+    """Half the width of an interval; nan where it is unknown."""
+    low, high = ends
+    return np.nan if low is None or high is None else (high - low) / 2.0
 
 
 def _quarters(result: Evaluation, scripted: dict[str, Evaluation]) -> Scores:
@@ -326,6 +390,9 @@ def measure(args: argparse.Namespace, config: Config, network: AgentNetwork) -> 
 
     Returns: the scores, with None where a number is not finite; the episodes' seeds.
     """
+    if registry.task_names_of(config.env):
+        parts, seeds = score_tasks(config, network, args.seed, args.num_eval_episodes, args.num_eval_trials)
+        return jsonable(summarise_tasks(config, parts)), seeds
     result, scripted, seeds = score(config, network, args.seed, args.num_eval_episodes, args.num_eval_trials)
     return jsonable(summarise(config, result, scripted)), seeds
 

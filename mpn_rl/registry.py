@@ -35,7 +35,7 @@ from mpn_rl.tasks.lanes import EpisodeSeeds, Lanes, VectorLanes, repeats_episode
 from mpn_rl.tasks.last_step import ObserveLastStep, ObserveLastStepVec
 from mpn_rl.tasks.sequences import TaskSequences
 from mpn_rl.tasks.task_schedule import PhaseSchedule, TaskSchedule
-from mpn_rl.tasks.task_set import TaskSet, task_specs
+from mpn_rl.tasks.task_set import TaskSet, TaskSpec, task_specs
 from mpn_rl.tasks.task_spaces import MOST_CHOICES
 from mpn_rl.tasks.vector_env import BatchedTask
 from neurogym_wrapper import make_neurogym, task_names
@@ -93,11 +93,14 @@ LEARNERS: dict[type[cfg.LearnerConfig], tuple[type[AnyLearner], Callable[..., Ag
 }
 
 
+def specs_of(env: cfg.EnvConfig) -> list[TaskSpec]:
+    """The tasks where a run has several, else an empty list."""
+    return task_specs(env) if isinstance(env, cfg.NeuroGymConfig) and env.several else []
+
+
 def task_names_of(env: cfg.EnvConfig) -> list[str]:
     """The names of the tasks where a run has several, else an empty list."""
-    if not isinstance(env, cfg.NeuroGymConfig) or not env.several:
-        return []
-    return [spec.name for spec in task_specs(env)]
+    return [spec.name for spec in specs_of(env)]
 
 
 def make_schedule(config: cfg.Config) -> TaskSchedule | PhaseSchedule | None:

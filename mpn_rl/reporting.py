@@ -18,7 +18,7 @@ from mpn_rl.config import Config
 from mpn_rl.console import stderr, stdout
 from mpn_rl.contracts import MetricsRow
 from mpn_rl.options import PROGRAM
-from mpn_rl.registry import fitting_learners
+from mpn_rl.registry import fitting_learners, task_names_of
 from mpn_rl.tasks.changing_task import described
 from mpn_rl.training import Run, history
 from neurogym_wrapper import list_tasks, reference_scores
@@ -121,6 +121,8 @@ class Reporter:
             elif row.get("kind") == "eval":
                 shown = row["return_mean"] if row["accuracy"] is None else row["accuracy"]
                 name = "return" if row["accuracy"] is None else "accuracy"
+                if row.get("normalised_score") is not None:  # of several tasks
+                    name, shown = "normalised score", row["normalised_score"]
                 note = f"{self.run.learner.evaluated_as} {name} {shown:.3f}"
                 if "phase" in row:
                     note += f" in phase {row['phase']}, {described(self.config.env.change, row['phase'])}"
@@ -168,12 +170,16 @@ class Reporter:
         best = next(row for row in reversed(evaluations) if row["best"])
         accuracy = "" if best["accuracy"] is None else f", accuracy {best['accuracy']:.3f}"
         score = f"{run.learner.evaluated_as} return {best['return_mean']:.2f}{accuracy}"
+        if best.get("normalised_score") is not None:
+            score += f", mean normalised score {best['normalised_score']:.3f}"
         stdout.print(f"best_model.pt: step {best['step']:,}, {score}")
         stdout.print(f"next: {PROGRAM} eval {self.experiment.options}")
 
 
 def draw_training_curves(experiment: Experiment, config: Config) -> Path:
-    """Draw plots/training_curves.png from metrics.jsonl; plasticity.png and masks.png too if the run has such data.
+    """Draw plots/training_curves.png from metrics.jsonl, and of several tasks task_curves.png.
+
+    plasticity.png and masks.png too if the run has such data.
 
     Returns: the path of training_curves.png.
     """
@@ -196,6 +202,10 @@ def draw_training_curves(experiment: Experiment, config: Config) -> Path:
     columns = history(rows)
     keys = {"step": "steps", "reward": "episode_rewards", "length": "episode_lengths", "loss": "losses"}
     keys |= {"accuracy": "accuracies", "epsilon": "epsilons", "entropy": "entropies"}
+    names = task_names_of(config.env)
+    if names and evaluations:
+        figure = visualize.task_curves_figure(evaluations, names, title=title)
+        visualize.save_figure(figure, experiment.plots_dir / "task_curves.png")
     figure = visualize.plot_training_curves(
         {name: columns[key] for name, key in keys.items() if key in columns},
         evaluations,
@@ -220,6 +230,38 @@ def print_tasks() -> None:
     stdout.print("\n".join(lines))
 
 
+def print_task_scores(config: Config, scores: dict[str, Any], how: str = "greedy") -> None:
+    """Print eval's table of several tasks.
+
+    Args: as of `print_scores`; `scores` are those of `evaluation.summarise_tasks`.
+    """
+
+    def text(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    def ends(interval: Sequence[float | None]) -> str:
+        return "none" if interval[0] is None else f"[{text(interval[0])}, {text(interval[1])}]"
+
+    title = f"{config.env.task}, {config.core.name}, {how}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("task", no_wrap=True)
+    for column in ("trials", "per trial", "random", "best", "accuracy", "random", "normalised", "95 % interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, own in scores["tasks"].items():
+        best = "best" if own.get("best_trial_return_mean") is not None else "ground_truth"
+        returns = [own.get(f"{who}trial_return_mean") for who in ("", "random_", f"{best}_")]
+        shares = [own["accuracy"], own["random_accuracy"], own["normalised_score"]]
+        table.add_row(name, str(own["trials"]), *map(text, (*returns, *shares)), ends(own["normalised_score_ci95"]))
+    shares = [scores["accuracy"], scores["random_accuracy"], scores["normalised_score"]]
+    means = ("mean over tasks", str(scores["trials"]), "", "", "", *map(text, shares))
+    table.add_row(*means, ends(scores["normalised_score_ci95"]), style="bold")
+    stdout.print(table)
+    stdout.print(
+        f"{scores['episodes']} episodes; normalised: 0 is random, 1 the best scripted policy; interquartile mean over "
+        f"{len(scores['tasks'])} tasks {text(scores['normalised_score_iqm'])}"
+    )
+
+
 def print_scores(config: Config, scores: dict[str, Any], how: str = "greedy") -> None:
     """Print eval's table.
 
@@ -228,6 +270,9 @@ def print_scores(config: Config, scores: dict[str, Any], how: str = "greedy") ->
         scores: the numbers of `evaluation.summarise`.
         how: how the agent chose its actions.
     """
+    if "tasks" in scores:
+        print_task_scores(config, scores, how)
+        return
 
     def text(value: float | None, digits: int = 3) -> str:
         return "-" if value is None else f"{value:.{digits}f}"

@@ -23,6 +23,14 @@ class TaskBounds(NamedTuple):
     best: float
 
 
+class TaskScore(NamedTuple):
+    """The results in one task: the agent's, and those of the scripted policies by name."""
+
+    name: str
+    result: Evaluation
+    scripted: dict[str, Evaluation]
+
+
 def spread_seeds(draw: Callable[[], int], episodes: int, tasks: int) -> tuple[list[int], list[int]]:
     """Seeds of episodes that go round the tasks, so that each task has as many, and at least LEAST_EPISODES.
 

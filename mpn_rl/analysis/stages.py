@@ -25,9 +25,11 @@ from mpn_rl.config import Config
 from mpn_rl.console import stderr, stdout
 from mpn_rl.evaluation import EVAL_LANES, acting, load_policy, network_key, stored_config
 from mpn_rl.options import ConfigError
+from mpn_rl.registry import task_names_of
 from mpn_rl.rollout import record_episodes
 from mpn_rl.storage.json_files import COLLECTED, PROBES, Schema, check_json
 from mpn_rl.storage.npz_files import ArraySpec, read_npz
+from mpn_rl.tasks.task_set import seed_of
 from neurogym_wrapper import reference_scores
 
 if TYPE_CHECKING:  # matplotlib and SciPy are slow to import
@@ -69,6 +71,8 @@ def collect(args: argparse.Namespace, name: str) -> None:
     envs = [registry.make_env(config.env) for _ in range(min(EVAL_LANES, args.num_episodes))]
     source = registry.eval_seeds(config, args.seed)
     seeds = [source() for _ in range(args.num_episodes)]
+    if count := len(task_names_of(config.env)):  # the episodes go round the tasks
+        seeds = [seed_of(seed, index % count, count) for index, seed in enumerate(seeds)]
     episodes = record_episodes(network, envs, seeds, epsilon=args.epsilon, precision=args.precision,
                                reset_state_on_trial=config.run.reset_state_on_trial)  # fmt: skip
     first = next(episodes)
@@ -135,6 +139,8 @@ def training_pages(experiment: Experiment, config: Config) -> Iterator[Page]:
     yield standard_pages.learning_page(
         history, evaluations, reference_scores(config.env.env_name, config.env.env_args), title
     )
+    if names := task_names_of(config.env):
+        yield standard_pages.tasks_page(evaluations, names, title)
     yield standard_pages.plasticity_page(rows, title)
     yield standard_pages.masks_page(experiment.read_masks(), title)
 
@@ -194,6 +200,10 @@ def probe(args: argparse.Namespace, name: str, print_pages: bool = True) -> None
     from mpn_rl.analysis.pages import probe_pages
 
     experiment, config, network = load_policy(args, name)
+    if task_names_of(config.env):
+        raise ConfigError(
+            f"analyze probe needs a run of one task, '{name}' has several; eval and analyze collect show each task"
+        )
     with Progress(console=stderr) as bar:
         task = bar.add_task(f"probing {name}", total=None)
         subject = probes.Subject(network, config, args.num_trials, args.seed)
@@ -284,7 +294,7 @@ def report(given: Mapping[str, object], args: argparse.Namespace, name: str) -> 
                 _check_settings(args, given, _read(folder / file, schema, stage), config, name, stage)
         if not recording.is_file():
             collect(args, name)
-        if args.probes and not probes_file.is_file():
+        if args.probes and not probes_file.is_file() and not task_names_of(config.env):
             probe(args, name, print_pages=False)
         notes = outdated_notes(checkpoint, folder, config)
     elif checkpoint.parent == experiment.path / "checkpoints" and not {"checkpoint", "policy", "lesion"} & given.keys():

@@ -46,13 +46,15 @@ class MetricsRow(NamedTuple):
     is_evaluation: bool
     return_mean: float | None = None  # of a greedy evaluation
     accuracy: float | None = None  # None where the task has no trials
+    normalised_score: float | None = None  # of several tasks: the mean, which chooses best_model.pt
 
     @classmethod
     def read(cls, row: object) -> MetricsRow | None:
         """The entries of a decoded row; None for a row that no run writes."""
         if not isinstance(row, dict):
             return None
-        step, episode, values = row.get("step"), row.get("episode"), (row.get("return_mean"), row.get("accuracy"))
+        step, episode = row.get("step"), row.get("episode")
+        values = row.get("return_mean"), row.get("accuracy"), row.get("normalised_score")
         if (
             type(step) is not int
             or type(episode) is not int
@@ -63,12 +65,17 @@ class MetricsRow(NamedTuple):
             return cls(step, episode, False)
         if not all(value is None or (type(value) in (int, float) and abs(value) <= LARGEST) for value in values):
             return None
-        return cls(step, episode, values != (None, None), *values)
+        return cls(step, episode, values[:2] != (None, None), *values)
 
     @property
     def score(self) -> float | None:
         """The accuracy, or the return where the task has no trials."""
         return self.return_mean if self.accuracy is None else self.accuracy
+
+    @property
+    def rank(self) -> float | None:
+        """The highest one, and of equal ones the last, is that of best_model.pt."""
+        return self.return_mean if self.normalised_score is None else self.normalised_score
 
 
 def state_of(experiment: Experiment, args: argparse.Namespace) -> State:

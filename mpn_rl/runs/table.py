@@ -81,9 +81,8 @@ def run_row(experiment: Experiment, config: Config) -> Record:
         stderr.print(f"note: {error}")
         logged = []
     scored = [row for row in logged if row.is_evaluation and row.score is not None]
-    # best_model.pt is that of the highest return; of equal returns, the last one.
-    known = [row for row in scored if row.return_mean is not None]
-    highest = max(known, key=lambda row: (row.return_mean, row.step), default=None)
+    known = [row for row in scored if row.rank is not None]
+    highest = max(known, key=lambda row: (row.rank, row.step), default=None)
     files = [path for path in (experiment.config_path, experiment.metrics_path) if path.exists()]
     updated = datetime.datetime.fromtimestamp(max(path.lstat().st_mtime for path in files)).astimezone()
     row = {

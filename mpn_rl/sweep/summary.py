@@ -29,6 +29,7 @@ class Evaluation(NamedTuple):
     step: int
     return_mean: float
     accuracy: float | None
+    rank: float  # by which best_model.pt is chosen
 
 
 class Result(NamedTuple):
@@ -136,8 +137,10 @@ def evaluations_of(experiment: Experiment) -> list[Evaluation]:
     rows = [row for row in map(MetricsRow.read, experiment.read_metrics()) if row and row.is_evaluation]
     if not rows:
         raise ConfigError(f"{experiment.metrics_path} has no greedy evaluation; restore it, or train the row again")
+    returns = [math.nan if row.return_mean is None else row.return_mean for row in rows]
     return [
-        Evaluation(row.step, math.nan if row.return_mean is None else row.return_mean, row.accuracy) for row in rows
+        Evaluation(row.step, returned, row.accuracy, returned if row.rank is None else row.rank)
+        for row, returned in zip(rows, returns, strict=True)
     ]
 
 
@@ -145,8 +148,8 @@ def _result(planned: Planned, evaluations: list[Evaluation], accurate: bool, whi
     steps = np.array([one.step for one in evaluations])
     returns = np.array([one.return_mean for one in evaluations], float)
     scores = np.array([one.accuracy for one in evaluations], float) if accurate else returns
-    # The best model has the highest return; of equal returns, the last one.
-    chosen = -1 if which == "final" else max(range(len(steps)), key=lambda place: (returns[place], steps[place]))
+    ranks = [one.rank for one in evaluations]
+    chosen = -1 if which == "final" else max(range(len(steps)), key=lambda place: (ranks[place], steps[place]))
     return Result(planned, steps, scores, float(scores[chosen]))
 
 

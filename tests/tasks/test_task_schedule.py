@@ -150,6 +150,51 @@ def test_evaluations_have_scores_of_each_task_and_the_best_is_by_their_mean(tmp_
     assert saved["score"] == best
 
 
+def test_eval_and_the_report_show_each_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    name = ["--experiment-name", "run"]
+    assert main.main(["train-neurogym", "--env-name", THREE, *tiny, *name]) == 0
+    assert Path("experiments/run/plots/task_curves.png").stat().st_size > 0
+    capsys.readouterr()
+    assert main.main(["eval", *name, "--num-eval-episodes", "4", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(scores["tasks"]) == THREE.split(",")
+    own = list(scores["tasks"].values())
+    assert [task["episodes"] for task in own] == [3, 3, 3] and scores["episodes"] == 9  # at least three of each
+    assert scores["trials"] == sum(task["trials"] for task in own)
+    for key in ("accuracy", "normalised_score", "random_accuracy"):
+        assert scores[key] == pytest.approx(np.mean([task[key] for task in own]))
+    assert scores["normalised_score_iqm"] == pytest.approx(scores["normalised_score"])  # of three nothing is cut
+    assert main.main(["eval", *name, "--num-eval-trials", "60"]) == 0
+    printed = capsys.readouterr().out
+    assert all(task in printed for task in (*THREE.split(","), "mean over tasks", "interquartile mean over 3 tasks"))
+    assert main.main(["analyze", "collect", *name, "--num-episodes", "6"]) == 0
+    with np.load("experiments/run/analysis/activity.npz", allow_pickle=False) as activity:
+        tasks, episodes = activity["condition_task"], activity["episode"]
+    assert [str(tasks[episodes == episode][0]) for episode in range(6)] == 2 * THREE.split(",")
+    assert main.main(["analyze", "report", *name]) == 0
+    assert "Scores of each task" in Path("experiments/run/analysis/report.html").read_text()
+    assert main.main(["analyze", "probe", *name]) == 2
+    assert "needs a run of one task" in capsys.readouterr().err
+
+
+def test_the_options_of_several_tasks_change_the_run(tmp_path: Path) -> None:
+    weights = {"GoNogo-v0": 5}
+    flags: list[dict[str, Any]] = [{}, {"task_schedule": "blocked"}, {"task_schedule": "curriculum"},
+                                   {"task_weights": weights}, {"task_schedule": "blocked", "task_weights": weights},
+                                   {"env_args": {"GoNogo-v0": {"dt": 50}}}]  # fmt: skip
+    outcomes = set()
+    for number, changed in enumerate(flags):
+        run = started(config_of(plasticity_metrics_freq=0, **changed), tmp_path / str(number))
+        assert run.schedule is not None
+        run.schedule.success[:] = 1.0, 0.0, 0.0  # as if one task were learned, which the curriculum then draws less
+        outcomes.add(text(ended(run)["network"]))
+    assert len(outcomes) == len(flags)
+
+
 REFUSED = {
     "--task-schedule blocked does nothing with one task, --env-name GoNogo-v0":
         ["train-neurogym", "--env-name", "GoNogo-v0", "--task-schedule", "blocked"],

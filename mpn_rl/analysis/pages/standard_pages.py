@@ -229,6 +229,30 @@ def learning_page(
     )
 
 
+def tasks_page(evaluations: visualize.Evaluations, tasks: Sequence[str], title: str) -> Page:
+    """The scores of each of several tasks; the arguments are those of `visualize.task_curves_figure`."""
+    name, heading = "tasks", "Scores of each task"
+    if not evaluations:
+        return Page(name, "learning", heading, missing="not available: metrics.jsonl has no evaluations")
+    last, table = evaluations[-1], []
+    for task in tasks:
+        for key, what in (("normalised_score", "normalised score"), ("accuracy", "accuracy")):
+            value = last.get(f"{key}/{task}")
+            if value is not None:
+                table.append(Row(f"{task}: {what} at the end", float(value)))
+    mean = last.get("normalised_score")
+    if mean is not None:
+        table.append(Row(f"mean normalised score of {len(tasks)} tasks at the end", float(mean)))
+    caption = (
+        "The normalised score of each task in the evaluations of the training, 0 for random actions and 1 for the best "
+        "scripted policy on the same seeds; grey: the mean over tasks, which chooses best_model.pt. eval measures each "
+        "task on other episodes, with intervals."
+    )
+    figure = visualize.task_curves_figure(evaluations, tasks, title=title)
+    numbers = {"evaluations": evaluations}
+    return Page(name, "learning", heading, caption, figure, table, numbers, headline=tuple(table[-1:]))
+
+
 def plasticity_page(rows: Iterable[Mapping[str, Any]], title: str) -> Page:
     """Score, active and dormant fractions and density over steps, from the rows of metrics.jsonl."""
     name, heading = "plasticity", "Plasticity metrics"
