@@ -134,7 +134,7 @@ def score_tasks(
     Args: as of `score`; `episodes` and `trials` are of all tasks together.
     Returns: the results of each task, the episode seeds.
     """
-    names, source = registry.task_names_of(config.env), EpisodeSeeds("eval", seed)
+    names, source = registry.task_names_of(config.env), registry.eval_seeds(config, seed)
     seeds, tasks = spread_seeds(source, 1 if trials else episodes, len(names))
     envs = [registry.make_env(config.env) for _ in range(min(EVAL_LANES, max(len(seeds), trials or 0)))]
     reset = config.run.reset_state_on_trial
