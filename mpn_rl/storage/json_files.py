@@ -121,6 +121,9 @@ PROBES: dict[str, Schema] = {
     "relaxation?": {"*": (Text(), RELAXATION)},
     "fixed_points?": {"*": (Text(), POINTS)},
 }
+# Of a page in analysis/: a line of its table; the course of decoding.
+LINE: dict[str, Schema] = {"what": Text(500), "value": ANY}
+DECODED: dict[str, Schema] = {"time": Many(ANY, 10**5), "onsets": {"*": STEP}, "unit": Text(20)}
 # Rows of metrics.jsonl by kind; all their other entries are numbers, null, true or false.
 ROWS: dict[str, dict[str, Schema]] = {
     "episode": {"step": STEP, "reward": ANY, "length": ANY},
