@@ -161,6 +161,37 @@ def shared_training() -> dict[str, float]:
     return result
 
 
+def conditions() -> dict[str, float]:
+    """Coverage of decoding in the same and in other conditions, and false alarms of the latter.
+
+    The label is coded alike in both conditions, or with the opposite sign; each episode has an offset of its own.
+    """
+    result = {}
+    for episodes, trials, constant in ((20, 10, False), (40, 6, False), (20, 10, True)):
+        episode, n = np.repeat(np.arange(episodes), trials), episodes * trials
+        for apart, sign in ((0.0, 1), (0.3, 1), (1.0, 1), (1.0, -1)):
+            found = []
+            for seed in range(500 if apart == 0 else 300):
+                rng = np.random.default_rng(seed)
+                y = rng.permutation(n) % 2
+                c = (rng.permutation(episodes) % 2)[episode] if constant else rng.permutation(n) % 2
+                x = rng.standard_normal((n, 6)) + rng.standard_normal((episodes, 6))[episode]
+                x[:, 0] += apart * (2 * y - 1) * np.where(c == 1, sign, 1)
+                x[:, 1] += 2 * c
+                shuffles = 100 if apart == 0 else 0
+                rows = np.arange(n)[:, None]
+                found.append(decoding.across_conditions(x, rows, y, c, episode, shuffles=shuffles, seed=seed))
+            what = f"{episodes} episodes of {trials}, condition {'constant' if constant else 'per trial'}"
+            for name in ("within", "across"):
+                value, *ends = np.array([getattr(one, name)[:3] for one in found])[..., 0].T
+                truth = float(value.mean())
+                result[f"{name} {truth:.2f}, {what}"] = held(*ends, truth)
+            if apart == 0:
+                above = np.mean([one.across.value[0] > one.limits[1] for one in found])
+                result[f"false alarms across, {what}"] = round(float(above), 3)
+    return result
+
+
 def demixings() -> dict[str, float]:
     """False alarms of the parts without effect, with equal and unequal cells of 120 trials."""
     result = {}
@@ -182,7 +213,8 @@ def demixings() -> dict[str, float]:
 def main() -> None:
     parts = {
         "means": means, "shares": shares, "improvement": improvements, "psychometric": psychometrics,
-        "decoding": decodings, "decoding variance ratio": shared_training, "demixed false alarms": demixings,
+        "decoding": decodings, "decoding variance ratio": shared_training, "conditions": conditions,
+        "demixed false alarms": demixings,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[[], *parts], help="(default: all; the others keep their results)")

@@ -18,7 +18,9 @@ from mpn_rl.storage.json_files import DECODED, LINE, PROBES, check_json, fault
 
 PLOT, PROBE = "plot", "probe"  # the stages that write pages
 PAGES = {  # whose tables are compared, and the stage that writes them; learning curves have a figure of their own
-    **dict.fromkeys(("behaviour", "pca_variance", "demixed", "decoding", "cross_temporal", "fixed_points"), PLOT),
+    **dict.fromkeys(
+        ("behaviour", "pca_variance", "demixed", "decoding", "cross_temporal", "cross_condition", "fixed_points"), PLOT
+    ),
     **dict.fromkeys(("delay", "noise", "lesions", "relaxation"), PROBE),
 }
 PROBED = {"delay": "length of the delay", "input_noise": "noise on the observation", "state_noise": "noise on the "

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from matplotlib.typing import LineStyleType
 
-from mpn_rl.analysis.decoding import CrossTemporal, Decoding
+from mpn_rl.analysis.decoding import AcrossConditions, CrossTemporal, Decoding
 from mpn_rl.analysis.demixed import Demixed
 from mpn_rl.analysis.figures.behaviour_figures import BLUE, INK, ORANGE, shade_periods, write_reason
 from mpn_rl.analysis.fixed_points import FixedPoints, relaxation_time
@@ -134,6 +134,37 @@ def cross_temporal_figure(
             f"{label} from {state} (n = {result.n:,} trials)\nchance stays below {result.limit:.2f}", fontsize=9
         )
     colour_bar(image, list(axes[0]), "balanced accuracy")
+    page_title(fig, title)
+    return fig
+
+
+@house_style()
+def cross_condition_figure(
+    results: Mapping[str, Mapping[str, AcrossConditions]], periods: Sequence[str], *, title: str | None = None
+) -> Figure:
+    """Accuracy in the same and in other conditions at the end of each period, a panel per label.
+
+    Args: results: {label: {state: `decoding.across_conditions`}}. periods: names of the steps.
+    """
+    fig, axes = new_panels(1.2 + 4.0 * len(results), 4.0, 1, len(results))
+    for ax, (label, of_state) in zip(axes[0], results.items(), strict=True):
+        width = 0.7 / len(of_state)
+        for index, (state, result) in enumerate(of_state.items()):
+            colour = STATE_COLOURS.get(state, OTHER_COLOURS[index % len(OTHER_COLOURS)])
+            x = np.arange(len(periods)) + (index - (len(of_state) - 1) / 2) * width
+            for part, shift, face, where in ((result.within, -0.15, "white", "the same condition"),
+                                             (result.across, 0.15, colour, "other conditions")):  # fmt: skip
+                error = np.stack([part.value - part.low, part.high - part.value]).clip(min=0)
+                ax.errorbar(x + shift * width, part.value, yerr=error, fmt="o", ms=5, color=colour, mfc=face, capsize=0,
+                            elinewidth=1.2, label=f"{state}, tested in {where}")  # fmt: skip
+            limit = result.limits[1]
+            ax.plot(x + 0.15 * width, np.full(len(x), limit), "_", ms=10, mew=1.5, color="#777777",
+                    label="other conditions: 95 % of shuffles" if index == 0 else None)  # fmt: skip
+        ax.set_xticks(range(len(periods)), [f"end of\n{period}" for period in periods])
+        ax.set(ylabel="balanced accuracy", ylim=(None, 1.03), xlim=(-0.6, len(periods) - 0.4))
+        n = int(next(iter(of_state.values())).within.n[0])
+        ax.set_title(f"{label} (n = {n:,} trials)", fontsize=9)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     page_title(fig, title)
     return fig
 

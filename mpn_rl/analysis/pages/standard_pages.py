@@ -29,6 +29,7 @@ COMPONENTS = 20
 DEMIXED = "Variance by time, stimulus and choice"
 DECODING = "Decoding from the state"
 CROSS_TEMPORAL = "Decoding across time"
+CROSS_CONDITION = "Decoding across conditions"
 WITHOUT_WEIGHTS = "the weights were not recorded: run analyze collect again"
 
 
@@ -160,6 +161,7 @@ def pages(recording: Recording) -> Iterator[Page]:
     yield attempt_page("demixed", "state", DEMIXED, lambda: demixed_page(recording))
     yield attempt_page("decoding", "memory", DECODING, lambda: decoding_page(recording))
     yield attempt_page("cross_temporal", "memory", CROSS_TEMPORAL, lambda: cross_temporal_page(recording))
+    yield attempt_page("cross_condition", "memory", CROSS_CONDITION, lambda: cross_condition_page(recording))
 
 
 def attempt_page(name: str, part: str, title: str, make: Callable[[], Page]) -> Page:
@@ -575,3 +577,53 @@ def cross_temporal_page(recording: Recording, shuffles: int = 100) -> Page:
         rows.append(Row(f"{label} from {state}: chance stays below", result.limit, n=result.n))
     numbers = {state: result._asdict() for state, result in results.items()} | {"label": label, "time": aligned.time}
     return Page("cross_temporal", "memory", CROSS_TEMPORAL, caption, figure, rows, numbers)
+
+
+def cross_condition_page(recording: Recording, shuffles: int = 200) -> Page:
+    """Whether stimulus and context, else stimulus and choice, are coded alike in every condition of the other one."""
+    table, aligned = recording.table, recording.aligned
+    labels, _ = trials.label_sets(recording.activity, aligned, table)
+    first, second = "stimulus", "context" if "context" in labels else "choice"
+    if not {first, second} <= set(labels):
+        raise MissingDataError("the trials have no two labels, such as stimulus and context, that both vary")
+    # The delay's length may differ between trials: its end is the column that most trials have.
+    ends = {name: column for name, column in aligned.ends.items()
+            if (aligned.rows[:, column] >= 0).mean() >= decoding.COMMON}  # fmt: skip
+    if not ends:
+        raise MissingDataError("no period is complete in most trials")
+    rows_at_ends = aligned.rows[:, list(ends.values())]
+    results: dict[str, dict[str, decoding.AcrossConditions]] = {}
+    for label, condition in ((first, second), (second, first)):
+        results[f"{label} across {condition}"] = {
+            state: decoding.across_conditions(
+                array, rows_at_ends, labels[label], labels[condition], table["episode"], shuffles=shuffles
+            )
+            for state, array in recording.states.items()
+        }
+    figure = state_figures.cross_condition_figure(
+        results, list(ends), title=f"{recording.title}: decoding across conditions"
+    )
+    rows: list[Row] = []
+    numbers: dict[str, Any] = {}
+    for what, of_states in results.items():
+        for state, result in of_states.items():
+            for place, period in enumerate(ends):
+                for name, part in (("other", result.across), ("same", result.within)):
+                    kind = f"{what}, from {state}, in {name} conditions, end of {period}"
+                    rows.append(Row(kind, *(float(side[place]) for side in part)))
+            numbers.setdefault(what, {})[state] = {
+                "within": result.within._asdict(),
+                "across": result.across._asdict(),
+                "limits": result.limits,
+            }
+    n, episodes = int(rows[0].n), len(np.unique(table["episode"]))
+    caption = (
+        "Held-out balanced accuracy of a linear (ridge) classifier that is trained in one condition (such as one "
+        "context) and tested on other episodes, in the same condition (open) and in the other ones (filled), at the "
+        f"last step of each period; n = {n:,} trials of {episodes:,} episodes; unit of inference: the episode; bars: "
+        "95 % intervals. Each condition is centred on its own mean. Where the filled points reach the open ones, the "
+        "label is coded alike in all conditions; "
+        "below chance, its code is reversed; at chance, the codes have nothing in common. "
+        f"Ticks: 95 % of {shuffles} permutations of the labels over episodes stay below at all of these steps."
+    )
+    return Page("cross_condition", "memory", CROSS_CONDITION, caption, figure, rows, {**numbers, "periods": list(ends)})
