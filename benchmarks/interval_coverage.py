@@ -20,8 +20,9 @@ from scipy import stats
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed  # noqa: E402
+from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed, evidence_weights  # noqa: E402
 from mpn_rl.statistics import normalised_interval, trimmed_mean, wilson  # noqa: E402
+from tests.recordings import make_two_cues  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "interval_coverage.json"
 DRAWS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
@@ -101,6 +102,30 @@ def psychometrics() -> dict[str, float]:
             what = f"{name}, {kind}, {n} trials, {len(strengths)} strengths"
             result[what] = held(*np.array(ends).T, truth)
             result[f"not determined: {what}"] = round(1 - len(ends) / len(fits), 3)
+    return result
+
+
+AGENTS = {  # weight of the relevant cue at each step, of the irrelevant one, noise of the decision, trials
+    "even weights": ([1.0] * 5, 0.0, 1.0, 600),
+    "recency": ([0.2, 0.4, 0.6, 0.8, 1.0], 0.0, 1.0, 600),
+    "both cues": ([1.0] * 5, 0.5, 1.0, 600),
+    "few trials": ([1.0] * 5, 0.0, 1.0, 250),
+    "15 steps": ([0.5] * 15, 0.0, 1.0, 600),
+    "few errors": ([1.0] * 5, 0.0, 0.1, 600),
+}
+
+
+def kernels() -> dict[str, float]:
+    """The weights of each step and of a whole cue, and the effect of its strength; the truth is the mean."""
+    result = {}
+    for name, agent in AGENTS.items():
+        found = [evidence_weights.evidence_weights(*make_two_cues(*agent, seed=seed)) for seed in range(500)]
+        for cue in (evidence_weights.RELEVANT, evidence_weights.IRRELEVANT):
+            for what in ("weights", "total", "effect")[: 3 if cue == evidence_weights.IRRELEVANT else 2]:
+                value, low, high, _ = (np.array(part) for part in zip(*(getattr(one, what)[cue] for one in found),
+                                                                      strict=True))  # fmt: skip
+                inside = (low <= value.mean(axis=0)) & (value.mean(axis=0) <= high)
+                result[f"{what} of the {cue}, {name}"] = round(float(inside.mean()), 3)
     return result
 
 
@@ -213,6 +238,7 @@ def demixings() -> dict[str, float]:
 def main() -> None:
     parts = {
         "means": means, "shares": shares, "improvement": improvements, "psychometric": psychometrics,
+        "kernels": kernels,
         "decoding": decodings, "decoding variance ratio": shared_training, "conditions": conditions,
         "demixed false alarms": demixings,
     }  # fmt: skip

@@ -17,12 +17,12 @@ from mpn_rl.options import ConfigError
 from mpn_rl.storage.json_files import DECODED, LINE, PROBES, check_json, fault
 
 PLOT, PROBE = "plot", "probe"  # the stages that write pages
-PAGES = {  # whose tables are compared, and the stage that writes them; learning curves have a figure of their own
-    **dict.fromkeys(
-        ("behaviour", "pca_variance", "demixed", "decoding", "cross_temporal", "cross_condition", "fixed_points"), PLOT
-    ),
-    **dict.fromkeys(("delay", "noise", "lesions", "relaxation"), PROBE),
-}
+# The pages whose tables are compared, by the stage that writes them; learning curves have a figure of their own.
+PAGES = {
+    PLOT: ("behaviour", "evidence", "pca_variance", "demixed", "decoding", "cross_temporal", "cross_condition",
+           "fixed_points"),
+    PROBE: ("delay", "noise", "lesions", "relaxation"),
+}  # fmt: skip
 PROBED = {"delay": "length of the delay", "input_noise": "noise on the observation", "state_noise": "noise on the "
           "memory", "lesion": "memory erased", "frozen": "memory frozen"}  # fmt: skip
 DECODED_FIRST = ("evidence", "stimulus", "choice", "context")  # the first of them that was decoded is drawn
@@ -45,7 +45,7 @@ def stored(folder: Path, stages: Iterable[str] = (PLOT, PROBE)) -> Measured:
     numbers: dict[tuple[str, str], float] = {}
     curves: dict[str, Curve] = {}
     there = set()
-    for page, stage in PAGES.items():
+    for stage, page in ((stage, page) for stage, names in PAGES.items() for page in names):
         path = folder / f"{page}.json"
         if stage not in stages or not path.is_file():
             continue

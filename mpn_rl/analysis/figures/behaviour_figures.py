@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from mpn_rl.analysis.behaviour import ByCondition, Confusion, Psychometric, Rates
 from mpn_rl.analysis.confidence_intervals import Estimate, GroupScore, Improvement
+from mpn_rl.analysis.evidence_weights import IRRELEVANT, RELEVANT, EvidenceWeights
 from mpn_rl.analysis.over_seeds import CurveOverSeeds
 from visualize import (
     MODEL_COLOURS,
@@ -276,6 +277,32 @@ def behaviour_figure(
     plot_accuracy_by_condition(groups, axes[0, 1])
     plot_rates(rates, axes[1, 0], unit)
     plot_confusion(confusion, axes[1, 1])
+    page_title(fig, title)
+    return fig
+
+
+@house_style()
+def evidence_figure(
+    weights: EvidenceWeights, time: np.ndarray, *, unit: str = "ms", title: str | None = None
+) -> Figure:
+    """Choices by the strength of each cue, and the weight of its noise over time.
+
+    Args: weights: `evidence_weights.evidence_weights`. time: of its columns, (k,).
+    """
+    fig, axes = new_panels(8.6, 3.8, 1, 2)
+    curves, kernel = axes[0]
+    colours = {RELEVANT: BLUE, IRRELEVANT: ORANGE}
+    for cue, levels in weights.levels.items():
+        curves.plot(levels, weights.shares[cue].value, lw=1.4, color=colours[cue])
+        intervals(curves, levels, weights.shares[cue], colours[cue], label=f"{cue} (n = {weights.n:,} trials)")
+        part = weights.weights[cue]
+        kernel.plot(time, part.value, marker="o", ms=3.5, lw=2, color=colours[cue])
+        kernel.fill_between(time, part.low, part.high, color=colours[cue], alpha=0.22, lw=0)
+    curves.axhline(0.5, color="#CCCCCC", lw=0.8, zorder=1)
+    kernel.axhline(0, color="#999999", lw=0.8, ls=(0, (4, 3)), zorder=1)
+    curves.set(xlabel="signed strength of the cue", ylabel="share of choices of the higher action", ylim=(-0.03, 1.03))
+    kernel.set(xlabel=f"time in trial ({unit})", ylabel="change of this share\nper sd of the noise")
+    fig.legend(title="95 % intervals", title_fontsize=8, alignment="left", loc="outside lower left", ncols=2)
     page_title(fig, title)
     return fig
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 import pca_analysis
 import visualize
-from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed, trials
+from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed, evidence_weights, trials
 from mpn_rl.analysis.behaviour import ByCondition, Confusion, Psychometric, Rates
 from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError, attempt
 from mpn_rl.analysis.figures import behaviour_figures, state_figures
@@ -26,6 +26,7 @@ from pca_analysis import Activity, PCAResult
 
 PARTS = ("learning", "behaviour", "state", "memory", "dynamics", "tests", "weights")
 COMPONENTS = 20
+WEIGHTS_OF_EVIDENCE = "Weight of the evidence"
 DEMIXED = "Variance by time, stimulus and choice"
 DECODING = "Decoding from the state"
 CROSS_TEMPORAL = "Decoding across time"
@@ -153,6 +154,7 @@ class Recording:
 def pages(recording: Recording) -> Iterator[Page]:
     """The pages of a recording, one at a time, so that only one figure needs to be in memory."""
     yield attempt_page("behaviour", "behaviour", "Behaviour", lambda: behaviour_page(recording))
+    yield attempt_page("evidence", "behaviour", WEIGHTS_OF_EVIDENCE, lambda: evidence_page(recording))
     yield variance_page(recording)
     for state in recording.states:
         stem = "trajectories_hidden" if state == "h" else f"trajectories_{state}"
@@ -327,6 +329,36 @@ def behaviour_page(recording: Recording) -> Page:
     headline = headline or tuple(table[:1])
     warnings = constant_conditions(trial_table)
     return Page("behaviour", "behaviour", title, caption, figure, table, numbers, headline=headline, warnings=warnings)
+
+
+def evidence_page(recording: Recording) -> Page:
+    """Choices by the strength of both cues, and the weight of each step's noise (psychophysical kernel)."""
+    table, aligned = recording.table, recording.aligned
+    result = evidence_weights.evidence_weights(recording.activity, aligned, table)
+    time = aligned.time[result.columns]
+    figure = behaviour_figures.evidence_figure(
+        result, time, unit=aligned.unit, title=f"{recording.title}: weight of the evidence"
+    )
+    rows = [row(f"weight of the {cue}, sum over its steps", part) for cue, part in result.total.items()]
+    rows += [row(f"change of the choice from the lowest to the highest strength of the {cue}", part)
+             for cue, part in result.effect.items()]  # fmt: skip
+    for cue, part in result.weights.items():
+        rows += [Row(f"weight of the {cue} at {at:g} {aligned.unit}", *(float(side[i]) for side in part))
+                 for i, at in enumerate(time)]  # fmt: skip
+    two = len(result.weights) == 2
+    caption = (
+        "Left: share of choices of the higher action by the signed strength of the evidence"
+        f"{', of the cue that the context selects and of the other one' if two else ''}; bars: Wilson's 95 % "
+        "intervals. Right: psychophysical kernel, the change of the probability of this choice per standard deviation "
+        "of the noise at each step, by a linear regression of the choice on the noise of all steps"
+        f"{' of both cues' if two else ''} among trials of equal strength; bands: 95 % intervals (HC3). An integrator "
+        "without leak weighs all steps alike; a weight of 0 is evidence that is ignored. "
+        f"n = {result.n:,} trials; unit of inference: the trial."
+    )
+    numbers = {"time": time, "levels": result.levels}
+    numbers |= {name: {cue: part._asdict() for cue, part in getattr(result, name).items()}
+                for name in ("weights", "shares")}  # fmt: skip
+    return Page("evidence", "behaviour", WEIGHTS_OF_EVIDENCE, caption, figure, rows, numbers)
 
 
 def _plain(value: object) -> object:
