@@ -19,8 +19,8 @@ from mpn_rl.storage.json_files import DECODED, LINE, PROBES, check_json, fault
 PLOT, PROBE = "plot", "probe"  # the stages that write pages
 # The pages whose tables are compared, by the stage that writes them; learning curves have a figure of their own.
 PAGES = {
-    PLOT: ("behaviour", "evidence", "pca_variance", "demixed", "decoding", "cross_temporal", "cross_condition",
-           "fixed_points"),
+    PLOT: ("behaviour", "evidence", "commitment", "pca_variance", "demixed", "decoding", "cross_temporal",
+           "cross_condition", "fixed_points"),
     PROBE: ("delay", "noise", "lesions", "relaxation"),
 }  # fmt: skip
 PROBED = {"delay": "length of the delay", "input_noise": "noise on the observation", "state_noise": "noise on the "

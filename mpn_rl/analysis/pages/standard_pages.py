@@ -27,6 +27,7 @@ from pca_analysis import Activity, PCAResult
 PARTS = ("learning", "behaviour", "state", "memory", "dynamics", "tests", "weights")
 COMPONENTS = 20
 WEIGHTS_OF_EVIDENCE = "Weight of the evidence"
+COMMITMENT = "Commitment to the choice"
 DEMIXED = "Variance by time, stimulus and choice"
 DECODING = "Decoding from the state"
 CROSS_TEMPORAL = "Decoding across time"
@@ -155,6 +156,7 @@ def pages(recording: Recording) -> Iterator[Page]:
     """The pages of a recording, one at a time, so that only one figure needs to be in memory."""
     yield attempt_page("behaviour", "behaviour", "Behaviour", lambda: behaviour_page(recording))
     yield attempt_page("evidence", "behaviour", WEIGHTS_OF_EVIDENCE, lambda: evidence_page(recording))
+    yield attempt_page("commitment", "behaviour", COMMITMENT, lambda: commitment_page(recording))
     yield variance_page(recording)
     for state in recording.states:
         stem = "trajectories_hidden" if state == "h" else f"trajectories_{state}"
@@ -359,6 +361,33 @@ def evidence_page(recording: Recording) -> Page:
     numbers |= {name: {cue: part._asdict() for cue, part in getattr(result, name).items()}
                 for name in ("weights", "shares")}  # fmt: skip
     return Page("evidence", "behaviour", WEIGHTS_OF_EVIDENCE, caption, figure, rows, numbers)
+
+
+def commitment_page(recording: Recording) -> Page:
+    """When the preferred choice becomes the final one, for all trials and by strength of the evidence."""
+    result = behaviour.commitment(recording.activity, recording.trials, recording.table)
+    series = {name: (result.grid, part) for name, part in result.committed.items()}
+    figure = behaviour_figures.curve_figure(
+        series,
+        xlabel=f"time from the onset of {result.period} ({result.unit})",
+        ylabel="share of trials committed",
+        title=f"{recording.title}: commitment to the choice",
+    )
+    rows = [row(f"mean commitment, {name} ({result.unit})", part) for name, part in result.mean.items()]
+    early = confidence_intervals.proportion((result.time <= 0).sum(), trials.known(result.time).sum())
+    rows.append(row(f"trials committed at the onset of {result.period}", early))
+    caption = (
+        "A trial is committed from the first step from which the choice with the highest value stays the final one. "
+        "The preferred choice exists at every step, also where the agent waits, so this is a decision time where the "
+        f"task asks for the answer later. n = {int(rows[-1].n):,} trials with a choice; unit of inference: the trial; "
+        "bands: Wilson's 95 % intervals; means with Student's. Trials whose preference before the evidence happens to "
+        "be the final choice, and never changes, count as committed from the start. Where early actions have no "
+        "consequences, the values of the choices need not follow the evidence at once: compare the decoding page."
+    )
+    numbers = {"time": result.time, "grid": result.grid, "period": result.period, "unit": result.unit,
+               "committed": {name: part._asdict() for name, part in result.committed.items()}}  # fmt: skip
+    headline = tuple(rows[:1])
+    return Page("commitment", "behaviour", COMMITMENT, caption, figure, rows, numbers, headline=headline)
 
 
 def _plain(value: object) -> object:
