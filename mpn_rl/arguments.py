@@ -443,7 +443,7 @@ STAGES_OF = {
     "format": ("plot", "probe", "compare", "report"),
     **dict.fromkeys(("num_episodes", "max_megabytes", "states", "precision", "epsilon"), ("collect", "report")),
     "color_by": ("plot", "report"),
-    **dict.fromkeys(("num_trials", "delays"), ("probe", "report")),
+    **dict.fromkeys(("num_trials", "delays", "lesion_controls"), ("probe", "report")),
     **dict.fromkeys(("group_by", "output", "overwrite", "num_eval_episodes", "num_eval_trials"), ("compare",)),
     "probes": ("report",),
     "trust_env_module": ("collect", "plot", "probe", "compare", "report"),
@@ -476,6 +476,8 @@ def _add_analyze(parser: Parser) -> None:
     _add_number(probing, "--num-trials", 1, 1_000_000, 400, "NeuroGym trials per point of a curve, at least")
     text = "delays to test (default: 0.5 to 8 times the trained delay)"
     probing.add_argument("--delays", nargs="+", metavar="MS", type=_positive, help=text)
+    text = "also swap the memory between trials, and move it at random as far as a lesion does: matched controls"
+    probing.add_argument("--lesion-controls", action="store_true", help=text)
     several = parser.add_argument_group("compare")
     several.add_argument(
         "--group-by", nargs="+", metavar="OPTION", help="core, algo, hidden_dim, experiment, ... (default: core)"

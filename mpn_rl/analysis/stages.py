@@ -33,7 +33,7 @@ from neurogym_wrapper import reference_scores
 
 if TYPE_CHECKING:  # matplotlib and SciPy are slow to import
     from mpn_rl.analysis.pages.standard_pages import Page
-    from mpn_rl.analysis.probes import Subject
+    from mpn_rl.analysis.probes import Curve, Subject
 
 
 def analyze(args: argparse.Namespace) -> int:
@@ -198,11 +198,14 @@ def probe(args: argparse.Namespace, name: str, print_pages: bool = True) -> None
     with Progress(console=stderr) as bar:
         task = bar.add_task(f"probing {name}", total=None)
         subject = probes.Subject(network, config, args.num_trials, args.seed)
-        results = run_probes(subject, args.delays, lambda step: bar.update(task, description=f"probing {name}: {step}"))
+        curves = {**probes.CURVES, **(probes.CONTROLS if args.lesion_controls else {})}
+        results = run_probes(
+            subject, args.delays, lambda step: bar.update(task, description=f"probing {name}: {step}"), curves
+        )
     folder = experiment.analysis_dir
     results |= {"seed": args.seed, "checkpoint": args.checkpoint, "acting": acting(network),
                 "network": network_key(experiment.checkpoint(args.checkpoint), config), "num_trials": args.num_trials,
-                "delays": args.delays, "versions": versions()}  # fmt: skip
+                "delays": args.delays, "lesion_controls": args.lesion_controls, "versions": versions()}  # fmt: skip
     write_json(folder / "probes.json", results)
     write_bytes_atomic(folder / "probes.csv", probes_csv(results).encode())
     baseline = subject.baseline
@@ -214,18 +217,24 @@ def probe(args: argparse.Namespace, name: str, print_pages: bool = True) -> None
             stdout.print(f"{page.title}: {page.missing or folder / (page.name + '.png')}")
 
 
-def run_probes(subject: Subject, delays: list[float] | None, report_step: Callable[[str], None]) -> dict[str, object]:
+def run_probes(
+    subject: Subject,
+    delays: list[float] | None,
+    report_step: Callable[[str], None],
+    curves: Mapping[str, Callable[[Subject], Curve]],
+) -> dict[str, object]:
     """The result of every probe by name, for JSON; a sentence where a probe is not available.
 
     Args:
         delays: in ms, as in `probes.delay_curve`.
         report_step: called with the name of each probe before it runs.
+        curves: the probes that are curves, by name.
     """
     from mpn_rl.analysis import dynamics, probes
     from mpn_rl.analysis.confidence_intervals import attempt
 
     results: dict[str, object] = {"baseline": subject.baseline._asdict(), "measure": subject.ylabel}
-    for name, make in probes.CURVES.items():
+    for name, make in curves.items():
         report_step(name.replace("_", " "))
         curve = attempt(partial(probes.delay_curve, subject, delays) if name == "delay" else partial(make, subject))
         results[name] = curve if isinstance(curve, str) else {**curve._asdict(), "y": curve.y._asdict()}
@@ -277,7 +286,7 @@ def report(given: Mapping[str, object], args: argparse.Namespace, name: str) -> 
     config = stored_config(experiment)
     checkpoint, folder = experiment.checkpoint(args.checkpoint), experiment.analysis_dir
     recording, probes_file = folder / "activity.npz", folder / "probes.json"
-    if not args.probes and (idle := {"num_trials", "delays"} & given.keys()):
+    if not args.probes and (idle := {"num_trials", "delays", "lesion_controls"} & given.keys()):
         raise ConfigError(f"--{min(idle).replace('_', '-')} needs --probes")
     if checkpoint.is_file():
         for file, schema, stage in RESULTS:

@@ -24,7 +24,8 @@ PAGES = {
     PROBE: ("delay", "noise", "lesions", "relaxation"),
 }  # fmt: skip
 PROBED = {"delay": "length of the delay", "input_noise": "noise on the observation", "state_noise": "noise on the "
-          "memory", "lesion": "memory erased", "frozen": "memory frozen"}  # fmt: skip
+          "memory", "lesion": "memory erased", "frozen": "memory frozen",
+          "swapped": "memory of another trial", "displaced": "memory moved at random"}  # fmt: skip
 DECODED_FIRST = ("evidence", "stimulus", "choice", "context")  # the first of them that was decoded is drawn
 MOST_LINES = 10_000  # of a page's table
 
