@@ -20,7 +20,7 @@ from scipy import stats
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed, evidence_weights  # noqa: E402
+from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed, evidence_weights, similarity  # noqa: E402
 from mpn_rl.statistics import normalised_interval, trimmed_mean, wilson  # noqa: E402
 from tests.recordings import make_two_cues  # noqa: E402
 
@@ -217,6 +217,26 @@ def conditions() -> dict[str, float]:
     return result
 
 
+def similarities() -> dict[str, float]:
+    """False alarms of the similarity of two runs whose condition means have nothing in common."""
+    result, places = {}, [("stimulus", step) for step in range(5)]
+    for conditions, features in ((4, 6), (6, 4), (12, 30)):
+        above = []
+        for seed in range(300):
+            rng = np.random.default_rng(seed)
+            runs = []
+            for _ in range(2):
+                steady = rng.standard_normal((conditions, 1, features))
+                pattern = steady + 0.5 * rng.standard_normal((conditions, 5, features))
+                means = pattern + 0.3 * rng.standard_normal((2, *pattern.shape))
+                runs.append(similarity.ConditionMeans({"h": means}, [str(c) for c in range(conditions)], places))
+            found = similarity.similarities(runs, "h", shuffles=60, seed=seed)
+            above.append([found.value[name][0, 1] > found.limit[name][0, 1] for name in similarity.MEASURES])
+        for name, share in zip(similarity.MEASURES, np.mean(above, axis=0), strict=True):
+            result[f"false alarms of {name}, {conditions} conditions, {features} features"] = round(float(share), 3)
+    return result
+
+
 def demixings() -> dict[str, float]:
     """False alarms of the parts without effect, with equal and unequal cells of 120 trials."""
     result = {}
@@ -240,6 +260,7 @@ def main() -> None:
         "means": means, "shares": shares, "improvement": improvements, "psychometric": psychometrics,
         "kernels": kernels,
         "decoding": decodings, "decoding variance ratio": shared_training, "conditions": conditions,
+        "similarity": similarities,
         "demixed false alarms": demixings,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -444,7 +444,9 @@ STAGES_OF = {
     **dict.fromkeys(("num_episodes", "max_megabytes", "states", "precision", "epsilon"), ("collect", "report")),
     "color_by": ("plot", "report"),
     **dict.fromkeys(("num_trials", "delays", "lesion_controls"), ("probe", "report")),
-    **dict.fromkeys(("group_by", "output", "overwrite", "num_eval_episodes", "num_eval_trials"), ("compare",)),
+    **dict.fromkeys(
+        ("group_by", "output", "overwrite", "num_eval_episodes", "num_eval_trials", "similarity"), ("compare",)
+    ),
     "probes": ("report",),
     "trust_env_module": ("collect", "plot", "probe", "compare", "report"),
     **dict.fromkeys(("sort", "where"), ("list",)),
@@ -487,6 +489,8 @@ def _add_analyze(parser: Parser) -> None:
     _add_number(several, "--num-eval-episodes", 1, 100_000, 100, "episodes per run for the comparison")
     text = "NeuroGym trials per run to reach at least, instead of episodes"
     _add_number(several, "--num-eval-trials", 1, 10_000_000, None, text)
+    text = "also compare the states of the runs' recordings: linear CKA and Procrustes, some seconds per run"
+    several.add_argument("--similarity", action="store_true", help=text)
     bound = parser.add_argument_group("report")
     text = "run the probes if they are missing"
     bound.add_argument("--probes", action=argparse.BooleanOptionalAction, default=True, help=text)

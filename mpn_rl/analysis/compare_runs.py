@@ -99,6 +99,8 @@ def compare_runs(args: argparse.Namespace, names: list[str]) -> int:
     write_json(folder / "comparison.json", {**plain, "runs": flat, "versions": versions()})
     pictures += plot_psychometric(args, runs, folder)
     pictures += plot_measures(args, runs, folder)
+    if args.similarity:
+        pictures += plot_similarity(args, runs, folder)
     stdout.print("written: " + ", ".join(str(path) for path in (*pictures, folder / "comparison.csv")))
     return 0
 
@@ -146,9 +148,8 @@ def plot_psychometric(args: argparse.Namespace, runs: list[Run], folder: Path) -
     return [save_figure(page, path) for path in files]
 
 
-def stored_measures(args: argparse.Namespace, name: str) -> tuple[stored_results.Measured, str]:
-    """The results of analyze plot and probe of one run, and what is missing: those of other weights are left out."""
-    experiment = Experiment.open(name, args.experiments_dir)
+def current_stages(experiment: Experiment) -> tuple[list[str], list[str]]:
+    """The stages whose results are of the weights that their checkpoint has now, and a note on each other one."""
     config, folder = stored_config(experiment), experiment.path / "analysis"
     stages, notes = [], []
     for stage, file, schema, again in (
@@ -165,10 +166,75 @@ def stored_measures(args: argparse.Namespace, name: str) -> tuple[stored_results
             notes.append(f"the results of {again} are not of {checkpoint.name} as it is now")
         else:
             stages.append(stage)
-    measured = stored_results.stored(folder, stages)
+    return stages, notes
+
+
+def stored_measures(args: argparse.Namespace, name: str) -> tuple[stored_results.Measured, str]:
+    """The results of analyze plot and probe of one run, and what is missing: those of other weights are left out."""
+    experiment = Experiment.open(name, args.experiments_dir)
+    stages, notes = current_stages(experiment)
+    measured = stored_results.stored(experiment.path / "analysis", stages)
     lacking = {stored_results.PLOT: "no recording (analyze)", stored_results.PROBE: "no probes (analyze probe)"}
     notes += [lacking[stage] for stage in measured.missing if stage in stages]
     return measured, ", ".join(notes)
+
+
+def plot_similarity(args: argparse.Namespace, runs: list[Run], folder: Path) -> list[Path]:
+    """similarity.png and .csv: linear CKA and Procrustes of the states of every pair of runs of one task.
+
+    Print why where it is not available. Returns: the figures.
+    """
+    import pca_analysis
+    from mpn_rl.analysis import similarity
+    from mpn_rl.analysis.figures import state_figures
+    from visualize import save_figure
+
+    panels: dict[str, tuple[list[str], np.ndarray, np.ndarray]] = {}
+    rows: list[list[object]] = []
+    for task in dict.fromkeys(run.task for run in runs):
+        means: list[tuple[Run, similarity.ConditionMeans]] = []
+        for run in sorted((run for run in runs if run.task == task), key=lambda run: run.group):
+            experiment = Experiment.open(run.experiment, args.experiments_dir)
+            path, (stages, _) = experiment.path / "analysis" / "activity.npz", current_stages(experiment)
+            of_run: similarity.ConditionMeans | str = "not available: no recording of these weights (analyze collect)"
+            if path.is_file() and stored_results.PLOT in stages:
+                activity = pca_analysis.load_activity(path)
+                of_run = confidence_intervals.attempt(partial(similarity.condition_means, activity))
+            if isinstance(of_run, str):
+                stderr.print(f"note: similarity of {run.experiment}: {of_run}")
+            else:
+                means.append((run, of_run))
+        for state in dict.fromkeys(state for _, own in means for state in own.means):
+            own_runs = [(run, own) for run, own in means if state in own.means]
+            if len(own_runs) < 2:
+                continue
+            found = confidence_intervals.attempt(
+                partial(similarity.similarities, [part for _, part in own_runs], state)
+            )
+            if isinstance(found, str):
+                stdout.print(f"similarity of {state}, {task}: {found}")
+                continue
+            names, groups = ([getattr(run, what) for run, _ in own_runs] for what in ("experiment", "group"))
+            for name in similarity.MEASURES:
+                value, limit = found.value[name], found.limit[name]
+                size = f"{found.conditions} conditions, {found.steps} steps"
+                panels[f"{name} of {state}\n{task}\n{size}"] = names, value, limit
+                rows += [[task, state, name, names[i], names[j], groups[i], groups[j], value[i, j], limit[i, j]]
+                         for i, j in zip(*np.triu_indices(len(names)), strict=True)]  # fmt: skip
+                for (a, b), (middle, pairs) in similarity.mean_between(value, groups).items():
+                    stdout.print(
+                        f"{name} of {state}, {a} and {b}: mean {middle:.3f} of {pairs} pair{'s'[: pairs != 1]}"
+                    )
+    files = [folder / f"similarity.{suffix}" for suffix in formats_of(args)]
+    if not panels:
+        stdout.print("similarity: not available: it needs recordings of two runs of one task")
+        for path in (*files, folder / "similarity.csv"):
+            path.unlink(missing_ok=True)
+        return []
+    head = ["task", "state", "measure", "run", "other", "group", "other_group", "value", "limit"]
+    write_bytes_atomic(folder / "similarity.csv", as_csv(head, rows))
+    figure = state_figures.similarity_figure(panels, title=f"{len(runs)} runs: similarity of condition means")
+    return [save_figure(figure, path) for path in files]
 
 
 def plot_measures(args: argparse.Namespace, runs: list[Run], folder: Path) -> list[Path]:
@@ -364,7 +430,7 @@ def _check_output(args: argparse.Namespace) -> None:
         raise ConfigError(f"--output {folder} is not a folder; choose another")
     names = [
         f"{stem}.{suffix}"
-        for stem in ("comparison", "psychometric", "measures")
+        for stem in ("comparison", "psychometric", "measures", "similarity")
         for suffix in (*formats_of(args), "csv")
     ]
     names += ["comparison.json", "runs.csv"]

@@ -90,6 +90,16 @@ def test_decoding_across_conditions_has_a_panel_per_label_and_two_points_per_sta
     assert [text.get_text() for text in fig.axes[0].get_xticklabels()] == ["end of\nstimulus", "end of\ndecision"]
 
 
+def test_similarity_has_a_matrix_per_measure_and_crosses_below_the_limit(tmp_path):
+    value, limit = np.array([[0.9, 0.3], [0.3, 0.9]]), np.full((2, 2), 0.5)
+    panels = {f"{name} of h\n{'task' * 20}\n6 conditions": (["a", "b"], value, limit) for name in ("CKA", "Procrustes")}
+    fig = state_figures.similarity_figure(panels, title="two runs")
+    visualize.save_figure(fig, tmp_path / "a.png")
+    for ax in fig.axes[:2]:
+        assert ax.lines[0].get_xydata().tolist() == [[1, 0], [0, 1]]  # the pair, not the runs with themselves
+        assert ax.title.get_window_extent().x1 <= fig.bbox.x1 and len(ax.texts) == 4
+
+
 def test_decoding_of_one_label_at_one_step_is_still_a_picture(tmp_path):
     rng = np.random.default_rng(0)
     states = {"h": rng.standard_normal((40, 3))}

@@ -5,6 +5,7 @@ As in `behaviour_figures`, a sentence that says what is missing may replace a me
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -232,6 +233,35 @@ def _cell_style(result: Demixed, cell: tuple) -> tuple[str, LineStyleType]:
     place = [kind.index(label) for kind, label in zip(kinds, cell, strict=True)]
     dashes: tuple[LineStyleType, ...] = ("-", (0, (3, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
     return OTHER_COLOURS[place[0] % 8], dashes[place[1] % 4] if len(place) > 1 else "-"
+
+
+@house_style()
+def similarity_figure(
+    panels: Mapping[str, tuple[Sequence[str], np.ndarray, np.ndarray]], *, title: str | None = None
+) -> Figure:
+    """Matrices of the similarity of runs; a cross marks a pair that does not exceed its limit.
+
+    Args: panels: {name: (names of the R runs, value (R, R), limit (R, R))}.
+    """
+    columns = 2  # CKA and Procrustes side by side
+    size = 1.6 + 0.42 * max(len(names) for names, _, _ in panels.values())
+    fig, axes = new_panels(1.6 + columns * (size + 0.9), 0.9 + (size + 0.9) * -(-len(panels) // columns),
+                           -(-len(panels) // columns), columns)  # fmt: skip
+    for ax, (name, (runs, value, limit)) in zip(axes.flat, panels.items(), strict=True):
+        image = ax.imshow(value, cmap=SEQUENTIAL, vmin=0, vmax=1)
+        low = np.argwhere(~(value > limit))
+        ax.plot(low[:, 1], low[:, 0], "x", color="white", ms=6, mew=1.5)
+        if len(runs) <= 8:
+            for (i, j), number in np.ndenumerate(value):
+                ax.annotate(f"{number:.2f}", (j, i), (0, 5), textcoords="offset points", ha="center", fontsize=7,
+                            color=INK if number > 0.7 else "white")  # fmt: skip
+        ax.set_xticks(range(len(runs)), list(runs), rotation=40, ha="right", fontsize=7)
+        ax.set_yticks(range(len(runs)), list(runs), fontsize=7)
+        ax.set_title("\n".join(textwrap.shorten(line, 42, placeholder=" ...") if " " in line else line[:42]
+                               for line in name.splitlines()), fontsize=7.5)  # fmt: skip
+    colour_bar(image, axes.ravel().tolist(), "similarity")
+    page_title(fig, title, "diagonal: halves of the episodes; cross: not above 95 % of permuted conditions")
+    return fig
 
 
 # --- fixed points -------------------------------------------------------------------------------------------
