@@ -20,7 +20,8 @@ from scipy import stats
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed, evidence_weights, similarity  # noqa: E402
+from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed, evidence_weights  # noqa: E402
+from mpn_rl.analysis.comparison import similarity  # noqa: E402
 from mpn_rl.statistics import normalised_interval, trimmed_mean, wilson  # noqa: E402
 from tests.recordings import make_two_cues  # noqa: E402
 

@@ -16,7 +16,8 @@ import numpy as np
 from rich.table import Table
 
 from model_utils import CHECKPOINT_ALIASES, Experiment, read_json, versions, write_bytes_atomic, write_json
-from mpn_rl.analysis import confidence_intervals, over_seeds, stored_results
+from mpn_rl.analysis import confidence_intervals
+from mpn_rl.analysis.comparison import over_seeds, stored_results
 from mpn_rl.analysis.confidence_intervals import Estimate, GroupScore, Improvement
 from mpn_rl.config import Config
 from mpn_rl.console import stderr, stdout
@@ -185,7 +186,7 @@ def plot_similarity(args: argparse.Namespace, runs: list[Run], folder: Path) -> 
     Print why where it is not available. Returns: the figures.
     """
     import pca_analysis
-    from mpn_rl.analysis import similarity
+    from mpn_rl.analysis.comparison import similarity
     from mpn_rl.analysis.figures import state_figures
     from visualize import save_figure
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import main
-from mpn_rl.analysis import over_seeds, stored_results
+from mpn_rl.analysis.comparison import over_seeds, stored_results
 from mpn_rl.options import ConfigError
 
 TINY = ["--hidden-dim", "4", "--embed-dim", "3", "--num-envs", "2", "--eval-episodes", "2", "--learning-starts", "20",

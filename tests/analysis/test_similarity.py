@@ -8,7 +8,7 @@ from recordings import make_recording
 from scipy.spatial import procrustes
 from scipy.stats import ortho_group
 
-from mpn_rl.analysis import similarity
+from mpn_rl.analysis.comparison import similarity
 from mpn_rl.analysis.confidence_intervals import MissingDataError
 
 PLACES = [("stimulus", step) for step in range(5)]

@@ -16,9 +16,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from mpn_rl.analysis.behaviour import ByCondition, Confusion, Psychometric, Rates
+from mpn_rl.analysis.comparison.over_seeds import CurveOverSeeds
 from mpn_rl.analysis.confidence_intervals import Estimate, GroupScore, Improvement
 from mpn_rl.analysis.evidence_weights import IRRELEVANT, RELEVANT, EvidenceWeights
-from mpn_rl.analysis.over_seeds import CurveOverSeeds
 from visualize import (
     MODEL_COLOURS,
     MODEL_NAMES,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from model_utils import Record, read_json
-from mpn_rl.analysis.over_seeds import Curve
+from mpn_rl.analysis.comparison.over_seeds import Curve
 from mpn_rl.options import ConfigError
 from mpn_rl.storage.json_files import DECODED, LINE, PROBES, check_json, fault
 
