@@ -431,6 +431,7 @@ STAGES = {
     "probe": "vary delays and noise, lesion parts, hold inputs",
     "compare": "compare groups of runs",
     "report": "write all results into one HTML page",
+    "export": "write the recording as an NWB file",
     "list": "show all experiments in a table",
     "query": "run SQL over all experiments",
 }

@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -16,7 +17,17 @@ import numpy as np
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
-from model_utils import Experiment, Record, jsonable, read_json, versions, write_bytes_atomic, write_json
+from model_utils import (
+    Experiment,
+    Record,
+    disk_errors,
+    jsonable,
+    read_json,
+    temporary_path,
+    versions,
+    write_bytes_atomic,
+    write_json,
+)
 from mpn_rl import registry
 from mpn_rl.analysis.compare_runs import compare_runs, formats_of, plot_plasticity
 from mpn_rl.analysis.recording import ActivityWriter, write_npz
@@ -51,7 +62,7 @@ def _run_stages(args: argparse.Namespace, given: dict[str, object]) -> int:
         return compare_runs(args, names)
     stages: dict[str | None, list[Callable[[argparse.Namespace, str], None]]] = {
         None: [collect, plot], "collect": [collect], "plot": [plot], "probe": [probe],
-        "report": [partial(report, given)],
+        "report": [partial(report, given)], "export": [export],
     }  # fmt: skip
     for name in names:
         for stage in stages[args.stage]:
@@ -268,6 +279,35 @@ def probes_csv(results: dict[str, object]) -> str:
             lines = zip(curve["x"], *(curve["y"][field] for field in ("value", "low", "high", "n")), strict=True)
             writer.writerows([name, *(f"{value:g}" for value in line)] for line in lines)
     return text.getvalue()
+
+
+# --- export -------------------------------------------------------------------------------------------------
+
+
+def export(args: argparse.Namespace, name: str) -> None:
+    """Write the recording as activity.nwb, beside activity.npz. Raises: ConfigError without a recording or pynwb."""
+    import pca_analysis
+    from mpn_rl.analysis import nwb
+
+    experiment = Experiment.open(name, args.experiments_dir)
+    source = experiment.path / "analysis" / "activity.npz"
+    if not source.is_file():
+        raise ConfigError(f"no recording {source}; record it with: python main.py analyze collect {experiment.options}")
+    settings = source.with_name("collected.json")
+    collected = _read(settings, COLLECTED, "collect") if settings.exists() else {}
+    notes = json.dumps({"config": read_json(experiment.path / "config.json"), "recording": collected}, indent=1)
+    path, activity = source.with_suffix(".nwb"), pca_analysis.load_activity(source)
+    temporary = temporary_path(path)
+    with disk_errors(path):
+        temporary.unlink(missing_ok=True)
+        try:
+            identifier = f"{name}, network {collected.get('network')}, seed {collected.get('seed')}"
+            nwb.write_nwb(temporary, activity, name=name, notes=notes, identifier=identifier,
+                          start=source.stat().st_mtime)  # fmt: skip
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    stdout.print(f"{path.stat().st_size / 2**20:.0f} MB: {path}")
 
 
 # --- report -------------------------------------------------------------------------------------------------
