@@ -20,8 +20,10 @@ from scipy import stats
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed  # noqa: E402
+from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed, evidence_weights  # noqa: E402
+from mpn_rl.analysis.comparison import similarity  # noqa: E402
 from mpn_rl.statistics import normalised_interval, trimmed_mean, wilson  # noqa: E402
+from tests.recordings import make_two_cues  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "interval_coverage.json"
 DRAWS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
@@ -104,6 +106,30 @@ def psychometrics() -> dict[str, float]:
     return result
 
 
+AGENTS = {  # weight of the relevant cue at each step, of the irrelevant one, noise of the decision, trials
+    "even weights": ([1.0] * 5, 0.0, 1.0, 600),
+    "recency": ([0.2, 0.4, 0.6, 0.8, 1.0], 0.0, 1.0, 600),
+    "both cues": ([1.0] * 5, 0.5, 1.0, 600),
+    "few trials": ([1.0] * 5, 0.0, 1.0, 250),
+    "15 steps": ([0.5] * 15, 0.0, 1.0, 600),
+    "few errors": ([1.0] * 5, 0.0, 0.1, 600),
+}
+
+
+def kernels() -> dict[str, float]:
+    """The weights of each step and of a whole cue, and the effect of its strength; the truth is the mean."""
+    result = {}
+    for name, agent in AGENTS.items():
+        found = [evidence_weights.evidence_weights(*make_two_cues(*agent, seed=seed)) for seed in range(500)]
+        for cue in (evidence_weights.RELEVANT, evidence_weights.IRRELEVANT):
+            for what in ("weights", "total", "effect")[: 3 if cue == evidence_weights.IRRELEVANT else 2]:
+                value, low, high, _ = (np.array(part) for part in zip(*(getattr(one, what)[cue] for one in found),
+                                                                      strict=True))  # fmt: skip
+                inside = (low <= value.mean(axis=0)) & (value.mean(axis=0) <= high)
+                result[f"{what} of the {cue}, {name}"] = round(float(inside.mean()), 3)
+    return result
+
+
 # Of decoding: labels, episodes, trials of each, features, classes.
 RECORDINGS = [
     ("per trial", 20, 10, 2, 2),
@@ -161,6 +187,57 @@ def shared_training() -> dict[str, float]:
     return result
 
 
+def conditions() -> dict[str, float]:
+    """Coverage of decoding in the same and in other conditions, and false alarms of the latter.
+
+    The label is coded alike in both conditions, or with the opposite sign; each episode has an offset of its own.
+    """
+    result = {}
+    for episodes, trials, constant in ((20, 10, False), (40, 6, False), (20, 10, True)):
+        episode, n = np.repeat(np.arange(episodes), trials), episodes * trials
+        for apart, sign in ((0.0, 1), (0.3, 1), (1.0, 1), (1.0, -1)):
+            found = []
+            for seed in range(500 if apart == 0 else 300):
+                rng = np.random.default_rng(seed)
+                y = rng.permutation(n) % 2
+                c = (rng.permutation(episodes) % 2)[episode] if constant else rng.permutation(n) % 2
+                x = rng.standard_normal((n, 6)) + rng.standard_normal((episodes, 6))[episode]
+                x[:, 0] += apart * (2 * y - 1) * np.where(c == 1, sign, 1)
+                x[:, 1] += 2 * c
+                shuffles = 100 if apart == 0 else 0
+                rows = np.arange(n)[:, None]
+                found.append(decoding.across_conditions(x, rows, y, c, episode, shuffles=shuffles, seed=seed))
+            what = f"{episodes} episodes of {trials}, condition {'constant' if constant else 'per trial'}"
+            for name in ("within", "across"):
+                value, *ends = np.array([getattr(one, name)[:3] for one in found])[..., 0].T
+                truth = float(value.mean())
+                result[f"{name} {truth:.2f}, {what}"] = held(*ends, truth)
+            if apart == 0:
+                above = np.mean([one.across.value[0] > one.limits[1] for one in found])
+                result[f"false alarms across, {what}"] = round(float(above), 3)
+    return result
+
+
+def similarities() -> dict[str, float]:
+    """False alarms of the similarity of two runs whose condition means have nothing in common."""
+    result, places = {}, [("stimulus", step) for step in range(5)]
+    for conditions, features in ((4, 6), (6, 4), (12, 30)):
+        above = []
+        for seed in range(300):
+            rng = np.random.default_rng(seed)
+            runs = []
+            for _ in range(2):
+                steady = rng.standard_normal((conditions, 1, features))
+                pattern = steady + 0.5 * rng.standard_normal((conditions, 5, features))
+                means = pattern + 0.3 * rng.standard_normal((2, *pattern.shape))
+                runs.append(similarity.ConditionMeans({"h": means}, [str(c) for c in range(conditions)], places))
+            found = similarity.similarities(runs, "h", shuffles=60, seed=seed)
+            above.append([found.value[name][0, 1] > found.limit[name][0, 1] for name in similarity.MEASURES])
+        for name, share in zip(similarity.MEASURES, np.mean(above, axis=0), strict=True):
+            result[f"false alarms of {name}, {conditions} conditions, {features} features"] = round(float(share), 3)
+    return result
+
+
 def demixings() -> dict[str, float]:
     """False alarms of the parts without effect, with equal and unequal cells of 120 trials."""
     result = {}
@@ -182,7 +259,10 @@ def demixings() -> dict[str, float]:
 def main() -> None:
     parts = {
         "means": means, "shares": shares, "improvement": improvements, "psychometric": psychometrics,
-        "decoding": decodings, "decoding variance ratio": shared_training, "demixed false alarms": demixings,
+        "kernels": kernels,
+        "decoding": decodings, "decoding variance ratio": shared_training, "conditions": conditions,
+        "similarity": similarities,
+        "demixed false alarms": demixings,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[[], *parts], help="(default: all; the others keep their results)")

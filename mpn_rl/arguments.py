@@ -441,6 +441,7 @@ STAGES = {
     "probe": "vary delays and noise, lesion parts, hold inputs",
     "compare": "compare groups of runs",
     "report": "write all results into one HTML page",
+    "export": "write the recording as an NWB file",
     "list": "show all experiments in a table",
     "query": "run SQL over all experiments",
 }
@@ -453,8 +454,10 @@ STAGES_OF = {
     "format": ("plot", "probe", "compare", "report"),
     **dict.fromkeys(("num_episodes", "max_megabytes", "states", "precision", "epsilon"), ("collect", "report")),
     "color_by": ("plot", "report"),
-    **dict.fromkeys(("num_trials", "delays"), ("probe", "report")),
-    **dict.fromkeys(("group_by", "output", "overwrite", "num_eval_episodes", "num_eval_trials"), ("compare",)),
+    **dict.fromkeys(("num_trials", "delays", "lesion_controls"), ("probe", "report")),
+    **dict.fromkeys(
+        ("group_by", "output", "overwrite", "num_eval_episodes", "num_eval_trials", "similarity"), ("compare",)
+    ),
     "probes": ("report",),
     "trust_env_module": ("collect", "plot", "probe", "compare", "report"),
     **dict.fromkeys(("sort", "where"), ("list",)),
@@ -486,6 +489,8 @@ def _add_analyze(parser: Parser) -> None:
     _add_number(probing, "--num-trials", 1, 1_000_000, 400, "NeuroGym trials per point of a curve, at least")
     text = "delays to test (default: 0.5 to 8 times the trained delay)"
     probing.add_argument("--delays", nargs="+", metavar="MS", type=_positive, help=text)
+    text = "also swap the memory between trials, and move it at random as far as a lesion does: matched controls"
+    probing.add_argument("--lesion-controls", action="store_true", help=text)
     several = parser.add_argument_group("compare")
     several.add_argument(
         "--group-by", nargs="+", metavar="OPTION", help="core, algo, hidden_dim, experiment, ... (default: core)"
@@ -495,6 +500,8 @@ def _add_analyze(parser: Parser) -> None:
     _add_number(several, "--num-eval-episodes", 1, 100_000, 100, "episodes per run for the comparison")
     text = "NeuroGym trials per run to reach at least, instead of episodes"
     _add_number(several, "--num-eval-trials", 1, 10_000_000, None, text)
+    text = "also compare the states of the runs' recordings: linear CKA and Procrustes, some seconds per run"
+    several.add_argument("--similarity", action="store_true", help=text)
     bound = parser.add_argument_group("report")
     text = "run the probes if they are missing"
     bound.add_argument("--probes", action=argparse.BooleanOptionalAction, default=True, help=text)

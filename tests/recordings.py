@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mpn_rl.analysis.trials import Aligned, Table
+
 PERIODS = ("fixation",) * 2 + ("stimulus",) * 4 + ("delay",) * 2 + ("decision",)
 COHERENCES = (0.0, 10.0, 20.0, 40.0)
 
@@ -52,3 +54,25 @@ def make_recording(episodes: int = 20, per_episode: int = 10, seed: int = 0, **c
         "dt_ms": np.array(100.0),
     }
     return {**recording, **changes}
+
+
+def make_two_cues(
+    gain: list[float], irrelevant: float = 0.0, noise: float = 1.0, n: int = 600, seed: int = 0
+) -> tuple[dict[str, np.ndarray], Aligned, Table]:
+    """Observations, aligned steps and table of trials with two noisy cues, of which the context selects one.
+
+    Args: gain: weight of the selected cue at each step. irrelevant: of the other cue. noise: of the decision.
+    """
+    rng = np.random.default_rng(seed)
+    k, context, strength = len(gain), rng.integers(0, 2, n), rng.choice([5.0, 15, 50], (n, 2))
+    sides = rng.integers(1, 3, (n, 2))  # of the selected cue, of the other one
+    order = np.stack([context, 1 - context], axis=1)
+    cues = (np.take_along_axis(strength, order, 1) / 25 * (2 * sides - 3))[..., None] + rng.standard_normal((n, 2, k))
+    drive = cues[:, 0] @ gain + irrelevant * cues[:, 1].sum(axis=1) + noise * rng.standard_normal(n)
+    shown = np.take_along_axis(cues, order[..., None], 1)
+    seen = np.stack([-shown[:, 0], shown[:, 0], -shown[:, 1], shown[:, 1]], axis=2) / 2
+    aligned = Aligned(np.arange(n * k).reshape(n, k), 100.0 * np.arange(k), "ms", {"stimulus": 0})
+    table = {"choice": np.where(drive > 0, 2, 1), "ground_truth": sides[:, 0].astype(float)}
+    table |= {"condition_context": context, "condition_other_choice": sides[:, 1]}
+    table |= {f"condition_coh_{place + 1}": strength[:, place] for place in range(2)}
+    return {"observations": seen.reshape(n * k, 4)}, aligned, table

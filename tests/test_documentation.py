@@ -51,6 +51,7 @@ STAGES = {
     "probe": "--num-trials 4",
     "report": f"{RECORD} --num-trials 4",
     "compare": "--num-eval-episodes 2",
+    "export": "",
     **dict.fromkeys(arguments.TABLES, ""),
 }
 # Placeholders for names that the reader chooses.

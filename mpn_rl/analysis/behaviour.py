@@ -23,6 +23,7 @@ FLATTEST = 1e-3  # smallest slope times largest strength: flatter curves look li
 MOST_LEVELS = 32  # strengths that are fitted one by one
 GROUPS = 10  # of strengths in a curve over seeds, where there are more than MOST_LEVELS
 MOST_ACTIONS = 1000  # in the table of right and chosen actions
+MOST_STRENGTHS = 6  # of which the commitment is shown one by one
 FARTHEST = 2.0  # largest bias over largest strength
 Curve = tuple[np.ndarray, Estimate[np.ndarray]]  # x (k,), arrays (k,)
 
@@ -71,6 +72,21 @@ class Rates(NamedTuple):
     withheld: Estimate
     reaction: Estimate[float] | None
     acting: dict[str, Estimate]
+
+
+class Commitment(NamedTuple):
+    """When the agent's preferred choice becomes the final one and stays.
+
+    time (n,): of each trial, from the onset `period`, in `unit`; nan where the trial has no choice. grid (k,): times.
+    committed: {group of trials: share that is committed by each time, arrays (k,)}. mean: {group: mean time}.
+    """
+
+    time: np.ndarray
+    grid: np.ndarray
+    committed: dict[str, Estimate[np.ndarray]]
+    mean: dict[str, Estimate[float]]
+    period: str
+    unit: str
 
 
 class Confusion(NamedTuple):
@@ -388,6 +404,60 @@ def rates(activity: Activity, trials: Sequence[np.ndarray], table: Table) -> Rat
         confidence_intervals.mean(table["reaction"]) if decided.any() else None,
         acting,
     )
+
+
+def commitment(activity: Activity, trials: Sequence[np.ndarray], table: Table) -> Commitment:
+    """The time of the first step from which the preferred choice is the final one, to the end of the trial.
+
+    The preferred choice of a step is the one with the highest value (q_values) or probability (action_probabilities) of
+    the actions with which decided trials end; it exists at every step, whether the agent acts or waits. Time counts
+    from the onset of the first period that is not called fixation: it is at most 0 where the preference before any
+    evidence was the final one by chance. Groups are all trials and, with two to MOST_STRENGTHS strengths of the
+    evidence, those of equal strength.
+
+    Args: activity: a recording. trials: the steps of each trial. table: `trials.trial_table` of these trials.
+
+    Raises: MissingDataError where values of actions were not recorded, or the agent never makes two different choices.
+    """
+    values = activity.get("q_values", activity.get("action_probabilities"))
+    if values is None:
+        raise MissingDataError("the recording has no values or probabilities of the actions")
+    choices = np.unique(table["choice"][table["decided"] & known(table["choice"])]).astype(int)
+    choices = choices[choices < values.shape[1]]
+    if len(choices) < 2:
+        raise MissingDataError("the agent does not make two different choices")
+    names = list(dict.fromkeys(activity["period"].tolist())) if "period" in activity else []
+    period = next((name for name in names if name and name != "fixation"), "trial")
+    dt = float(activity.get("dt_ms", 0.0))
+    preferred = choices[values[:, choices].argmax(axis=1)]
+    time: np.ndarray = np.full(len(trials), np.nan)
+    for place, (steps, final) in enumerate(zip(trials, table["choice"], strict=True)):
+        onset = np.flatnonzero(activity["period"][steps] == period)[:1] if names else np.zeros(1)
+        if table["decided"][place] and final in choices and len(onset):
+            other = np.flatnonzero(preferred[steps] != final)
+            first = other[-1] + 1 if len(other) else 0
+            if first < len(steps):
+                time[place] = (first - onset[0]) * (dt or 1.0)
+    groups = {"all trials": np.ones(len(time), bool)}
+    try:
+        amount = np.abs(signed_strength(table).values)
+        levels = np.unique(amount[known(amount)])
+        if 2 <= len(levels) <= MOST_STRENGTHS:
+            groups |= {f"strength {level:g}": amount == level for level in levels}
+    except MissingDataError:
+        pass  # no graded evidence
+    there = known(time)
+    if not there.any():
+        raise MissingDataError("no trial with a choice reaches the first period after fixation")
+    grid = np.arange(time[there].min(), time[there].max() + (dt or 1.0), dt or 1.0)
+    committed, mean = {}, {}
+    for name, group in groups.items():
+        own = time[group & there]
+        if len(own):
+            counts = (own[:, None] <= grid).sum(axis=0)
+            committed[name] = confidence_intervals.proportion(counts, np.full(len(grid), len(own)))
+            mean[name] = confidence_intervals.mean(own)
+    return Commitment(time, grid, committed, mean, period, "ms" if dt else "steps")
 
 
 def confusion(table: Table) -> Confusion:

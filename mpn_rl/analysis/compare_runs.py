@@ -15,19 +15,22 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from model_utils import Experiment, read_json, versions, write_bytes_atomic, write_json
+from model_utils import CHECKPOINT_ALIASES, Experiment, read_json, versions, write_bytes_atomic, write_json
 from mpn_rl import registry
 from mpn_rl.analysis import confidence_intervals
+from mpn_rl.analysis.comparison import over_seeds, stored_results
 from mpn_rl.analysis.confidence_intervals import Estimate, GroupScore, Improvement
 from mpn_rl.config import Config
 from mpn_rl.console import stderr, stdout
-from mpn_rl.evaluation import load_policy, measure, scores_file, stored_config, write_scores
+from mpn_rl.evaluation import load_policy, measure, network_key, scores_file, stored_config, write_scores
 from mpn_rl.options import ConfigError, nearest
 from mpn_rl.statistics import few_seeds_note
-from mpn_rl.storage.json_files import SCORES, check_json
+from mpn_rl.storage.json_files import COLLECTED, PROBES, SCORES, check_json
 
 # The scores of `eval` that are compared, and their names.
 MEASURES = {"accuracy": "accuracy", "normalised_score": "normalised score", "return_mean": "return"}
+# Numbers of the pages' tables that measures.png shows; measures.csv has all.
+DRAWN = r"participation ratio of |(delay|silence)\b.*: (units with two stable points|slowest relaxation)"
 Bands = dict[str, tuple[np.ndarray, Estimate[np.ndarray]]]  # {group: `learning_band`}
 
 
@@ -96,6 +99,9 @@ def compare_runs(args: argparse.Namespace, names: list[str]) -> int:
         del values["choices"]
     write_json(folder / "comparison.json", {**plain, "runs": flat, "versions": versions()})
     pictures += plot_psychometric(args, runs, folder)
+    pictures += plot_measures(args, runs, folder)
+    if args.similarity:
+        pictures += plot_similarity(args, runs, folder)
     stdout.print("written: " + ", ".join(str(path) for path in (*pictures, folder / "comparison.csv")))
     return 0
 
@@ -141,6 +147,151 @@ def plot_psychometric(args: argparse.Namespace, runs: list[Run], folder: Path) -
     head = ["task", "evidence", "group", "strength", "share", "low", "high", "n"]
     write_bytes_atomic(folder / "psychometric.csv", as_csv(head, rows))
     return [save_figure(page, path) for path in files]
+
+
+def current_stages(experiment: Experiment) -> tuple[list[str], list[str]]:
+    """The stages whose results are of the weights that their checkpoint has now, and a note on each other one."""
+    config, folder = stored_config(experiment), experiment.path / "analysis"
+    stages, notes = [], []
+    for stage, file, schema, again in (
+        (stored_results.PLOT, "collected.json", COLLECTED, "analyze"),
+        (stored_results.PROBE, "probes.json", PROBES, "analyze probe"),
+    ):
+        record = {}
+        if (folder / file).is_file():
+            record = read_json(folder / file)
+            check_json(record, schema, folder / file, f"run {again} again")
+        of = record.get("checkpoint", "best")
+        checkpoint = experiment.checkpoint(of if of in CHECKPOINT_ALIASES else "best")
+        if "network" in record and checkpoint.is_file() and record["network"] != network_key(checkpoint, config):
+            notes.append(f"the results of {again} are not of {checkpoint.name} as it is now")
+        else:
+            stages.append(stage)
+    return stages, notes
+
+
+def stored_measures(args: argparse.Namespace, name: str) -> tuple[stored_results.Measured, str]:
+    """The results of analyze plot and probe of one run, and what is missing: those of other weights are left out."""
+    experiment = Experiment.open(name, args.experiments_dir)
+    stages, notes = current_stages(experiment)
+    measured = stored_results.stored(experiment.path / "analysis", stages)
+    lacking = {stored_results.PLOT: "no recording (analyze)", stored_results.PROBE: "no probes (analyze probe)"}
+    notes += [lacking[stage] for stage in measured.missing if stage in stages]
+    return measured, ", ".join(notes)
+
+
+def plot_similarity(args: argparse.Namespace, runs: list[Run], folder: Path) -> list[Path]:
+    """similarity.png and .csv: linear CKA and Procrustes of the states of every pair of runs of one task.
+
+    Print why where it is not available. Returns: the figures.
+    """
+    import pca_analysis
+    from mpn_rl.analysis.comparison import similarity
+    from mpn_rl.analysis.figures import state_figures
+    from visualize import save_figure
+
+    panels: dict[str, tuple[list[str], np.ndarray, np.ndarray]] = {}
+    rows: list[list[object]] = []
+    for task in dict.fromkeys(run.task for run in runs):
+        means: list[tuple[Run, similarity.ConditionMeans]] = []
+        for run in sorted((run for run in runs if run.task == task), key=lambda run: run.group):
+            experiment = Experiment.open(run.experiment, args.experiments_dir)
+            path, (stages, _) = experiment.path / "analysis" / "activity.npz", current_stages(experiment)
+            of_run: similarity.ConditionMeans | str = "not available: no recording of these weights (analyze collect)"
+            if path.is_file() and stored_results.PLOT in stages:
+                activity = pca_analysis.load_activity(path)
+                of_run = confidence_intervals.attempt(partial(similarity.condition_means, activity))
+            if isinstance(of_run, str):
+                stderr.print(f"note: similarity of {run.experiment}: {of_run}")
+            else:
+                means.append((run, of_run))
+        for state in dict.fromkeys(state for _, own in means for state in own.means):
+            own_runs = [(run, own) for run, own in means if state in own.means]
+            if len(own_runs) < 2:
+                continue
+            found = confidence_intervals.attempt(
+                partial(similarity.similarities, [part for _, part in own_runs], state)
+            )
+            if isinstance(found, str):
+                stdout.print(f"similarity of {state}, {task}: {found}")
+                continue
+            names, groups = ([getattr(run, what) for run, _ in own_runs] for what in ("experiment", "group"))
+            for name in similarity.MEASURES:
+                value, limit = found.value[name], found.limit[name]
+                size = f"{found.conditions} conditions, {found.steps} steps"
+                panels[f"{name} of {state}\n{task}\n{size}"] = names, value, limit
+                rows += [[task, state, name, names[i], names[j], groups[i], groups[j], value[i, j], limit[i, j]]
+                         for i, j in zip(*np.triu_indices(len(names)), strict=True)]  # fmt: skip
+                for (a, b), (middle, pairs) in similarity.mean_between(value, groups).items():
+                    stdout.print(
+                        f"{name} of {state}, {a} and {b}: mean {middle:.3f} of {pairs} pair{'s'[: pairs != 1]}"
+                    )
+    files = [folder / f"similarity.{suffix}" for suffix in formats_of(args)]
+    if not panels:
+        stdout.print("similarity: not available: it needs recordings of two runs of one task")
+        for path in (*files, folder / "similarity.csv"):
+            path.unlink(missing_ok=True)
+        return []
+    head = ["task", "state", "measure", "run", "other", "group", "other_group", "value", "limit"]
+    write_bytes_atomic(folder / "similarity.csv", as_csv(head, rows))
+    figure = state_figures.similarity_figure(panels, title=f"{len(runs)} runs: similarity of condition means")
+    return [save_figure(figure, path) for path in files]
+
+
+def plot_measures(args: argparse.Namespace, runs: list[Run], folder: Path) -> list[Path]:
+    """measures.png and .csv: each group's numbers and curves of analyze plot and probe, with bands over seeds.
+
+    Where no run has any, print so, and delete those of an earlier comparison. Returns: the figures.
+    """
+    from mpn_rl.analysis.figures import behaviour_figures
+    from visualize import save_figure
+
+    measured, notes = [], []
+    for run in runs:
+        results, missing = stored_measures(args, run.experiment)
+        measured.append((run, results))
+        notes += [f"note: measures of {run.experiment}: {missing}"] if missing else []
+    files = [folder / f"measures.{suffix}" for suffix in formats_of(args)]
+    if not any(own.numbers for _, own in measured):
+        stdout.print("measures over seeds: not available: no run has results of analyze or analyze probe")
+        for path in (*files, folder / "measures.csv"):
+            path.unlink(missing_ok=True)
+        return []
+    for note in notes:
+        stderr.print(note)
+    tasks = list(dict.fromkeys(run.task for run in runs))
+    rows, curves, drawn = [], {}, {}
+    for task in tasks:
+        own = [(run.group, results) for run, results in measured if run.task == task]
+        prefix = f"{task}: " if len(tasks) > 1 else ""
+        for page, what in dict.fromkeys(key for _, results in own for key in results.numbers):
+            values: dict[str, list[float]] = {}
+            for group, results in own:
+                if (page, what) in results.numbers:
+                    values.setdefault(group, []).append(results.numbers[page, what])
+            lines = over_seeds.number_over_seeds(what, values)
+            rows += [[task, page, what, "", line.group, *line.iqm] for line in lines]
+            if re.match(DRAWN, what):
+                drawn[prefix + what] = lines
+        for name in dict.fromkeys(name for _, results in own for name in results.curves):
+            of_group: dict[str, list[over_seeds.Curve]] = {}
+            for group, results in own:
+                if name in results.curves:
+                    of_group.setdefault(group, []).append(results.curves[name])
+            if (curve := over_seeds.curve_over_seeds(of_group)) is not None:
+                curves[prefix + name] = curve
+                rows += [[task, "curve", name, x, group, *line] for group, (xs, estimate) in curve.groups.items()
+                         for x, *line in zip(xs.tolist(), *estimate, strict=True)]  # fmt: skip
+    write_bytes_atomic(
+        folder / "measures.csv",
+        as_csv(["task", "page", "quantity", "x", "group", "value", "low", "high", "n"], rows),
+    )
+    if not curves and not drawn:
+        return []
+    figure = behaviour_figures.measures_page(
+        curves, drawn, title=f"{len(runs)} runs: results of analyze and its probes"
+    )
+    return [save_figure(figure, path) for path in files]
 
 
 def run_of(args: argparse.Namespace, name: str) -> Run | None:
@@ -278,7 +429,11 @@ def _check_output(args: argparse.Namespace) -> None:
     folder = Path(args.output)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output {folder} is not a folder; choose another")
-    names = [f"{stem}.{suffix}" for stem in ("comparison", "psychometric") for suffix in (*formats_of(args), "csv")]
+    names = [
+        f"{stem}.{suffix}"
+        for stem in ("comparison", "psychometric", "measures", "similarity")
+        for suffix in (*formats_of(args), "csv")
+    ]
     names += ["comparison.json", "runs.csv"]
     there = next((folder / name for name in names if (folder / name).exists()), None)
     if there is not None and not args.overwrite:

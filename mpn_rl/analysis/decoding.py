@@ -22,7 +22,7 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.special import stdtrit
 
-from mpn_rl.analysis.confidence_intervals import MissingDataError
+from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError
 from mpn_rl.analysis.trials import Table, known
 from mpn_rl.statistics import Z95, wilson
 
@@ -35,6 +35,7 @@ PENALTY = 0.01  # of the mean squared distance of a trial from the mean; accurac
 # independent labels, and near chance all folds err together: R = 1.7 to 2.7 there (12 to 40 episodes), as for other
 # labels far from chance. `_interval` therefore adds up to CONSTANT.
 SHARED, CONSTANT = 1.3, 1.0
+SHARED_WITHIN = 1.5  # of classifiers of one condition, which have fewer training trials: R = 1.0 to 2.3
 
 
 class Decoding(NamedTuple):
@@ -71,6 +72,18 @@ class CrossTemporal(NamedTuple):
     limit: float
     n: int
     classes: np.ndarray
+
+
+class AcrossConditions(NamedTuple):
+    """Held-out balanced accuracy of classifiers that are trained in one condition, at k steps.
+
+    within, across (arrays (k,)): tested in the same condition, and in each of the other ones; the mean over conditions.
+    limits: of within and across, the 95 % quantile over shuffles of the highest accuracy at any of the k steps.
+    """
+
+    within: Estimate[np.ndarray]
+    across: Estimate[np.ndarray]
+    limits: tuple[float, float]
 
 
 def make_folds(groups: np.ndarray, folds: int = 5, seed: int = 0) -> np.ndarray:
@@ -268,11 +281,92 @@ def cross_temporal(
     return CrossTemporal(columns, result[0], limit, len(use), classes)
 
 
-def _centred(products: np.ndarray, tested: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Inner products of the trials `tested` and `train`, centred on the training trials' mean at their step."""
-    known_ones = products[np.ix_(train, train)]
+LEAST_PER_CELL = 10  # trials of each label in each condition
+MOST_CELLS = 16
+
+
+def across_conditions(
+    states: np.ndarray,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    conditions: np.ndarray,
+    episodes: np.ndarray,
+    *,
+    shuffles: int = 200,
+    penalty: float = PENALTY,
+    seed: int = 0,
+) -> AcrossConditions:
+    """Decode labels in one condition with the classifier of another condition, on held-out episodes.
+
+    Labels that are coded alike in all conditions are decoded in those that the classifier was not trained on. States
+    are centred on the training trials of their own condition, so a shift of all labels does not count. Every label in
+    every condition has the same weight.
+
+    Args:
+        states: the recording's state, (N, ...).
+        rows: index of k steps of every trial, (n, k), -1 where a trial has none.
+        labels, conditions: of each trial, (n,). Trials without one of them are left out.
+        episodes, shuffles, penalty, seed: as in `decode`.
+
+    Raises: MissingDataError where either has one value, or both occur in fewer than LEAST_PER_CELL trials together.
+
+    Source: Bernardi et al. 2020 (Cell 183), cross-condition generalisation performance. Differs from Bernardi et al.:
+    the centring, held-out episodes, and permuted labels for chance.
+    """
+    use = np.flatnonzero(known(labels) & known(conditions) & (rows >= 0).all(axis=1))
+    classes, index = np.unique(labels[use], return_inverse=True)
+    kinds, condition = np.unique(conditions[use], return_inverse=True)
+    cell = index + len(classes) * condition
+    if min(len(classes), len(kinds)) < 2 or len(classes) * len(kinds) > MOST_CELLS:
+        raise MissingDataError(f"two values or more, and at most {MOST_CELLS} combinations, are needed for both")
+    least = int(np.bincount(cell, minlength=len(classes) * len(kinds)).min())
+    if least < LEAST_PER_CELL:
+        raise MissingDataError(f"some combination of the two occurs in {least} trials, and {LEAST_PER_CELL} are needed")
+    folds, group = make_folds(episodes[use], seed=seed), np.unique(episodes[use], return_inverse=True)[1]
+    keys = np.random.default_rng(seed).random((shuffles, group.max() + 1))[:, group]
+    orders = index[np.vstack([np.arange(len(use)), np.argsort(keys, axis=1, kind="stable")])].T  # (n, S + 1)
+    result = np.zeros((2, shuffles + 1, rows.shape[1]))
+    ends = np.zeros((2, 2, rows.shape[1]))
+    for column in range(rows.shape[1]):
+        products = inner_products(states[rows[use, column]].reshape(len(use), -1))
+        hits = np.zeros((2, *orders.shape))  # in the same, in other conditions
+        for kind in range(len(kinds)):
+            operator = np.zeros_like(products, np.float32)
+            for fold in range(folds.max() + 1):
+                train = np.flatnonzero((folds != fold) & (condition == kind))
+                if not len(train):
+                    raise MissingDataError("a condition occurs in one fold of the episodes only")
+                inner = _centred(products, train, train)
+                spread = np.trace(inner) / len(train)
+                inverse = np.linalg.inv(inner + (penalty * spread if spread > 0 else 1.0) * np.eye(len(train)))
+                for other in range(len(kinds)):
+                    test, around = (
+                        np.flatnonzero(side & (condition == other)) for side in (folds == fold, folds != fold)
+                    )
+                    weights = _centred(products, test, train, around) @ inverse
+                    operator[np.ix_(test, train)] = weights - weights.mean(axis=1, keepdims=True)
+            right = _hits(operator, orders, len(classes))
+            hits[0, condition == kind] = right[condition == kind]
+            hits[1, condition != kind] += right[condition != kind] / (len(kinds) - 1)
+        for place in range(2):
+            result[place, :, column] = _balanced(hits[place], orders + len(classes) * condition[:, None])
+            ends[place, :, column] = _interval(hits[place, :, 0], cell, group, 1 / len(classes), SHARED_WITHIN)
+    n = np.full(rows.shape[1], len(use))
+    limits = [float(np.quantile(one[1:].max(axis=1), 0.95, method="higher")) if shuffles else np.nan for one in result]
+    within, across = (Estimate(one[0], of[0], of[1], n) for one, of in zip(result, ends, strict=True))
+    return AcrossConditions(within, across, (limits[0], limits[1]))
+
+
+def _centred(
+    products: np.ndarray, tested: np.ndarray, train: np.ndarray, around: np.ndarray | None = None
+) -> np.ndarray:
+    """Inner products of the trials `tested` and `train`, less the means of the trials `around` (None: train) and train.
+
+    Args: products: of all trials, (n, n); the rows may be of another step than the columns.
+    """
+    means = products[np.ix_(train if around is None else around, train)]
     own = products[np.ix_(tested, train)]
-    return np.asarray(own - own.mean(axis=1, keepdims=True) - known_ones.mean(axis=0) + known_ones.mean())
+    return np.asarray(own - own.mean(axis=1, keepdims=True) - means.mean(axis=0) + means.mean())
 
 
 def _without_rare(labels: np.ndarray, least: int) -> np.ndarray:
@@ -298,15 +392,17 @@ def _hits(operator: np.ndarray, index: np.ndarray, classes: int) -> np.ndarray:
 def _balanced(hits: np.ndarray, index: np.ndarray) -> np.ndarray:
     """The mean over the classes that occur of their share of hits, (n, S) -> (S,)."""
     kinds = np.unique(index[:, 0])
-    return np.mean([(hits & (index == kind)).sum(axis=0) / (index[:, 0] == kind).sum() for kind in kinds], axis=0)
+    return np.mean([(hits * (index == kind)).sum(axis=0) / (index == kind).sum(axis=0) for kind in kinds], axis=0)
 
 
-def _interval(hits: np.ndarray, index: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+def _interval(
+    hits: np.ndarray, index: np.ndarray, episodes: np.ndarray, chance: float | None = None, shared: float = SHARED
+) -> np.ndarray:
     """The 95 % interval of the balanced accuracy p, (2,): Wilson's for the number of independent trials n'.
 
-        n' = min(n, p (1 - p) / v) (z / t)^2 / (SHARED + CONSTANT c (1 - u)^2)
+        n' = min(n, p (1 - p) / v) (z / t)^2 / (shared + CONSTANT c (1 - u)^2)
         v = E / (E - 1) sum_e (sum_{i in e} (hit_i - p_k) / (K n_k))^2
-        c = 2 - m / E, at least 0,   u = (p - 1 / K) / (1 - 1 / K), at least 0
+        c = 2 - m / E, at least 0,   u = (p - chance) / (1 - chance), at least 0;   chance = 1 / K, unless given
 
     m counts the different pairs of episode and label: c is 1 where labels are constant in an episode, and 0 where an
     episode has two on average. u is 0 at chance and 1 without errors. k is the class of trial i, p_k the share of its
@@ -325,8 +421,8 @@ def _interval(hits: np.ndarray, index: np.ndarray, episodes: np.ndarray) -> np.n
         n = min(len(hits), accuracy * (1 - accuracy) / variance)
     else:
         n = len(hits) if labels > many else many
-    errors = min((1 - accuracy) / (1 - 1 / kinds), 1.0)  # 1 - u
-    shared = SHARED + CONSTANT * max(2 - labels / many, 0.0) * errors**2
+    errors = min((1 - accuracy) / (1 - (1 / kinds if chance is None else chance)), 1.0)  # 1 - u
+    shared += CONSTANT * max(2 - labels / many, 0.0) * errors**2
     n *= (Z95 / stdtrit(many - 1, 0.975)) ** 2 / shared
     return np.array(wilson(accuracy * n, n))
 

@@ -421,6 +421,67 @@ def lesion_curve(subject: Subject) -> Curve:
     return subject.curve(steps_of_trial(subject), make, label, marks=subject.marks)
 
 
+def swapped_curve(subject: Subject) -> Curve:
+    """The score when the memory is that of another trial at the same step, before one step of every trial.
+
+    It occurs in undisturbed trials, unlike an erased one, but says nothing about the trial itself. Trials that reach
+    the step together swap in a circle; a trial that reaches it alone gets the memory of the one before.
+    """
+    parts = subject.need_memory()
+
+    def make(at: float) -> Intervention:
+        before: list[Tensor] = []  # the memory's parts of the last trial that reached the step
+
+        def intervene(obs: Tensor, state: State, since: np.ndarray, episode: np.ndarray) -> tuple[Tensor, State]:
+            rows = np.flatnonzero(since == at)
+            if not len(rows):
+                return obs, state
+            own = [state_parts(state)[place][rows].clone() for place in parts]
+            last = [part[-1:] for part in own] if len(rows) > 1 or not before else list(before)
+            before[:] = [part[-1:] for part in own]
+
+            def swap(place: int, part: Tensor) -> Tensor:
+                index = parts.index(place)
+                part = part.clone()
+                part[rows] = torch.cat([last[index], own[index][:-1]])
+                return part
+
+            return obs, changed(state, parts, swap)
+
+        return intervene
+
+    label = "step of the trial before which the memory is that of another trial"
+    return subject.curve(steps_of_trial(subject), make, label, marks=subject.marks)
+
+
+def displaced_curve(subject: Subject) -> Curve:
+    """The score when the memory is moved in a random direction, as far as erasing moves it, before one step of a trial.
+
+    Each part of the memory moves by Gaussian noise, scaled to its own distance from the initial value.
+    """
+    parts = subject.need_memory()
+    fresh = state_parts(subject.network.init_state(1))
+
+    def make(at: float) -> Intervention:
+        generator = torch.Generator().manual_seed(subject.seed)
+
+        def intervene(obs: Tensor, state: State, since: np.ndarray, episode: np.ndarray) -> tuple[Tensor, State]:
+            hit = torch.from_numpy(since == at).to(obs.device)
+
+            def displace(place: int, part: Tensor) -> Tensor:
+                noise = torch.randn(part.shape, generator=generator).to(part.device)
+                far, size = ((x.flatten(1).norm(dim=1) * hit).view(-1, *[1] * (part.ndim - 1))
+                             for x in (part - fresh[place], noise))  # fmt: skip
+                return torch.where(far > 0, part + noise * far / size.clamp(min=1e-12), part)
+
+            return obs, changed(state, parts, displace)
+
+        return intervene
+
+    label = "step of the trial before which the memory is moved at random"
+    return subject.curve(steps_of_trial(subject), make, label, marks=subject.marks)
+
+
 def frozen_curve(subject: Subject) -> Curve:
     """The score when the memory does not change from one step of every trial to its end, for each step."""
     parts = subject.need_memory()
@@ -454,3 +515,5 @@ CURVES: dict[str, Callable[[Subject], Curve]] = {
     "lesion": lesion_curve,
     "frozen": frozen_curve,
 }
+# Of `--lesion-controls`: what a lesion does that is not the loss of what this trial has stored.
+CONTROLS: dict[str, Callable[[Subject], Curve]] = {"swapped": swapped_curve, "displaced": displaced_curve}

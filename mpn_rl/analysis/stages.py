@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -16,7 +17,17 @@ import numpy as np
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
-from model_utils import Experiment, Record, jsonable, read_json, versions, write_bytes_atomic, write_json
+from model_utils import (
+    Experiment,
+    Record,
+    disk_errors,
+    jsonable,
+    read_json,
+    temporary_path,
+    versions,
+    write_bytes_atomic,
+    write_json,
+)
 from mpn_rl import registry
 from mpn_rl.analysis.compare_runs import compare_runs, formats_of, plot_plasticity
 from mpn_rl.analysis.recording import ActivityWriter, write_npz
@@ -34,7 +45,7 @@ from neurogym_wrapper import reference_scores
 
 if TYPE_CHECKING:  # matplotlib and SciPy are slow to import
     from mpn_rl.analysis.pages.standard_pages import Page
-    from mpn_rl.analysis.probes import Subject
+    from mpn_rl.analysis.probes import Curve, Subject
 
 
 def analyze(args: argparse.Namespace) -> int:
@@ -52,7 +63,7 @@ def _run_stages(args: argparse.Namespace, given: dict[str, object]) -> int:
         return compare_runs(args, names)
     stages: dict[str | None, list[Callable[[argparse.Namespace, str], None]]] = {
         None: [collect, plot], "collect": [collect], "plot": [plot], "probe": [probe],
-        "report": [partial(report, given)],
+        "report": [partial(report, given)], "export": [export],
     }  # fmt: skip
     for name in names:
         for stage in stages[args.stage]:
@@ -207,11 +218,14 @@ def probe(args: argparse.Namespace, name: str, print_pages: bool = True) -> None
     with Progress(console=stderr) as bar:
         task = bar.add_task(f"probing {name}", total=None)
         subject = probes.Subject(network, config, args.num_trials, args.seed)
-        results = run_probes(subject, args.delays, lambda step: bar.update(task, description=f"probing {name}: {step}"))
+        curves = {**probes.CURVES, **(probes.CONTROLS if args.lesion_controls else {})}
+        results = run_probes(
+            subject, args.delays, lambda step: bar.update(task, description=f"probing {name}: {step}"), curves
+        )
     folder = experiment.analysis_dir
     results |= {"seed": args.seed, "checkpoint": args.checkpoint, "acting": acting(network),
                 "network": network_key(experiment.checkpoint(args.checkpoint), config), "num_trials": args.num_trials,
-                "delays": args.delays, "versions": versions()}  # fmt: skip
+                "delays": args.delays, "lesion_controls": args.lesion_controls, "versions": versions()}  # fmt: skip
     write_json(folder / "probes.json", results)
     write_bytes_atomic(folder / "probes.csv", probes_csv(results).encode())
     baseline = subject.baseline
@@ -223,18 +237,24 @@ def probe(args: argparse.Namespace, name: str, print_pages: bool = True) -> None
             stdout.print(f"{page.title}: {page.missing or folder / (page.name + '.png')}")
 
 
-def run_probes(subject: Subject, delays: list[float] | None, report_step: Callable[[str], None]) -> dict[str, object]:
+def run_probes(
+    subject: Subject,
+    delays: list[float] | None,
+    report_step: Callable[[str], None],
+    curves: Mapping[str, Callable[[Subject], Curve]],
+) -> dict[str, object]:
     """The result of every probe by name, for JSON; a sentence where a probe is not available.
 
     Args:
         delays: in ms, as in `probes.delay_curve`.
         report_step: called with the name of each probe before it runs.
+        curves: the probes that are curves, by name.
     """
     from mpn_rl.analysis import dynamics, probes
     from mpn_rl.analysis.confidence_intervals import attempt
 
     results: dict[str, object] = {"baseline": subject.baseline._asdict(), "measure": subject.ylabel}
-    for name, make in probes.CURVES.items():
+    for name, make in curves.items():
         report_step(name.replace("_", " "))
         curve = attempt(partial(probes.delay_curve, subject, delays) if name == "delay" else partial(make, subject))
         results[name] = curve if isinstance(curve, str) else {**curve._asdict(), "y": curve.y._asdict()}
@@ -270,6 +290,35 @@ def probes_csv(results: dict[str, object]) -> str:
     return text.getvalue()
 
 
+# --- export -------------------------------------------------------------------------------------------------
+
+
+def export(args: argparse.Namespace, name: str) -> None:
+    """Write the recording as activity.nwb, beside activity.npz. Raises: ConfigError without a recording or pynwb."""
+    import pca_analysis
+    from mpn_rl.analysis import nwb
+
+    experiment = Experiment.open(name, args.experiments_dir)
+    source = experiment.path / "analysis" / "activity.npz"
+    if not source.is_file():
+        raise ConfigError(f"no recording {source}; record it with: python main.py analyze collect {experiment.options}")
+    settings = source.with_name("collected.json")
+    collected = _read(settings, COLLECTED, "collect") if settings.exists() else {}
+    notes = json.dumps({"config": read_json(experiment.path / "config.json"), "recording": collected}, indent=1)
+    path, activity = source.with_suffix(".nwb"), pca_analysis.load_activity(source)
+    temporary = temporary_path(path)
+    with disk_errors(path):
+        temporary.unlink(missing_ok=True)
+        try:
+            identifier = f"{name}, network {collected.get('network')}, seed {collected.get('seed')}"
+            nwb.write_nwb(temporary, activity, name=name, notes=notes, identifier=identifier,
+                          start=source.stat().st_mtime)  # fmt: skip
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    stdout.print(f"{path.stat().st_size / 2**20:.0f} MB: {path}")
+
+
 # --- report -------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +335,7 @@ def report(given: Mapping[str, object], args: argparse.Namespace, name: str) -> 
     config = stored_config(experiment)
     checkpoint, folder = experiment.checkpoint(args.checkpoint), experiment.analysis_dir
     recording, probes_file = folder / "activity.npz", folder / "probes.json"
-    if not args.probes and (idle := {"num_trials", "delays"} & given.keys()):
+    if not args.probes and (idle := {"num_trials", "delays", "lesion_controls"} & given.keys()):
         raise ConfigError(f"--{min(idle).replace('_', '-')} needs --probes")
     if checkpoint.is_file():
         for file, schema, stage in RESULTS:

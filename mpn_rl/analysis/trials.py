@@ -295,6 +295,19 @@ def signed_strength(table: Table) -> Strength:
     raise MissingDataError("the task's conditions have no coherence or other graded evidence")
 
 
+def irrelevant_strength(table: Table) -> Strength:
+    """Signed strength of the cue that the context tells to ignore; its own side is the condition `other_choice`.
+
+    Raises: MissingDataError for a task without a second cue.
+    """
+    other, unattended = _condition(table, "other_choice"), selected_coherence(table).get("unattended coherence")
+    if other is None or unattended is None:
+        raise MissingDataError("the task has no irrelevant cue")
+    attended = signed_strength(table)
+    sign = np.where(other == attended.high_action, 1.0, np.where(other == attended.low_action, -1.0, np.nan))
+    return Strength(np.abs(unattended) * sign, "unattended coherence", attended.low_action, attended.high_action)
+
+
 def accumulated_evidence(
     activity: Activity, aligned: Aligned, strength: np.ndarray, context: np.ndarray | None = None
 ) -> np.ndarray:

@@ -113,7 +113,8 @@ PROBES: dict[str, Schema] = {
     "acting?": Text(),
     "num_trials?": STEP,
     "delays?": (Null(), Many(KNOWN)),
-    **dict.fromkeys(("input_noise?", "state_noise?", "lesion?", "frozen?"), (Text(), CURVE)),
+    **dict.fromkeys(("input_noise?", "state_noise?", "lesion?", "frozen?", "swapped?", "displaced?"), (Text(), CURVE)),
+    "lesion_controls?": Truth(),
     "delay?": (Text(), CURVE | {"trained": KNOWN}),
     "memory_horizon_ms?": (Text(), ANY),
     "memory_horizon_censored?": Truth(),
@@ -121,6 +122,9 @@ PROBES: dict[str, Schema] = {
     "relaxation?": {"*": (Text(), RELAXATION)},
     "fixed_points?": {"*": (Text(), POINTS)},
 }
+# Of a page in analysis/: a line of its table; the course of decoding.
+LINE: dict[str, Schema] = {"what": Text(500), "value": ANY}
+DECODED: dict[str, Schema] = {"time": Many(ANY, 10**5), "onsets": {"*": STEP}, "unit": Text(20)}
 # Rows of metrics.jsonl by kind; all their other entries are numbers, null, true or false.
 ROWS: dict[str, dict[str, Schema]] = {
     "episode": {"step": STEP, "reward": ANY, "length": ANY},

@@ -350,3 +350,37 @@ def test_hundreds_of_strengths_are_grouped():
     fit = behaviour.psychometric(x, (rng.random(600) < 1 / (1 + np.exp(-0.1 * x))).astype(float), resamples=60)
     assert len(fit.levels) == behaviour.MOST_LEVELS and fit.measured.n.sum() == fit.n == 600
     assert fit.parameters["bias"].low < 0 < fit.parameters["bias"].high
+
+
+def test_commitment_is_the_last_change_of_the_preferred_choice() -> None:
+    """The preference turns to the final choice at a known step of every trial, and waiting has the highest value."""
+    activity = make_recording()
+    found = trials.complete_trials(activity)
+    table = trials.trial_table(activity, found)
+    turns = np.random.default_rng(0).integers(0, 9, len(found))
+    values = np.zeros((len(activity["actions"]), 3))
+    values[:, 0] = 5.0
+    for steps, choice, turn in zip(found, table["choice"], turns, strict=True):
+        values[steps[turn:], choice] = 1.0
+        values[steps[:turn], 3 - choice] = 1.0
+    result = behaviour.commitment({**activity, "q_values": values}, found, table)
+    np.testing.assert_array_equal(result.time, (turns - 2) * 100.0)  # the stimulus begins at step 2
+    assert result.period == "stimulus" and result.unit == "ms"
+    assert result.mean["all trials"].value == pytest.approx(np.mean(turns - 2) * 100)
+    at = result.grid.tolist().index(300.0)
+    assert (
+        result.committed["all trials"].value[at] == np.mean(turns <= 5)
+        and result.committed["all trials"].value[-1] == 1
+    )
+    assert list(result.mean) == ["all trials", "strength 0", "strength 10", "strength 20", "strength 40"]
+
+
+def test_commitment_without_values_or_with_one_choice_is_missing() -> None:
+    activity = make_recording()
+    found = trials.complete_trials(activity)
+    table = trials.trial_table(activity, found)
+    with pytest.raises(MissingDataError, match="no values or probabilities"):
+        behaviour.commitment(activity, found, table)
+    same = {**table, "choice": np.ones_like(table["choice"])}
+    with pytest.raises(MissingDataError, match="does not make two different choices"):
+        behaviour.commitment({**activity, "q_values": np.ones((len(activity["actions"]), 3))}, found, same)

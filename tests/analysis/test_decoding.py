@@ -311,3 +311,38 @@ def test_a_matrix_leaves_out_trials_without_a_step_and_needs_two_classes():
     assert found.n == 110 and np.isnan(found.limit)
     with pytest.raises(MissingDataError, match="one class"):
         decoding.cross_temporal(x, rows, np.ones(120), np.arange(120))
+
+
+def code_in_two_conditions(sign: int) -> decoding.AcrossConditions:
+    """A label along one axis, with this sign in the second condition, which adds along another axis."""
+    rng = np.random.default_rng(0)
+    episode, y, c = np.repeat(np.arange(30), 8), rng.permutation(240) % 2, np.tile([0, 0, 1, 1], 60)
+    x = rng.standard_normal((240, 5))
+    x[:, 0] += 2 * (2 * y - 1) * np.where(c == 1, sign, 1)
+    x[:, 1] += 4 * c
+    return decoding.across_conditions(x, np.arange(240)[:, None], y, c, episode, shuffles=50)
+
+
+def test_a_code_that_is_alike_in_both_conditions_generalises_and_a_reversed_one_does_not():
+    alike, reversed_ = code_in_two_conditions(1), code_in_two_conditions(-1)
+    assert alike.within.value[0] > 0.94 and alike.across.value[0] > 0.94 > alike.limits[1]
+    assert reversed_.within.value[0] > 0.94 and reversed_.across.value[0] < 0.06
+    assert alike.across.low[0] < alike.across.value[0] < alike.across.high[0] and alike.across.n[0] == 240
+
+
+def test_the_limit_across_conditions_is_exceeded_by_noise_in_one_recording_of_twenty():
+    above = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        episode, c = np.repeat(np.arange(12), 8), np.tile([0, 1], 48)
+        x = rng.standard_normal((192, 3)) + rng.standard_normal((12, 3))[np.repeat(episode, 2)]
+        rows, y = np.arange(192).reshape(96, 2), rng.permutation(96) % 2
+        result = decoding.across_conditions(x, rows, y, c, episode, shuffles=60, seed=seed)
+        above.append(result.across.value.max() > result.limits[1])
+    assert np.mean(above) <= 0.12
+
+
+def test_conditions_without_some_label_are_named():
+    y, episode = np.arange(100) % 2, np.repeat(np.arange(10), 10)
+    with pytest.raises(MissingDataError, match="some combination of the two occurs in 0 trials, and 10 are needed"):
+        decoding.across_conditions(np.ones((100, 2)), np.arange(100)[:, None], y, y, episode)

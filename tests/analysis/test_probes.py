@@ -222,6 +222,46 @@ def test_a_lesion_erases_the_memory_at_its_own_step_alone(
     assert state.sum() == 45  # the agent's own state is not written to
 
 
+def test_swapped_memory_is_that_of_another_trial_at_the_same_step(
+    match: probes.Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows 0 and 2 reach the step together and swap; a later one that is alone gets the memory of row 2."""
+    at = int(probes.steps_of_trial(match)[1])
+    swap = interventions(match, probes.swapped_curve, monkeypatch)[1]
+    state = torch.arange(3.0)[:, None, None].expand(3, 5, 3).clone()
+    obs, same = swap(torch.zeros(3, 3), state, np.full(3, at + 1), np.arange(3))
+    assert torch.equal(same, state)
+    _, after = swap(obs, state, np.array([at, at + 3, at]), np.arange(3))
+    assert after[:, 0, 0].tolist() == [2, 1, 0] and state[:, 0, 0].tolist() == [0, 1, 2]
+    _, alone = swap(obs, state + 5, np.array([0, at, 0]), np.arange(3))
+    assert alone[:, 0, 0].tolist() == [5, 2, 7]
+
+
+def test_displaced_memory_moves_as_far_as_erasing_and_in_another_direction(
+    match: probes.Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = interventions(match, probes.displaced_curve, monkeypatch)[0]
+    state = 1 + torch.arange(3.0)[:, None, None].expand(3, 5, 3).clone()  # M starts at 0
+    _, after = move(torch.zeros(3, 3), state, np.array([0, 1, 0]), np.arange(3))
+    distance = (after - state).flatten(1).norm(dim=1)
+    np.testing.assert_allclose(distance, [state[0].norm(), 0, state[2].norm()], rtol=1e-5)
+    assert (after[0].norm() - state[0].norm()).abs() > 0.1 * state[0].norm()
+
+
+def test_another_trials_memory_costs_an_agent_that_answers_from_memory_what_guessing_would(
+    match: probes.Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M holds +1 or -1, the right answer: erased (0) it is always wrong, swapped it is right in half of the trials."""
+    at = int(probes.steps_of_trial(match)[0])
+    right = torch.from_numpy(np.random.default_rng(0).choice([-1.0, 1.0], 4000)).float()
+    state, rows = right[:, None, None].expand(4000, 5, 3).clone(), np.full(4000, at)
+    shares = []
+    for curve in (probes.lesion_curve, probes.swapped_curve, probes.displaced_curve):
+        _, after = interventions(match, curve, monkeypatch)[0](torch.zeros(4000, 3), state, rows, np.arange(4000))
+        shares.append(float(((after.mean((1, 2)) * right) > 0).float().mean()))
+    assert shares[0] == 0 and shares[1] == pytest.approx(0.5, abs=0.03) and shares[2] > 0.9
+
+
 def test_held_memory_stays_as_it_was_until_the_next_trial(
     match: probes.Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -233,6 +233,7 @@ def test_a_recording_of_other_weights_is_pointed_out_whatever_its_age(
         (["--states", "h"], "collect are there already, with another --states"),
         (["--delays", "100"], "probe are there already, with another --delays"),
         (["--num-trials", "5"], "probe are there already, with another --num-trials"),
+        (["--lesion-controls"], "probe are there already, with another --lesion-controls"),
         (["--no-probes", "--num-trials", "4"], "--num-trials needs --probes"),
     ],
 )

@@ -256,6 +256,7 @@ def test_patterns_mean_experiments_each_once(home: Path) -> None:
     ("options", "message"),
     [
         ("plot --experiment-name seed-0 --output x", "--output belongs to analyze compare"),
+        ("collect --experiment-name seed-0 --similarity", "--similarity belongs to analyze compare"),
         ("--experiment-name seed-0 --group-by core", "--group-by belongs to analyze compare"),
         (
             "compare --experiment-name seed-0 --group-by hiden_dim",

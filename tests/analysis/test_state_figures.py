@@ -10,6 +10,7 @@ from recordings import make_recording
 import pca_analysis
 import visualize
 from mpn_rl.analysis import decoding, demixed, fixed_points, trials
+from mpn_rl.analysis.confidence_intervals import Estimate
 from mpn_rl.analysis.figures import state_figures
 
 
@@ -76,6 +77,27 @@ def test_decoding_across_time_has_a_panel_per_state_and_a_line_around_what_beats
     single = result._replace(columns=np.array([0]), accuracy=accuracy[:1, :1])
     one = state_figures.cross_temporal_figure({"h": single}, time[:1], {"trial": 0.0}, label="choice", unit="steps")
     visualize.save_figure(one, tmp_path / "b.png")
+
+
+def test_decoding_across_conditions_has_a_panel_per_label_and_two_points_per_state_and_period(tmp_path):
+    part = Estimate(np.array([0.9, 0.8]), np.array([0.85, 0.7]), np.array([0.95, 0.9]), np.array([200, 200]))
+    result = decoding.AcrossConditions(part, part, (0.56, 0.57))
+    results = {"stimulus across context": {"M": result, "h": result}, "context across stimulus": {"M": result}}
+    fig = state_figures.cross_condition_figure(results, ["stimulus", "decision"], title="a task")
+    visualize.save_figure(fig, tmp_path / "a.png")
+    assert [ax.get_title(loc="left") for ax in fig.axes] == [f"{label} (n = 200 trials)" for label in results]
+    assert [len(ax.containers) for ax in fig.axes] == [4, 2]
+    assert [text.get_text() for text in fig.axes[0].get_xticklabels()] == ["end of\nstimulus", "end of\ndecision"]
+
+
+def test_similarity_has_a_matrix_per_measure_and_crosses_below_the_limit(tmp_path):
+    value, limit = np.array([[0.9, 0.3], [0.3, 0.9]]), np.full((2, 2), 0.5)
+    panels = {f"{name} of h\n{'task' * 20}\n6 conditions": (["a", "b"], value, limit) for name in ("CKA", "Procrustes")}
+    fig = state_figures.similarity_figure(panels, title="two runs")
+    visualize.save_figure(fig, tmp_path / "a.png")
+    for ax in fig.axes[:2]:
+        assert ax.lines[0].get_xydata().tolist() == [[1, 0], [0, 1]]  # the pair, not the runs with themselves
+        assert ax.title.get_window_extent().x1 <= fig.bbox.x1 and len(ax.texts) == 4
 
 
 def test_decoding_of_one_label_at_one_step_is_still_a_picture(tmp_path):

@@ -233,6 +233,7 @@ def test_wrong_metrics_are_one_line(run: Experiment, capsys: pytest.CaptureFixtu
         ("plot --num-episodes 5", "--num-episodes belongs to analyze collect or report"),
         ("collect --format svg", "--format belongs to analyze plot, probe, compare or report"),
         ("collect --color-by time", "--color-by belongs to analyze plot or report"),
+        ("collect --lesion-controls", "--lesion-controls belongs to analyze probe or report"),
         ("collect --num-trials 400", "--num-trials belongs to analyze probe or report"),
         ("probe --epsilon 0", "--epsilon belongs to analyze collect or report"),
         ("probe --no-probes", "--probes belongs to analyze report"),

@@ -16,7 +16,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from mpn_rl.analysis.behaviour import ByCondition, Confusion, Psychometric, Rates
+from mpn_rl.analysis.comparison.over_seeds import CurveOverSeeds
 from mpn_rl.analysis.confidence_intervals import Estimate, GroupScore, Improvement
+from mpn_rl.analysis.evidence_weights import IRRELEVANT, RELEVANT, EvidenceWeights
 from visualize import (
     MODEL_COLOURS,
     MODEL_NAMES,
@@ -279,6 +281,32 @@ def behaviour_figure(
     return fig
 
 
+@house_style()
+def evidence_figure(
+    weights: EvidenceWeights, time: np.ndarray, *, unit: str = "ms", title: str | None = None
+) -> Figure:
+    """Choices by the strength of each cue, and the weight of its noise over time.
+
+    Args: weights: `evidence_weights.evidence_weights`. time: of its columns, (k,).
+    """
+    fig, axes = new_panels(8.6, 3.8, 1, 2)
+    curves, kernel = axes[0]
+    colours = {RELEVANT: BLUE, IRRELEVANT: ORANGE}
+    for cue, levels in weights.levels.items():
+        curves.plot(levels, weights.shares[cue].value, lw=1.4, color=colours[cue])
+        intervals(curves, levels, weights.shares[cue], colours[cue], label=f"{cue} (n = {weights.n:,} trials)")
+        part = weights.weights[cue]
+        kernel.plot(time, part.value, marker="o", ms=3.5, lw=2, color=colours[cue])
+        kernel.fill_between(time, part.low, part.high, color=colours[cue], alpha=0.22, lw=0)
+    curves.axhline(0.5, color="#CCCCCC", lw=0.8, zorder=1)
+    kernel.axhline(0, color="#999999", lw=0.8, ls=(0, (4, 3)), zorder=1)
+    curves.set(xlabel="signed strength of the cue", ylabel="share of choices of the higher action", ylim=(-0.03, 1.03))
+    kernel.set(xlabel=f"time in trial ({unit})", ylabel="change of this share\nper sd of the noise")
+    fig.legend(title="95 % intervals", title_fontsize=8, alignment="left", loc="outside lower left", ncols=2)
+    page_title(fig, title)
+    return fig
+
+
 # --- several runs -------------------------------------------------------------------------------------------
 
 
@@ -384,6 +412,42 @@ def psychometric_page(curves: Mapping[str, tuple[str, Series]], *, title: str | 
         ax.set(xlabel=f"signed {label}", ylabel="share of choices of the higher action", ylim=(-0.03, 1.03))
         _legend_above(ax, task, len(bands), 2 if len(curves) == 1 else 1)
     page_title(fig, title, "psychometric curves: mean over seeds, t intervals")
+    return fig
+
+
+@house_style()
+def measures_page(
+    curves: Mapping[str, CurveOverSeeds], numbers: Mapping[str, Sequence[GroupScore]], *, title: str | None = None
+) -> Figure:
+    """Curves and numbers of single analyses over seeds, a panel each.
+
+    Args: curves: {name: `over_seeds.curve_over_seeds`}. numbers: {name: `over_seeds.number_over_seeds`}.
+    """
+    groups = list(dict.fromkeys(group for curve in curves.values() for group in curve.groups))
+    groups = list(dict.fromkeys([*groups, *(row.group for rows in numbers.values() for row in rows)]))
+    heights = [-(-len(curves) // ABREAST) * (3.2 + 0.2 * len(groups)),
+               -(-len(numbers) // ABREAST) * (1.0 + 0.34 * len(groups))]  # fmt: skip
+    kinds = [(height, count) for height, count in zip(heights, (len(curves), len(numbers)), strict=True) if count]
+    columns = min(ABREAST, max(len(curves), len(numbers)))
+    fig = Figure(figsize=(max(5.6, 4.2 * columns), 0.6 + sum(heights)), layout="constrained")
+    pieces = np.atleast_1d(fig.subfigures(len(kinds), 1, height_ratios=[height for height, _ in kinds]))
+    colours = _colours(groups)
+    for ax, (name, curve) in zip(_panels(pieces[0], len(curves)) if curves else (), curves.items(), strict=True):
+        plot_bands(curve.groups, ax, of="seeds", colours=colours)
+        if curve.marks:
+            x = next(iter(curve.groups.values()))[0]
+            shade_periods(ax, curve.marks, float(x[-1] + np.diff(x[-2:]).sum()))
+        ax.set(xlabel=curve.xlabel, ylabel=curve.ylabel)
+        ax.legend(title="band: 95 % interval", title_fontsize=8, alignment="left", loc="upper left",
+                  bbox_to_anchor=(-0.02, -0.2))  # fmt: skip
+        ax.set_title(name, pad=24 if curve.marks else 6, fontsize=9)
+    for ax, (name, rows) in zip(_panels(pieces[-1], len(numbers)) if numbers else (), numbers.items(), strict=True):
+        plot_groups(rows, groups, ax)
+        ax.set(ylim=(len(groups) - 0.4, -0.6))
+        ax.set_xlabel(textwrap.fill(name, 44), fontsize=8)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.grid(axis="x", color="#EEEEEE")
+    page_title(fig, title, "means over seeds, 95 % t intervals; small points: single seeds")
     return fig
 
 

@@ -5,6 +5,7 @@ As in `behaviour_figures`, a sentence that says what is missing may replace a me
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from matplotlib.typing import LineStyleType
 
-from mpn_rl.analysis.decoding import CrossTemporal, Decoding
+from mpn_rl.analysis.decoding import AcrossConditions, CrossTemporal, Decoding
 from mpn_rl.analysis.demixed import Demixed
 from mpn_rl.analysis.figures.behaviour_figures import BLUE, INK, ORANGE, shade_periods, write_reason
 from mpn_rl.analysis.fixed_points import FixedPoints, relaxation_time
@@ -139,6 +140,37 @@ def cross_temporal_figure(
 
 
 @house_style()
+def cross_condition_figure(
+    results: Mapping[str, Mapping[str, AcrossConditions]], periods: Sequence[str], *, title: str | None = None
+) -> Figure:
+    """Accuracy in the same and in other conditions at the end of each period, a panel per label.
+
+    Args: results: {label: {state: `decoding.across_conditions`}}. periods: names of the steps.
+    """
+    fig, axes = new_panels(1.2 + 4.0 * len(results), 4.0, 1, len(results))
+    for ax, (label, of_state) in zip(axes[0], results.items(), strict=True):
+        width = 0.7 / len(of_state)
+        for index, (state, result) in enumerate(of_state.items()):
+            colour = STATE_COLOURS.get(state, OTHER_COLOURS[index % len(OTHER_COLOURS)])
+            x = np.arange(len(periods)) + (index - (len(of_state) - 1) / 2) * width
+            for part, shift, face, where in ((result.within, -0.15, "white", "the same condition"),
+                                             (result.across, 0.15, colour, "other conditions")):  # fmt: skip
+                error = np.stack([part.value - part.low, part.high - part.value]).clip(min=0)
+                ax.errorbar(x + shift * width, part.value, yerr=error, fmt="o", ms=5, color=colour, mfc=face, capsize=0,
+                            elinewidth=1.2, label=f"{state}, tested in {where}")  # fmt: skip
+            limit = result.limits[1]
+            ax.plot(x + 0.15 * width, np.full(len(x), limit), "_", ms=10, mew=1.5, color="#777777",
+                    label="other conditions: 95 % of shuffles" if index == 0 else None)  # fmt: skip
+        ax.set_xticks(range(len(periods)), [f"end of\n{period}" for period in periods])
+        ax.set(ylabel="balanced accuracy", ylim=(None, 1.03), xlim=(-0.6, len(periods) - 0.4))
+        n = int(next(iter(of_state.values())).within.n[0])
+        ax.set_title(f"{label} (n = {n:,} trials)", fontsize=9)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    page_title(fig, title)
+    return fig
+
+
+@house_style()
 def demixed_figure(
     results: Mapping[str, Demixed | str],
     time: np.ndarray,
@@ -201,6 +233,35 @@ def _cell_style(result: Demixed, cell: tuple) -> tuple[str, LineStyleType]:
     place = [kind.index(label) for kind, label in zip(kinds, cell, strict=True)]
     dashes: tuple[LineStyleType, ...] = ("-", (0, (3, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
     return OTHER_COLOURS[place[0] % 8], dashes[place[1] % 4] if len(place) > 1 else "-"
+
+
+@house_style()
+def similarity_figure(
+    panels: Mapping[str, tuple[Sequence[str], np.ndarray, np.ndarray]], *, title: str | None = None
+) -> Figure:
+    """Matrices of the similarity of runs; a cross marks a pair that does not exceed its limit.
+
+    Args: panels: {name: (names of the R runs, value (R, R), limit (R, R))}.
+    """
+    columns = 2  # CKA and Procrustes side by side
+    size = 1.6 + 0.42 * max(len(names) for names, _, _ in panels.values())
+    fig, axes = new_panels(1.6 + columns * (size + 0.9), 0.9 + (size + 0.9) * -(-len(panels) // columns),
+                           -(-len(panels) // columns), columns)  # fmt: skip
+    for ax, (name, (runs, value, limit)) in zip(axes.flat, panels.items(), strict=True):
+        image = ax.imshow(value, cmap=SEQUENTIAL, vmin=0, vmax=1)
+        low = np.argwhere(~(value > limit))
+        ax.plot(low[:, 1], low[:, 0], "x", color="white", ms=6, mew=1.5)
+        if len(runs) <= 8:
+            for (i, j), number in np.ndenumerate(value):
+                ax.annotate(f"{number:.2f}", (j, i), (0, 5), textcoords="offset points", ha="center", fontsize=7,
+                            color=INK if number > 0.7 else "white")  # fmt: skip
+        ax.set_xticks(range(len(runs)), list(runs), rotation=40, ha="right", fontsize=7)
+        ax.set_yticks(range(len(runs)), list(runs), fontsize=7)
+        ax.set_title("\n".join(textwrap.shorten(line, 42, placeholder=" ...") if " " in line else line[:42]
+                               for line in name.splitlines()), fontsize=7.5)  # fmt: skip
+    colour_bar(image, axes.ravel().tolist(), "similarity")
+    page_title(fig, title, "diagonal: halves of the episodes; cross: not above 95 % of permuted conditions")
+    return fig
 
 
 # --- fixed points -------------------------------------------------------------------------------------------

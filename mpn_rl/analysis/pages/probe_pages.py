@@ -16,6 +16,12 @@ NOT_YET = "not available: there are no probes yet: run analyze probe"
 DELAY = "Score against delay length"
 NOISE = "Score under noise"
 LESIONS = "Score with erased or frozen memory"
+CONTROLS = (
+    " Controls of erasing: the memory of another trial at the same step, which does occur in undisturbed trials, and "
+    "the memory moved in a random direction as far as erasing moves it. Where erasing costs as much as the memory of "
+    "another trial, the trial's own memory is what is lost; where moving at random costs as much, any disturbance of "
+    "that size does."
+)
 RELAXATION = "Relaxation under constant input"
 Numbers = Mapping[str, Any]  # read from JSON
 
@@ -126,6 +132,8 @@ def noise_page(numbers: Numbers, title: str) -> Page:
 def lesion_page(numbers: Numbers, title: str) -> Page:
     """The score when the memory is erased before, or frozen from, each step of the trial."""
     named = {"erased before this step": "lesion", "frozen from this step on": "frozen"}
+    controls = {"that of another trial from this step on": "swapped", "moved at random before this step": "displaced"}
+    named |= {label: name for label, name in controls.items() if name in numbers}
     series, rows, absent, result = _several(numbers, named, "step")
     figure = behaviour_figures.curve_figure(
         series, xlabel="step of the trial", ylabel=result["ylabel"], of=_counted(numbers), reference=_chance(result),
@@ -138,7 +146,8 @@ def lesion_page(numbers: Numbers, title: str) -> Page:
         "the memory carries what the decision needs. Where freezing no longer lowers the score, the memory is "
         "complete. Dashed: chance, the best constant answer, given at every decision. A score below it means that the "
         "agent withholds its answer, which counts as wrong, or that it answers one way more often than this is right: "
-        f"its memory is in a state that does not occur in undisturbed trials.{absent}"
+        "its memory is in a state that does not occur in undisturbed trials."
+        f"{CONTROLS if 'swapped' in numbers else ''}{absent}"
     )
     kept = {name: numbers[name] for name in named.values() if name in numbers}
     return Page("lesions", "tests", LESIONS, caption, figure, rows, kept)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 import pca_analysis
 import visualize
-from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed, trials
+from mpn_rl.analysis import behaviour, confidence_intervals, decoding, demixed, evidence_weights, trials
 from mpn_rl.analysis.behaviour import ByCondition, Confusion, Psychometric, Rates
 from mpn_rl.analysis.confidence_intervals import Estimate, MissingDataError, attempt
 from mpn_rl.analysis.figures import behaviour_figures, state_figures
@@ -26,9 +26,12 @@ from pca_analysis import Activity, PCAResult
 
 PARTS = ("learning", "behaviour", "state", "memory", "dynamics", "tests", "weights")
 COMPONENTS = 20
+WEIGHTS_OF_EVIDENCE = "Weight of the evidence"
+COMMITMENT = "Commitment to the choice"
 DEMIXED = "Variance by time, stimulus and choice"
 DECODING = "Decoding from the state"
 CROSS_TEMPORAL = "Decoding across time"
+CROSS_CONDITION = "Decoding across conditions"
 WITHOUT_WEIGHTS = "the weights were not recorded: run analyze collect again"
 
 
@@ -152,6 +155,8 @@ class Recording:
 def pages(recording: Recording) -> Iterator[Page]:
     """The pages of a recording, one at a time, so that only one figure needs to be in memory."""
     yield attempt_page("behaviour", "behaviour", "Behaviour", lambda: behaviour_page(recording))
+    yield attempt_page("evidence", "behaviour", WEIGHTS_OF_EVIDENCE, lambda: evidence_page(recording))
+    yield attempt_page("commitment", "behaviour", COMMITMENT, lambda: commitment_page(recording))
     yield variance_page(recording)
     for state in recording.states:
         stem = "trajectories_hidden" if state == "h" else f"trajectories_{state}"
@@ -160,6 +165,7 @@ def pages(recording: Recording) -> Iterator[Page]:
     yield attempt_page("demixed", "state", DEMIXED, lambda: demixed_page(recording))
     yield attempt_page("decoding", "memory", DECODING, lambda: decoding_page(recording))
     yield attempt_page("cross_temporal", "memory", CROSS_TEMPORAL, lambda: cross_temporal_page(recording))
+    yield attempt_page("cross_condition", "memory", CROSS_CONDITION, lambda: cross_condition_page(recording))
 
 
 def attempt_page(name: str, part: str, title: str, make: Callable[[], Page]) -> Page:
@@ -349,6 +355,63 @@ def behaviour_page(recording: Recording) -> Page:
     headline = headline or tuple(table[:1])
     warnings = constant_conditions(trial_table)
     return Page("behaviour", "behaviour", title, caption, figure, table, numbers, headline=headline, warnings=warnings)
+
+
+def evidence_page(recording: Recording) -> Page:
+    """Choices by the strength of both cues, and the weight of each step's noise (psychophysical kernel)."""
+    table, aligned = recording.table, recording.aligned
+    result = evidence_weights.evidence_weights(recording.activity, aligned, table)
+    time = aligned.time[result.columns]
+    figure = behaviour_figures.evidence_figure(
+        result, time, unit=aligned.unit, title=f"{recording.title}: weight of the evidence"
+    )
+    rows = [row(f"weight of the {cue}, sum over its steps", part) for cue, part in result.total.items()]
+    rows += [row(f"change of the choice from the lowest to the highest strength of the {cue}", part)
+             for cue, part in result.effect.items()]  # fmt: skip
+    for cue, part in result.weights.items():
+        rows += [Row(f"weight of the {cue} at {at:g} {aligned.unit}", *(float(side[i]) for side in part))
+                 for i, at in enumerate(time)]  # fmt: skip
+    two = len(result.weights) == 2
+    caption = (
+        "Left: share of choices of the higher action by the signed strength of the evidence"
+        f"{', of the cue that the context selects and of the other one' if two else ''}; bars: Wilson's 95 % "
+        "intervals. Right: psychophysical kernel, the change of the probability of this choice per standard deviation "
+        "of the noise at each step, by a linear regression of the choice on the noise of all steps"
+        f"{' of both cues' if two else ''} among trials of equal strength; bands: 95 % intervals (HC3). An integrator "
+        "without leak weighs all steps alike; a weight of 0 is evidence that is ignored. "
+        f"n = {result.n:,} trials; unit of inference: the trial."
+    )
+    numbers = {"time": time, "levels": result.levels}
+    numbers |= {name: {cue: part._asdict() for cue, part in getattr(result, name).items()}
+                for name in ("weights", "shares")}  # fmt: skip
+    return Page("evidence", "behaviour", WEIGHTS_OF_EVIDENCE, caption, figure, rows, numbers)
+
+
+def commitment_page(recording: Recording) -> Page:
+    """When the preferred choice becomes the final one, for all trials and by strength of the evidence."""
+    result = behaviour.commitment(recording.activity, recording.trials, recording.table)
+    series = {name: (result.grid, part) for name, part in result.committed.items()}
+    figure = behaviour_figures.curve_figure(
+        series,
+        xlabel=f"time from the onset of {result.period} ({result.unit})",
+        ylabel="share of trials committed",
+        title=f"{recording.title}: commitment to the choice",
+    )
+    rows = [row(f"mean commitment, {name} ({result.unit})", part) for name, part in result.mean.items()]
+    early = confidence_intervals.proportion((result.time <= 0).sum(), trials.known(result.time).sum())
+    rows.append(row(f"trials committed at the onset of {result.period}", early))
+    caption = (
+        "A trial is committed from the first step from which the choice with the highest value stays the final one. "
+        "The preferred choice exists at every step, also where the agent waits, so this is a decision time where the "
+        f"task asks for the answer later. n = {int(rows[-1].n):,} trials with a choice; unit of inference: the trial; "
+        "bands: Wilson's 95 % intervals; means with Student's. Trials whose preference before the evidence happens to "
+        "be the final choice, and never changes, count as committed from the start. Where early actions have no "
+        "consequences, the values of the choices need not follow the evidence at once: compare the decoding page."
+    )
+    numbers = {"time": result.time, "grid": result.grid, "period": result.period, "unit": result.unit,
+               "committed": {name: part._asdict() for name, part in result.committed.items()}}  # fmt: skip
+    headline = tuple(rows[:1])
+    return Page("commitment", "behaviour", COMMITMENT, caption, figure, rows, numbers, headline=headline)
 
 
 def _plain(value: object) -> object:
@@ -599,3 +662,53 @@ def cross_temporal_page(recording: Recording, shuffles: int = 100) -> Page:
         rows.append(Row(f"{label} from {state}: chance stays below", result.limit, n=result.n))
     numbers = {state: result._asdict() for state, result in results.items()} | {"label": label, "time": aligned.time}
     return Page("cross_temporal", "memory", CROSS_TEMPORAL, caption, figure, rows, numbers)
+
+
+def cross_condition_page(recording: Recording, shuffles: int = 200) -> Page:
+    """Whether stimulus and context, else stimulus and choice, are coded alike in every condition of the other one."""
+    table, aligned = recording.table, recording.aligned
+    labels, _ = trials.label_sets(recording.activity, aligned, table)
+    first, second = "stimulus", "context" if "context" in labels else "choice"
+    if not {first, second} <= set(labels):
+        raise MissingDataError("the trials have no two labels, such as stimulus and context, that both vary")
+    # The delay's length may differ between trials: its end is the column that most trials have.
+    ends = {name: column for name, column in aligned.ends.items()
+            if (aligned.rows[:, column] >= 0).mean() >= decoding.COMMON}  # fmt: skip
+    if not ends:
+        raise MissingDataError("no period is complete in most trials")
+    rows_at_ends = aligned.rows[:, list(ends.values())]
+    results: dict[str, dict[str, decoding.AcrossConditions]] = {}
+    for label, condition in ((first, second), (second, first)):
+        results[f"{label} across {condition}"] = {
+            state: decoding.across_conditions(
+                array, rows_at_ends, labels[label], labels[condition], table["episode"], shuffles=shuffles
+            )
+            for state, array in recording.states.items()
+        }
+    figure = state_figures.cross_condition_figure(
+        results, list(ends), title=f"{recording.title}: decoding across conditions"
+    )
+    rows: list[Row] = []
+    numbers: dict[str, Any] = {}
+    for what, of_states in results.items():
+        for state, result in of_states.items():
+            for place, period in enumerate(ends):
+                for name, part in (("other", result.across), ("same", result.within)):
+                    kind = f"{what}, from {state}, in {name} conditions, end of {period}"
+                    rows.append(Row(kind, *(float(side[place]) for side in part)))
+            numbers.setdefault(what, {})[state] = {
+                "within": result.within._asdict(),
+                "across": result.across._asdict(),
+                "limits": result.limits,
+            }
+    n, episodes = int(rows[0].n), len(np.unique(table["episode"]))
+    caption = (
+        "Held-out balanced accuracy of a linear (ridge) classifier that is trained in one condition (such as one "
+        "context) and tested on other episodes, in the same condition (open) and in the other ones (filled), at the "
+        f"last step of each period; n = {n:,} trials of {episodes:,} episodes; unit of inference: the episode; bars: "
+        "95 % intervals. Each condition is centred on its own mean. Where the filled points reach the open ones, the "
+        "label is coded alike in all conditions; "
+        "below chance, its code is reversed; at chance, the codes have nothing in common. "
+        f"Ticks: 95 % of {shuffles} permutations of the labels over episodes stay below at all of these steps."
+    )
+    return Page("cross_condition", "memory", CROSS_CONDITION, caption, figure, rows, {**numbers, "periods": list(ends)})
