@@ -88,16 +88,21 @@ def test_shares_without_an_effect_are_zero_and_pass_their_chance_level_in_one_of
     assert alarms[0] == 1 if strong else alarms[0] <= 0.13
 
 
-def test_the_chance_level_is_the_95_percent_quantile_of_an_f_distribution():
-    """10 steps of 4 features of noise: a part without effect is chi^2 with 40 degrees of freedom over its mean."""
+@pytest.mark.parametrize(("first", "second"), [(2, 2), (2, 3), (3, 2)])
+def test_the_chance_level_is_the_95_percent_quantile_of_an_f_distribution(first, second):
+    """10 steps of 4 features of noise: a part without effect is chi^2 with 40 degrees of freedom, per free cell mean,
+    over its mean.
+    """
     rng = np.random.default_rng(0)
-    s, c = np.tile([0, 0, 1, 1], 60), np.tile([0, 1, 0, 1], 60)
+    cells = first * second
+    s, c = np.divmod(np.arange(240) % cells, second)
     x = rng.standard_normal((240, 10, 4))
     result = demixed.demixed(x.reshape(-1, 4), np.arange(2400).reshape(240, 10), {"s": s, "c": c}, shuffles=500)
-    # The noise of each of three parts, per degree of freedom, is a share of 10 / 39 of that of all but time's mean.
-    noise_of_part = result.shares["noise"] * 10 / 39
-    expected = noise_of_part * (f.ppf(0.95, 40, 40 * 236) - 1)
-    for name in ("s", "c", "s x c"):
+    free = {"s": first - 1, "c": second - 1, "s x c": (first - 1) * (second - 1)}
+    for name, means in free.items():
+        # The noise of a part is its share of that of all but time's mean.
+        noise_of_part = result.shares["noise"] * 10 * means / (10 * cells - 1)
+        expected = noise_of_part * (f.ppf(0.95, 40 * means, 40 * (240 - cells)) - 1)
         assert result.chance[name] == pytest.approx(expected, rel=0.15)
 
 

@@ -216,6 +216,6 @@ def test_weight_zero_gives_no_gradient() -> None:
 
 def test_sequence_priorities_mix_the_largest_and_the_mean_error_of_learned_steps() -> None:
     """Largest 3 and mean 2 of two learned steps; 5 and 5 of one; without learned steps the priority is 0."""
-    errors = torch.tensor([[1.0, 3.0, 50.0], [5.0, 7.0, 7.0], [7.0, 7.0, 7.0]])
-    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    errors = torch.tensor([[1.0, 3.0, 50.0, 9.0], [5.0, 7.0, 7.0, 7.0], [7.0, 7.0, 7.0, 7.0]])
+    mask = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     assert sequence_priorities(errors, mask).tolist() == pytest.approx([0.9 * 3 + 0.1 * 2, 5.0, 0.0])

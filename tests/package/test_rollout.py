@@ -12,7 +12,7 @@ import torch
 from mpn_rl import config as cfg
 from mpn_rl import registry
 from mpn_rl.options import ConfigError
-from mpn_rl.rollout import _frame, evaluate, join_episodes, record_episodes, reset_rows, run_scripted
+from mpn_rl.rollout import _frame, evaluate, join_episodes, record_episodes, reset_rows, run_batched, run_scripted
 from mpn_rl.tasks.gymnasium_tasks import make_gymnasium
 from mpn_rl.tasks.lanes import SEED_RANGES, EpisodeSeeds, Lanes
 
@@ -309,3 +309,13 @@ def test_a_pendulum_is_drawn_after_an_action_of_any_precision(dtype: type) -> No
     env.step(np.array([0.5], dtype=dtype))
     assert _frame(env, []).shape == (500, 500, 3)
     env.close()
+
+
+def test_a_policy_that_knows_the_answers_earns_the_same_in_a_batch_and_alone() -> None:
+    env = cfg.make_config("train", {"env_name": "CueReward-v0", "env_args": {"episode_steps": 24}}).env
+    alone, seeds = registry.make_env(env), [3, 4, 5]
+    batch = registry.vector_env(env, 3)
+    assert batch is not None
+    together = run_batched(batch.scripted["target_known"], batch, seeds)
+    assert together.returns.tolist() == run_scripted(alone.scripted["target_known"], alone, seeds).returns.tolist()
+    assert len(set(together.returns.tolist())) > 1 and together.lengths.tolist() == [24] * 3

@@ -6,7 +6,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import pytest
 
+from mpn_rl.storage.state_trees import StateError
+from mpn_rl.tasks.gymnasium_tasks import make_gymnasium
 from mpn_rl.tasks.lanes import EpisodeSeeds, Lanes, VectorLanes, per_lane
 
 
@@ -122,3 +125,18 @@ def test_batched_lanes_come_back_exactly_in_the_middle_of_an_episode() -> None:
 def test_actions_are_whole_numbers_or_vectors() -> None:
     assert per_lane(np.array([1, 0])) == [1, 0]
     assert [row.tolist() for row in per_lane(np.array([[0.5, 1.0]]))] == [[0.5, 1.0]]
+
+
+def test_a_state_of_other_lanes_is_refused() -> None:
+    lanes = Lanes([make_gymnasium("CartPole-v1") for _ in range(3)], EpisodeSeeds("train", 0))
+    for _ in range(5):
+        lanes.step(np.array([0, 1, 0]))
+    saved = lanes.state_dict()
+    assert lanes.check_state(saved, 5).tolist() == [5, 5, 5]
+    two = {**saved, "seeds": saved["seeds"][:2], "actions": saved["actions"][:2]}
+    damages = [two, {**saved, "seeds": [-1, 2, 3]}, {**saved, "actions": [np.array([2])] * 3}]
+    for damage in damages:
+        with pytest.raises(StateError, match="^lanes"):
+            lanes.check_state(damage, 5)
+    with pytest.raises(StateError, match="lanes.actions.0 has 5 actions after 4 steps"):
+        lanes.check_state(saved, 4)
