@@ -68,6 +68,8 @@ EQUIVALENT: set[tuple[str, str]] = {
     # Another default seed chooses other trials, as good as these.
     ("mpn_rl/analysis/trials.py", "def balanced_trials("
      "cell: np.ndarray, cells: int, stratum: np.ndarray | None = None, seed: int = 0) -> np.ndarray:"),
+    # Both products of a square matrix have its singular values.
+    ("mpn_rl/expansion/plasticity_metrics.py", "gram = x.T @ x if x.shape[1] <= x.shape[0] else x @ x.T"),
 }  # fmt: skip
 
 

@@ -479,6 +479,28 @@ def test_frozen_mpn_trains_neither_eta_nor_lambda_nor_m0() -> None:
 # --- the surface ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_an_absent_synapse_has_no_modulation(form: str) -> None:
+    """W, M, eta and M(0) of absent synapses are 0: the same as the equations with those entries left out."""
+    mpn = randomised(exact(3, 2, form=form, eta_shape="matrix", train_m0=True))
+    mask = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], dtype=torch.float64)
+    layer = mpn.layers[0]
+    layer.set_mask("weight", mask)
+    layer.weight.data *= mask
+    xs, state = torch.randn(2, 6, 3, dtype=torch.float64), torch.randn(2, 2, 3, dtype=torch.float64)
+    reset = torch.zeros(2, 6, dtype=torch.bool)
+    reset[1, 3] = True
+    hs, last = mpn.unroll(xs, state, reset)
+    twin = copy.deepcopy(mpn)
+    twin.layers[0].mask = None
+    for part in (twin.layers[0].eta, twin.layers[0].m0):
+        part.data *= mask
+    expected, end = twin.unroll(xs, state * mask, reset)
+    torch.testing.assert_close(hs, expected)
+    torch.testing.assert_close(last, end * mask)
+    assert torch.isfinite(hs).all() and not last[:, mask == 0].any()
+
+
 def test_state_and_its_names() -> None:
     one, three = MPN(3, 4), MPN(3, 4, num_layers=3)
     assert one.init_state(5).shape == (5, 4, 3)

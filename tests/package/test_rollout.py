@@ -323,4 +323,4 @@ def test_a_policy_that_knows_the_answers_earns_the_same_in_a_batch_and_alone() -
         return run_batched(batch.scripted["target_known"], batch, seeds).returns.tolist()
 
     together = play(seeds)
-    assert together == [play([seed])[0] for seed in seeds] and len(set(together)) > 1
+    assert together == [play([seed])[0] for seed in seeds] and min(together) > 0
