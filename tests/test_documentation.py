@@ -40,8 +40,8 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in
 SHORT = {"total_steps": 240, "hidden_dim": 6, "embed_dim": 3, "num_envs": 2, "max_episode_steps": 60,
          "eval_episodes": 1, "learning_starts": 60, "buffer_size": 300, "batch_size": 4, "burn_in": 4,
          "sequence_length": 8, "sequence_stride": 8, "rollout_steps": 10, "warmup_updates": 1,
-         "update_interval": 40}  # fmt: skip
-LENGTHS = {"total_steps"}  # which are lowered where the page gives them, too
+         "update_interval": 40, "change_every": 100}  # fmt: skip
+LENGTHS = {"total_steps", "change_every"}  # which are lowered where the page gives them, too
 # Random actions, so that an agent that has learned nothing makes every choice.
 RECORD = "--num-episodes 12 --epsilon 1"
 STAGES = {
