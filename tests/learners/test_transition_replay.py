@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from mpn_rl.contracts import Steps
 from mpn_rl.learners.transition_replay import TransitionReplay, transition_batch
+from mpn_rl.storage.state_trees import StateError
 
 
 def steps_of(t: int, lanes: int = 1, terminated: object = False, truncated: object = False) -> Steps:
@@ -160,6 +163,18 @@ def test_only_what_was_written_is_saved() -> None:
     for t in range(4):
         replay.add(steps_of(t, 2)._replace(obs=np.zeros((2, 3)), next_obs=np.zeros((2, 3))))
     assert replay.state_dict()["table"].nbytes == 8 * row
+
+
+@pytest.mark.parametrize("value", [-0.5, 1.5, float("nan")])
+@pytest.mark.parametrize("column", [-1, -2])  # whether the task ended, and whether the episode did
+def test_an_end_that_is_neither_true_nor_false_is_refused(column: int, value: float) -> None:
+    saved = copy.deepcopy(filled(5).state_dict())
+    for allowed in (0.0, 1.0):
+        saved["table"][3, column] = allowed
+        filled(0).load_state_dict(saved)
+    saved["table"][3, column] = value
+    with pytest.raises(StateError, match="^replay.table must"):
+        filled(0).load_state_dict(saved)
 
 
 def test_transitions_without_an_index_are_numbered() -> None:

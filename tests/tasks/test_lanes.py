@@ -10,7 +10,7 @@ import pytest
 
 from mpn_rl.storage.state_trees import StateError
 from mpn_rl.tasks.gymnasium_tasks import make_gymnasium
-from mpn_rl.tasks.lanes import EpisodeSeeds, Lanes, VectorLanes, per_lane
+from mpn_rl.tasks.lanes import EpisodeSeeds, Lanes, VectorLanes, per_lane, repeats_episodes
 
 
 class Counters:
@@ -140,3 +140,26 @@ def test_a_state_of_other_lanes_is_refused() -> None:
             lanes.check_state(damage, 5)
     with pytest.raises(StateError, match="lanes.actions.0 has 5 actions after 4 steps"):
         lanes.check_state(saved, 4)
+
+
+class Drifting(gymnasium.Wrapper):
+    """CartPole whose rewards, from the third step of an episode on, depend on how many episodes there were."""
+
+    def __init__(self) -> None:
+        super().__init__(make_gymnasium("CartPole-v1"))
+        self.scripted = {"random": lambda env, rng: int(rng.integers(2))}
+        self.episodes = 0
+
+    def reset(self, **options: Any) -> Any:
+        self.episodes, self.t = self.episodes + 1, 0
+        return self.env.reset(**options)
+
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest = self.env.step(action)
+        self.t += 1
+        return obs, reward + (self.episodes if self.t > 2 else 0), *rest
+
+
+def test_a_task_that_remembers_earlier_episodes_does_not_repeat_them() -> None:
+    assert repeats_episodes(make_gymnasium("CartPole-v1"))
+    assert not repeats_episodes(Drifting())  # type: ignore[arg-type]
