@@ -23,11 +23,11 @@ from mpn_rl.contracts import Action, Lesionable, Task
 from mpn_rl.networks.encoder import AgentNetwork, check_weights
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import Evaluation, evaluate, evaluate_groups, run_batched, run_scripted
+from mpn_rl.runs.task_scores import TaskScore, known_mean, scripted_results, spread_seeds
 from mpn_rl.statistics import QUARTER, mean_interval, mean_over, normalised_interval, score_interval, trimmed_mean
 from mpn_rl.storage.npz_files import memory_limit
 from mpn_rl.storage.regular_files import open_regular
 from mpn_rl.storage.state_trees import StateError
-from mpn_rl.task_scores import TaskScore, known_mean, scripted_results, spread_seeds
 from mpn_rl.tasks import trusted_modules
 from mpn_rl.tasks.lanes import per_lane
 from neurogym_wrapper import REFERENCE_POLICIES, normalised_score, reference_scores

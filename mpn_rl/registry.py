@@ -29,13 +29,13 @@ from mpn_rl.networks.baseline_cores import MLPCore, RecurrentCore
 from mpn_rl.networks.encoder import AgentNetwork, Encoder
 from mpn_rl.networks.recurrent_mpn import RecurrentMPN
 from mpn_rl.options import ConfigError
-from mpn_rl.tasks.changing_task import ChangingTask, seed_in_phase
 from mpn_rl.tasks.gymnasium_tasks import is_built_in, make_gymnasium, make_vector_env, time_limit
 from mpn_rl.tasks.lanes import EpisodeSeeds, Lanes, VectorLanes, repeats_episodes
 from mpn_rl.tasks.last_step import ObserveLastStep, ObserveLastStepVec
+from mpn_rl.tasks.schedules.changing_task import ChangingTask, seed_in_phase
+from mpn_rl.tasks.schedules.task_schedule import PhaseSchedule, TaskSchedule
+from mpn_rl.tasks.schedules.task_set import TaskSet, TaskSpec, task_specs
 from mpn_rl.tasks.sequences import TaskSequences
-from mpn_rl.tasks.task_schedule import PhaseSchedule, TaskSchedule
-from mpn_rl.tasks.task_set import TaskSet, TaskSpec, task_specs
 from mpn_rl.tasks.task_spaces import MOST_CHOICES
 from mpn_rl.tasks.vector_env import BatchedTask
 from neurogym_wrapper import make_neurogym, task_names

@@ -19,7 +19,7 @@ from mpn_rl.console import stderr, stdout
 from mpn_rl.contracts import MetricsRow
 from mpn_rl.options import PROGRAM
 from mpn_rl.registry import fitting_learners, task_names_of
-from mpn_rl.tasks.changing_task import described
+from mpn_rl.tasks.schedules.changing_task import described
 from mpn_rl.training import Run, history
 from neurogym_wrapper import list_tasks, reference_scores
 

@@ -20,6 +20,7 @@ from mpn_rl.expansion.plasticity_metrics import measure
 from mpn_rl.networks.encoder import check_weights
 from mpn_rl.options import ConfigError
 from mpn_rl.rollout import Evaluation, evaluate_groups, reset_rows
+from mpn_rl.runs.task_scores import TaskBounds, bounds_of, evaluation_row, scripted_results, spread_seeds
 from mpn_rl.storage.state_trees import (
     FLOAT_MAX,
     Anything,
@@ -38,10 +39,9 @@ from mpn_rl.storage.state_trees import (
     check_torch_random,
     like,
 )
-from mpn_rl.task_scores import TaskBounds, bounds_of, evaluation_row, scripted_results, spread_seeds
-from mpn_rl.tasks.changing_task import seed_in_phase
 from mpn_rl.tasks.lanes import EpisodeEnd, EpisodeSeeds
-from mpn_rl.tasks.task_schedule import TaskSchedule
+from mpn_rl.tasks.schedules.changing_task import seed_in_phase
+from mpn_rl.tasks.schedules.task_schedule import TaskSchedule
 
 MAX_EVAL_LANES = 64
 ROW_NAMES = ("kind", "step", "episode", "reward", "length", "accuracy", "trials")  # of a row for episodes

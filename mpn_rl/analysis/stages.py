@@ -40,7 +40,7 @@ from mpn_rl.registry import task_names_of
 from mpn_rl.rollout import record_episodes
 from mpn_rl.storage.json_files import COLLECTED, PROBES, Schema, check_json
 from mpn_rl.storage.npz_files import ArraySpec, read_npz
-from mpn_rl.tasks.task_set import seed_of
+from mpn_rl.tasks.schedules.task_set import seed_of
 from neurogym_wrapper import reference_scores
 
 if TYPE_CHECKING:  # matplotlib and SciPy are slow to import

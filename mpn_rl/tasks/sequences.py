@@ -11,7 +11,7 @@ from gymnasium import spaces
 from mpn_rl.contracts import Played, SequenceArrays, Sequences, State, StateDict, Steps, Task, to_tensor
 from mpn_rl.storage.state_trees import check, like_dict
 from mpn_rl.tasks.lanes import SEED_RANGES
-from mpn_rl.tasks.task_set import TaskSet
+from mpn_rl.tasks.schedules.task_set import TaskSet
 from mpn_rl.tasks.vector_env import BatchedTask
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from mpn_rl import registry
 from mpn_rl.contracts import MetricsRow
 from mpn_rl.rollout import Evaluation, run_scripted
-from mpn_rl.tasks.task_set import TaskSet, seed_of
+from mpn_rl.tasks.schedules.task_set import TaskSet, seed_of
 from neurogym_wrapper import normalised_score
 
 LEAST_EPISODES = 3  # of each task in an evaluation

@@ -14,9 +14,9 @@ from model_utils import Experiment
 from mpn_rl import config as cfg
 from mpn_rl import registry
 from mpn_rl.options import ConfigError
-from mpn_rl.tasks.changing_task import PHASES, RANGES, described, factor, seed_in_phase
 from mpn_rl.tasks.lanes import SEED_RANGES
-from mpn_rl.tasks.task_schedule import PhaseSchedule
+from mpn_rl.tasks.schedules.changing_task import PHASES, RANGES, described, factor, seed_in_phase
+from mpn_rl.tasks.schedules.task_schedule import PhaseSchedule
 from mpn_rl.training import Run
 
 PHASED = {"change_every": 20, "total_steps": 100}

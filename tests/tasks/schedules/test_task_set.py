@@ -11,8 +11,8 @@ from mpn_rl import config as cfg
 from mpn_rl import registry
 from mpn_rl.options import ConfigError
 from mpn_rl.tasks.lanes import SEED_RANGES, repeats_episodes
+from mpn_rl.tasks.schedules.task_set import TaskSet, seed_of, task_specs
 from mpn_rl.tasks.sequences import TaskSequences
-from mpn_rl.tasks.task_set import TaskSet, seed_of, task_specs
 from neurogym_wrapper import make_neurogym
 
 THREE = ["GoNogo-v0", "DelayMatchSample-v0", "yang19.go-v0"]

@@ -14,7 +14,7 @@ from model_utils import Experiment, load_checkpoint
 from mpn_rl import config as cfg
 from mpn_rl.storage.state_trees import StateError
 from mpn_rl.tasks.lanes import SEED_RANGES
-from mpn_rl.tasks.task_schedule import Kind, TaskSchedule
+from mpn_rl.tasks.schedules.task_schedule import Kind, TaskSchedule
 from mpn_rl.training import Run
 
 THREE = "GoNogo-v0,DelayMatchSample-v0,yang19.go-v0"

@@ -10,8 +10,8 @@ import numpy as np
 from mpn_rl.contracts import StateDict
 from mpn_rl.options import ConfigError
 from mpn_rl.storage.state_trees import Anything, Values, check, check_bit_generator
-from mpn_rl.tasks.changing_task import PHASES, seed_in_phase
-from mpn_rl.tasks.task_set import seed_of
+from mpn_rl.tasks.schedules.changing_task import PHASES, seed_in_phase
+from mpn_rl.tasks.schedules.task_set import seed_of
 
 Kind = Literal["mixed", "blocked", "curriculum"]
 LEAST = 0.05  # share of its weight that a task keeps in a curriculum, however well it is solved

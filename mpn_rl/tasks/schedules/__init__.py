@@ -1,0 +1,1 @@
+"""Runs of several tasks, and of tasks that change: which one an episode is of."""
