@@ -27,6 +27,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
+from mpn_rl.config import COLLECTIONS
 from mpn_rl.contracts import Action, Conditions, Info, SequenceArrays
 from mpn_rl.options import PROGRAM, ConfigError, nearest
 from mpn_rl.tasks.task_errors import TaskError, own_error
@@ -696,7 +697,7 @@ def _find(env_name: str) -> tuple[Constructor, dict[str, object]]:
                 f"--env-name must be a NeuroGym task, got the Gymnasium task {env_name!r}: "
                 f"use python main.py train --env-name {shlex.quote(env_name)}"
             )
-        close = nearest(env_name, names) or ";"
+        close = nearest(env_name, [*COLLECTIONS, *names]) or ";"
         raise ConfigError(
             f"--env-name must be a NeuroGym task, or your own as module:Class, got {env_name!r}{close} "
             f"list NeuroGym's with: {LIST_COMMAND}"
