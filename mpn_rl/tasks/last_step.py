@@ -8,13 +8,12 @@ With them, an agent with memory can learn within an episode from what its action
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from mpn_rl.contracts import Action, Conditions, Info, SequenceArrays, Task, VectorEnv
+from mpn_rl.contracts import Action, Info, SequenceArrays, Task, VectorEnv
+from mpn_rl.tasks.task_wrapper import TaskWrapper
 
 
 class LastStep:
@@ -53,7 +52,7 @@ class LastStep:
         return np.concatenate(parts, axis=-1)
 
 
-class ObserveLastStep(gymnasium.Wrapper):
+class ObserveLastStep(TaskWrapper):
     """A task whose observation also has the last reward, the last action, or both; all else is the task's own.
 
     Args:
@@ -63,17 +62,10 @@ class ObserveLastStep(gymnasium.Wrapper):
     """
 
     def __init__(self, task: Task, reward: bool, action: bool) -> None:
-        assert isinstance(task, gymnasium.Env)
         super().__init__(task)
-        self.task: Task = task
         self.last = LastStep(task.action_space, reward, action)
         self.obs_dim = task.obs_dim + self.last.size
         self.observation_space = spaces.Box(-np.inf, np.inf, (self.obs_dim,), np.float32)
-
-    @property
-    def action_names(self) -> Sequence[str] | None:
-        """A name for each choice."""
-        return self.task.action_names
 
     @property
     def channel_names(self) -> list[str]:
@@ -86,30 +78,6 @@ class ObserveLastStep(gymnasium.Wrapper):
             numbers = [str(first + index) for index in range(self.last.action_size)]
             names += [f"last action {name}" for name in self.action_names or numbers]
         return names
-
-    @property
-    def dt_ms(self) -> float:
-        """Duration of a step in ms."""
-        return self.task.dt_ms
-
-    @property
-    def trial_steps(self) -> int:
-        """Full length of the current trial in steps."""
-        return self.task.trial_steps
-
-    @property
-    def conditions(self) -> Conditions:
-        """Conditions of the current trial."""
-        return self.task.conditions
-
-    @property
-    def scripted(self) -> Mapping[str, Callable[..., Action]]:
-        """The task's reference policies, which read the task itself and not the observation."""
-
-        def of_task(policy: Callable[..., Action]) -> Callable[..., Action]:
-            return lambda env, rng: policy(env.task, rng)
-
-        return {name: of_task(policy) for name, policy in self.task.scripted.items()}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, Info]:
         obs, info = self.task.reset(seed=seed)

@@ -7,15 +7,15 @@ PHASES. So episodes repeat from their seed and actions, and whoever chooses the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from mpn_rl.contracts import Action, Conditions, Info, SequenceArrays, Task
+from mpn_rl.contracts import Action, Info, SequenceArrays, Task
 from mpn_rl.options import ConfigError
+from mpn_rl.tasks.task_wrapper import TaskWrapper
 
 PHASES = 1024  # the largest number of phases; a power of 2, so that the parts of SEED_RANGES begin with phase 0
 RANGES = {"friction": (0.02, 2.0), "gravity": (0.5, 2.0)}  # of the factor; that of friction as in Dohare et al. 2024
@@ -44,7 +44,7 @@ def described(change: str, phase: int) -> str:
     return what if phase % 2 else "the task as it is"
 
 
-class ChangingTask(gymnasium.Wrapper):
+class ChangingTask(TaskWrapper):
     """A task that differs from phase to phase.
 
         friction, gravity      times `factor`: all contacts of a MuJoCo model; the constant of a classic-control task
@@ -62,15 +62,12 @@ class ChangingTask(gymnasium.Wrapper):
     """
 
     def __init__(self, task: Task, name: str, change: str) -> None:
-        assert isinstance(task, gymnasium.Env)
         super().__init__(task)
-        self.task: Task = task
         self.change, self.phase = change, 0
-        self.obs_dim = task.obs_dim
         self.order = np.arange(self.obs_dim)
         space = task.action_space
         if change in RANGES:
-            self._constants = _constants(task.unwrapped, change)
+            self._constants = _constants(self.unwrapped, change)
             if not self._constants:
                 raise ConfigError(
                     f"--change {change} does nothing with --env-name {name}, which has no {change} that can be set; "
@@ -83,42 +80,17 @@ class ChangingTask(gymnasium.Wrapper):
             raise ConfigError(f"--change {change} does nothing with --env-name {name}, which has {size}")
 
     @property
-    def action_names(self) -> Sequence[str] | None:
-        """A name for each choice, which is that of phase 0."""
-        return self.task.action_names
-
-    @property
     def channel_names(self) -> Sequence[str] | None:
         """A name for each entry of the observation; None where their order changes."""
         return None if self.change == "permute-observations" else self.task.channel_names
 
-    @property
-    def dt_ms(self) -> float:
-        """Duration of a step in ms."""
-        return self.task.dt_ms
-
-    @property
-    def trial_steps(self) -> int:
-        """Full length of the current trial in steps."""
-        return self.task.trial_steps
-
-    @property
-    def conditions(self) -> Conditions:
-        """Conditions of the current trial."""
-        return self.task.conditions
-
-    @property
-    def scripted(self) -> Mapping[str, Callable[..., Action]]:
-        """The task's reference policies, with the actions of the current phase."""
-
-        def of_task(policy: Callable[..., Action]) -> Callable[..., Action]:
-            return lambda env, rng: env.exchanged(policy(env.task, rng))
-
-        return {name: of_task(policy) for name, policy in self.task.scripted.items()}
-
     def exchanged(self, action: Any) -> Any:
         """The task's action for the agent's, and the other way round: choices, vectors, or arrays of choices."""
         return _exchange(self.change, self.phase, self.task.action_space, action)
+
+    def outer_action(self, action: Action) -> Action:
+        """The agent's action in the current phase that does what an action of the task does."""
+        return self.exchanged(action)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, Info]:
         """Start an episode; a seed decides the phase, and without one the phase stays."""

@@ -20,6 +20,7 @@ from mpn_rl.config import COLLECTIONS, NeuroGymConfig
 from mpn_rl.contracts import Action, Conditions, Info, SequenceArrays
 from mpn_rl.options import ConfigError, nearest
 from mpn_rl.tasks.lanes import SEED_RANGES
+from mpn_rl.tasks.task_wrapper import TaskWrapper
 from neurogym_wrapper import NeuroGymWrapper, collection_tasks, make_neurogym
 
 Policies = Mapping[str, Callable[..., Action]]
@@ -78,7 +79,7 @@ class Layout(NamedTuple):
     scripted: list[str]  # names of the reference policies that every task has
 
 
-class Member(gymnasium.Wrapper):
+class Member(TaskWrapper):
     """One task of a set, with the observations and actions of the set; all else is the task's own.
 
     An action that the task does not have does what its action 0 does, which is fixation in every task that has one.
@@ -92,9 +93,8 @@ class Member(gymnasium.Wrapper):
 
     def __init__(self, task: NeuroGymWrapper, name: str, layout: Layout, index: int) -> None:
         super().__init__(task)
-        self.task, self.name = task, name
+        self.name, self.layout = name, layout
         self.obs_dim = len(layout.channel_names)
-        self.channel_names, self.action_names = layout.channel_names, layout.action_names
         self.observation_space = spaces.Box(-np.inf, np.inf, (self.obs_dim,), np.float32)
         self.action_space = layout.action_space
         self._places = layout.places[index]
@@ -109,28 +109,19 @@ class Member(gymnasium.Wrapper):
         return shown
 
     @property
-    def dt_ms(self) -> float:
-        """Duration of a step in ms."""
-        return self.task.dt_ms
+    def channel_names(self) -> list[str]:
+        """A name for each entry of the set's observation."""
+        return self.layout.channel_names
 
     @property
-    def trial_steps(self) -> int:
-        """Full length of the current trial in steps."""
-        return self.task.trial_steps
+    def action_names(self) -> list[str] | None:
+        """A name for each choice of the set; None for action vectors."""
+        return self.layout.action_names
 
     @property
     def conditions(self) -> Conditions:
         """Conditions of the current trial, and the name of the task."""
         return {**self.task.conditions, "task": self.name}
-
-    @property
-    def scripted(self) -> Policies:
-        """The task's reference policies, which choose among the actions that it has."""
-
-        def of_task(policy: Callable[..., Action]) -> Callable[..., Action]:
-            return lambda env, rng: policy(env.task, rng)
-
-        return {name: of_task(policy) for name, policy in self.task.scripted.items()}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, Info]:
         obs, info = self.task.reset(seed=seed)
