@@ -86,6 +86,11 @@ class EnvConfig(Kind):
         return False
 
     @property
+    def changes(self) -> bool:
+        """Whether the task changes from phase to phase."""
+        return self.change != "none" and self.change_every is not None
+
+    @property
     def task(self) -> str:
         """The task and its options, as `task_title` names them. Runs are seeds of one task only where it is equal."""
         return task_title({"name": self.name, **vars(self)})
@@ -1005,7 +1010,7 @@ class Config:
     def phase(self, step: int | None = None) -> int | None:
         """The phase, from 0, of a run whose task changes; None where it does not. Args: step: None: the last phase."""
         every, total = self.env.change_every, self.run.total_steps
-        if every is None or total is None or self.env.change == "none":
+        if not self.env.changes or every is None or total is None:
             return None
         return (total - 1 if step is None else min(step, total - 1)) // every
 

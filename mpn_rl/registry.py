@@ -109,16 +109,16 @@ def make_schedule(config: cfg.Config) -> TaskSchedule | PhaseSchedule | None:
     Raises: ConfigError where a curriculum has a task whose success cannot be measured, and for too many phases.
     """
     env = config.env
-    if env.change != "none" and env.change_every is not None:
+    if env.changes and env.change_every is not None:
         if config.run.total_steps is None:
             raise ConfigError(
                 f"--change-every {env.change_every} needs a run whose steps are known, got --num-episodes "
                 f"{config.run.num_episodes}; give --total-steps"
             )
         return PhaseSchedule(env.change_every, config.run.total_steps)
-    if not isinstance(env, cfg.NeuroGymConfig) or not env.several:
+    specs = specs_of(env)
+    if not isinstance(env, cfg.NeuroGymConfig) or not specs:
         return None
-    specs = task_specs(env)
     if env.task_schedule == "curriculum":
         tasks = make_task_set(env)
         unknown = [spec.name for index, spec in enumerate(specs) if not scored(tasks.member(index).scripted)]
@@ -181,7 +181,7 @@ def make_env(env: cfg.EnvConfig, render_mode: str | None = None) -> Task:
     if rule:
         task.close()
         raise ConfigError(f"--env-name {name} {rule}")
-    if env.change != "none" and env.change_every is not None:
+    if env.changes:
         task = ChangingTask(task, name, env.change)
     if env.observe_reward or env.observe_action:
         return ObserveLastStep(task, env.observe_reward, env.observe_action)
@@ -210,7 +210,7 @@ def check_trials(config: cfg.Config) -> None:
 
 def vector_env(env: cfg.EnvConfig, rows: int) -> BatchedTask | None:
     """The task as one vector environment; None where it has none, or changes from phase to phase."""
-    if not isinstance(env, cfg.GymnasiumConfig) or (env.change != "none" and env.change_every is not None):
+    if not isinstance(env, cfg.GymnasiumConfig) or env.changes:
         return None
     return make_vector_env(rows, **task_options(env))
 

@@ -22,9 +22,9 @@ class PhaseScore(NamedTuple):
 def phase_scores(rows: Iterable[Mapping[str, Any]]) -> list[PhaseScore]:
     """The scores of each phase, in their order.
 
-    A phase starts at the last evaluation before it. Its area is the trapezoidal one from its first evaluation on,
-    divided by its length. Returns may be negative, so REACHED is measured from the first return of the run: a return
-    counts as reached at r_0 + 0.9 (R - r_0), with r_0 the run's first return and R the last one of phase 0.
+    The area of a phase is that under the lines between its own evaluations, divided by the steps that they span. The
+    steps to reach a return count from the last evaluation before the phase. As returns may be negative, the return to
+    reach is r_0 + 0.9 (R - r_0), with r_0 the run's first return and R the last one of phase 0.
 
     Args: rows: of metrics.jsonl.
     """
