@@ -257,8 +257,7 @@ def similarity_figure(
                             color=INK if number > 0.7 else "white")  # fmt: skip
         ax.set_xticks(range(len(runs)), list(runs), rotation=40, ha="right", fontsize=7)
         ax.set_yticks(range(len(runs)), list(runs), fontsize=7)
-        ax.set_title("\n".join(textwrap.shorten(line, 42, placeholder=" ...") if " " in line else line[:42]
-                               for line in name.splitlines()), fontsize=7.5)  # fmt: skip
+        ax.set_title("\n".join(part for line in name.splitlines() for part in textwrap.wrap(line, 46)), fontsize=7.5)
     colour_bar(image, axes.ravel().tolist(), "similarity")
     page_title(fig, title, "diagonal: halves of the episodes; cross: not above 95 % of permuted conditions")
     return fig
